@@ -1,0 +1,61 @@
+"""What one does with an average velocity u(z, r, t, label).
+
+Geng et al., arXiv:2505.13447. The average velocity over [r, t] along the flow dz/ds = v(z, s) is
+
+    (t - r) u(z_t, r, t) = integral over s in [r, t] of v(z_s, s),
+
+so u(z, t, t) = v(z, t), and differentiating in t along the flow gives the MeanFlow identity [their eq. 6]
+
+    u = v - (t - r) du/dt,      du/dt = (du/dz) v + du/dt|_z = one Jacobian-vector product, tangent (v, 0, 1).
+"""
+
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from vamf.path import expand
+
+
+class AverageVelocity(Protocol):
+    """Any callable u(z, r, t, label) with z of shape (batch, *event), r and t of shape (batch,), label (batch,) or None.
+
+    It returns z's shape. A network with its parameters closed over is one; the closed form of a mixture is another.
+    """
+
+    def __call__(
+        self,
+        z: Float[Array, "batch *event"],
+        r: Float[Array, " batch"],
+        t: Float[Array, " batch"],
+        label: Int[Array, " batch"] | None,
+        /,
+    ) -> Float[Array, "batch *event"]: ...
+
+
+def total_derivative(
+    u: AverageVelocity,
+    z: Float[Array, "batch *event"],
+    r: Float[Array, " batch"],
+    t: Float[Array, " batch"],
+    tangent: Float[Array, "batch *event"],
+    label: Int[Array, " batch"] | None = None,
+) -> tuple[Float[Array, "batch *event"], Float[Array, "batch *event"]]:
+    """u and its total derivative D_w u = (du/dz) w + du/dt at fixed r, in one forward-mode pass.
+
+    Args:
+        tangent: the direction w in which z moves per unit of t; the marginal velocity makes D_w u the true du/dt.
+    """
+    return jax.jvp(lambda z, t: u(z, r, t, label), (z, t), (tangent, jnp.ones_like(t)))
+
+
+def flow_map(
+    u: AverageVelocity,
+    z: Float[Array, "batch *event"],
+    t: Float[Array, " batch"],
+    r: Float[Array, " batch"],
+    label: Int[Array, " batch"] | None = None,
+) -> Float[Array, "batch *event"]:
+    """The jump z_r = z - (t - r) u(z, r, t) from time t to time r; exact for the exact u."""
+    return z - expand(t - r, z) * u(z, r, t, label)

@@ -1,0 +1,36 @@
+"""What training needs to know about data: how to draw a batch, and how to go back to the original units."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A source of batches, in the units the network sees (`original = value * scale + shift`)."""
+
+    name: str
+    event_shape: tuple[int, ...]
+    """Shape of one sample."""
+    arrays: Any
+    """Arrays that `draw` reads; handed to compiled programs as an argument."""
+    draw: Callable[[Any, jax.Array, int], tuple[jax.Array, jax.Array | None]]
+    """(arrays, key, n) -> n samples (n, *event) and their labels (n,) or None. Traceable."""
+    reference: Callable[[int, int], np.ndarray]
+    """(n, seed) -> up to n samples that training never sees, in original units: the yardstick of evaluation."""
+    shift: np.ndarray | float = 0.0
+    scale: np.ndarray | float = 1.0
+    num_classes: int = 0
+    picture: tuple[int, ...] | None = None
+    """Shape of one sample as an image, where it is one."""
+    columns: tuple[str, ...] = ()
+    """Names of a table's columns, where it has them."""
+    summary: str = ""
+    """One line for people: where the data is from and how large it is."""
+
+    def to_original(self, samples: np.ndarray) -> np.ndarray:
+        """Samples in original units."""
+        return np.asarray(samples) * self.scale + self.shift

@@ -1,0 +1,46 @@
+"""Sources of v_hat, the deterministic estimate of the marginal velocity v(z, t). None carries a gradient.
+
+| source     | v_hat(z, t)                                                            |
+|------------|------------------------------------------------------------------------|
+| `none`     | there is none: beta and gamma must be 0                                |
+| `online`   | u(z, t, t) of the network in training (Improved MeanFlow's boundary)   |
+| `ema`      | u(z, t, t) of its moving average, which the training loop passes in    |
+| a callable | any average velocity, evaluated at r = t: a teacher, a closed form ... |
+"""
+
+from collections.abc import Callable
+
+import jax
+from jaxtyping import Array, Float, Int
+
+from vamf.average_velocity import AverageVelocity
+from vamf.errors import UserError
+
+SOURCES = ("none", "online", "ema")
+Source = str | Callable
+
+
+def check(source: Source) -> None:
+    """Refuse what is neither a named source nor a callable."""
+    if not callable(source) and source not in SOURCES:
+        raise UserError(f"proxy = {source!r}: allowed are {', '.join(SOURCES)} or an average velocity u(z, r, t, label)")
+
+
+def resolve(source: Source, u: AverageVelocity, given: AverageVelocity | None) -> AverageVelocity:
+    """The average velocity whose diagonal is v_hat: the network itself, the one passed in, or the source."""
+    if source == "online":
+        return u
+    chosen = given if given is not None else source
+    if not callable(chosen):
+        raise UserError(f"proxy = {source!r}: pass an average velocity as the objective's `proxy` argument")
+    return chosen
+
+
+def marginal_velocity(
+    proxy: AverageVelocity,
+    z: Float[Array, "batch *event"],
+    t: Float[Array, " batch"],
+    label: Int[Array, " batch"] | None,
+) -> Float[Array, "batch *event"]:
+    """v_hat(z, t) = sg[proxy(z, t, t, label)]."""
+    return jax.lax.stop_gradient(proxy(z, t, t, label))

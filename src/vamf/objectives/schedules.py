@@ -1,0 +1,91 @@
+"""Coefficients that change over training.
+
+A coefficient is a number, or a schedule that goes from `start` to `end` between the steps `begin` and `until` and is
+flat outside. On the command line: `0.5`, `linear:1:0`, `cosine:1:0`, `step:1:0` (over the whole training; `step`
+switches half-way) or, with the steps, `linear:1:0:2000:8000`.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vamf.errors import UserError, require
+
+KINDS = ("constant", "linear", "cosine", "step")
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A coefficient as a function of the training step."""
+
+    kind: Literal["constant", "linear", "cosine", "step"]
+    """constant: `start`; linear and cosine: from `start` to `end`; step: `end` from the middle of the range on."""
+    start: float
+    end: float
+    begin: int
+    """Last step at which the value is `start`."""
+    until: int
+    """First step at which the value is `end`."""
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise UserError(f"schedule kind {self.kind!r}: allowed are {', '.join(KINDS)}")
+        if self.until <= self.begin:
+            raise UserError(f"schedule over steps {self.begin} to {self.until}: the end must come after the begin")
+
+    def __call__(self, step) -> Float[Array, ""]:
+        """The value at a step (an integer or a traced scalar)."""
+        progress = jnp.clip((jnp.asarray(step, jnp.float32) - self.begin) / (self.until - self.begin), 0.0, 1.0)
+        if self.kind == "constant":
+            progress = jnp.zeros_like(progress)
+        elif self.kind == "cosine":
+            progress = 0.5 - 0.5 * jnp.cos(jnp.pi * progress)
+        elif self.kind == "step":
+            progress = (progress >= 0.5).astype(jnp.float32)
+        return self.start + (self.end - self.start) * progress
+
+
+Coefficient = float | Schedule | Float[Array, ""]
+
+
+def parse(name: str, text: str | float, steps: int) -> float | Schedule:
+    """A coefficient from what a person wrote; `steps` is the length of the training."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    kind, *numbers = str(text).split(":")
+    try:
+        values = [float(number) for number in numbers]
+    except ValueError:
+        values = []
+    if kind not in KINDS or len(values) not in (2, 4):
+        raise UserError(
+            f"{name} = {text!r}: allowed is a number or KIND:START:END[:BEGIN:UNTIL], KIND one of {', '.join(KINDS)}"
+        )
+    begin, until = (int(values[2]), int(values[3])) if len(values) == 4 else (0, max(steps, 1))
+    return Schedule(kind, values[0], values[1], begin, until)  # pyright: ignore[reportArgumentType]
+
+
+def value_at(coefficient: Coefficient, step) -> float | Float[Array, ""]:
+    """The coefficient's value at a training step."""
+    return coefficient(step) if isinstance(coefficient, Schedule) else coefficient
+
+
+def is_zero(coefficient: Coefficient) -> bool:
+    """True where the coefficient is known to be 0 throughout, so that what it multiplies need not be computed."""
+    return isinstance(coefficient, int | float) and coefficient == 0
+
+
+def check_share(name: str, coefficient: Coefficient) -> None:
+    """Refuse values outside [0, 1]; values known only inside a compiled program pass."""
+    if isinstance(coefficient, Schedule):
+        values = [coefficient.start, coefficient.end]
+    elif isinstance(coefficient, int | float):
+        values = [coefficient]
+    else:
+        return
+    for value in values:
+        require(0 <= value <= 1, name, value, "[0, 1]")

@@ -1,0 +1,161 @@
+"""A run: one training in one folder.
+
+    config.json   metrics.jsonl   checkpoints/   samples/   report.html
+
+Killing the process at any instant loses at most the steps since the last checkpoint; `resume` continues to the very
+parameters that an uninterrupted run reaches.
+"""
+
+import dataclasses
+import json
+from functools import cached_property
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from vamf import data, sampling
+from vamf.errors import UserError, require
+from vamf.files import write_array, write_atomic, write_json
+from vamf.metrics import sliced_wasserstein
+from vamf.training import loop
+from vamf.training.config import TrainConfig, read_json, to_json
+from vamf.training.grid import Grid
+from vamf.training.logs import Progress
+from vamf.training.step import State
+
+SHOWN = 2048
+"""Samples kept at each checkpoint, from the same noise throughout."""
+EVALUATED = 4096
+"""Samples in an evaluation."""
+
+
+class Run:
+    """A run folder."""
+
+    def __init__(self, folder: Path, config: TrainConfig):
+        self.folder = folder
+        self.config = config
+
+    @classmethod
+    def create(cls, config: TrainConfig, folder: Path | None = None) -> "Run":
+        """A new run; without a folder, the first free `runs/NAME-METHOD-NUMBER`.
+
+        Raises:
+            UserError: the folder holds something already, or the data cannot be used.
+        """
+        if folder is None:
+            stem = f"{Path(config.data).stem}-{config.method}"
+            number = 1
+            while (folder := Path("runs") / f"{stem}-{number}").exists():
+                number += 1
+        elif (folder / "config.json").exists():
+            raise UserError(f"{folder}: holds another run; continue it with --resume {folder} or choose another --out")
+        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder}: exists and is not empty; choose another --out")
+        run = cls(folder, config)
+        _ = run.dataset  # bad data is refused before anything is written
+        write_atomic(folder / "config.json", to_json(config))
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """An existing run.
+
+        Raises:
+            UserError: there is none in that folder, or its configuration is damaged.
+        """
+        if not (folder / "config.json").exists():
+            raise UserError(f"{folder}: holds no run (no config.json)")
+        return cls(folder, read_json(TrainConfig, folder / "config.json"))
+
+    @cached_property
+    def dataset(self) -> data.Dataset:
+        """The data, without labels where the run does not use them."""
+        dataset = data.load(self.config.data, self.config.holdout)
+        return dataset if self.config.conditional else dataclasses.replace(dataset, num_classes=0)
+
+    @cached_property
+    def grid(self) -> Grid:
+        """The training as a grid of one."""
+        return Grid(self.config, self.dataset, [self.config.seed])
+
+    def train(self, progress: Progress) -> loop.Outcome:
+        """Train from the newest checkpoint to the end, keeping samples of the same noise at each checkpoint."""
+
+        def keep_samples(step: int, state: State) -> None:
+            write_array(self.folder / "samples" / f"step-{step:08d}.npy", self.grid.sample(state, SHOWN)[0])
+
+        return loop.train(self.grid, self.folder, progress, keep_samples)
+
+    def load(self, progress: Progress) -> tuple[State, int]:
+        """The newest state and its step.
+
+        Raises:
+            UserError: the run has no checkpoint yet.
+        """
+        state, step = loop.restore(self.grid, loop.open_checkpoints(self.grid, self.folder), progress)
+        if step == 0:
+            raise UserError(f"{self.folder}: no checkpoint yet; train it first with `vamf train --resume {self.folder}`")
+        return state, step
+
+    def sample(
+        self, state: State, n: int, steps: int = 1, seed: int | None = None, label: int | None = None
+    ) -> np.ndarray:
+        """n samples (n, *event) in original units; of one class where a label is given.
+
+        Raises:
+            UserError: a count below 1, or a label that the run's data does not have.
+        """
+        require(n >= 1, "n", n, "1 or more")
+        require(steps >= 1, "steps", steps, "1 or more")
+        classes = self.dataset.num_classes
+        if label is not None:
+            if not classes:
+                raise UserError(f"label = {label}: this run has no classes")
+            require(0 <= label < classes, "label", label, f"0 to {classes - 1}")
+        return self.grid.sample(state, n, steps, seed, None if label is None else np.full(n, label))[0]
+
+    def evaluate(self, state: State, step: int, seed: int = 0) -> dict:
+        """Sliced Wasserstein distances to held-out data in original units, beside those of real data.
+
+        `floor` is the same distance between real samples and the reference: nothing can be expected to be lower.
+        """
+        reference = self.dataset.reference(EVALUATED, seed)
+        drawn = self.dataset.draw(self.dataset.arrays, jax.random.fold_in(jax.random.key(seed), 1), EVALUATED)[0]
+        candidates = {f"{steps} step" + "s" * (steps > 1): self.sample(state, EVALUATED, steps) for steps in (1, 2, 4)}
+        candidates["heun, 50 steps of u(z, t, t)"] = self._integrate(state, EVALUATED)
+        candidates["floor"] = self.dataset.to_original(np.asarray(drawn))
+        rows = {
+            name: {f"sw{order}": sliced_wasserstein(points, reference, order) for order in (1, 2)}
+            for name, points in candidates.items()
+        }
+        return {
+            "run": str(self.folder),
+            "step": step,
+            "samples": EVALUATED,
+            "reference": len(reference),
+            "projections": 500,
+            "parameters": "moving average",
+            "distances": rows,
+        }
+
+    def _integrate(self, state: State, n: int) -> np.ndarray:
+        average = jax.tree.map(lambda leaf: leaf[0], state.average)
+        noise = jax.random.normal(jax.random.key(self.config.seed), (n, *self.dataset.event_shape))
+        label = None
+        if self.dataset.num_classes:
+            label = self.dataset.draw(self.dataset.arrays, jax.random.key(self.config.seed + 1), n)[1]
+        u = self.grid.network.bind(average)
+        return self.dataset.to_original(np.asarray(jax.jit(lambda z: sampling.integrate(u, z, 50, label))(noise)))
+
+
+def write_evaluation(run: Run, result: dict) -> None:
+    """Keep an evaluation beside the run."""
+    write_json(run.folder / "evaluation.json", result)
+
+
+def read_evaluation(run: Run) -> dict | None:
+    """The run's last evaluation, if there was one."""
+    path = run.folder / "evaluation.json"
+    return json.loads(path.read_text()) if path.exists() else None

@@ -1,0 +1,146 @@
+"""One training step, and the gradient variance at a frozen state, for one member of a grid.
+
+Everything here is a pure function of (state, member); `grid.py` compiles it over many steps and many members.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from vamf.data import Dataset
+from vamf.networks import Network
+from vamf.objectives import Objective
+from vamf.training.config import TrainConfig
+
+
+class Member(NamedTuple):
+    """What distinguishes the trainings of a grid."""
+
+    seed: Int[Array, ""]
+    beta: Float[Array, ""] | None
+    """Overrides the objective's beta where a grid sweeps it."""
+
+
+class State(NamedTuple):
+    """All that a training carries from step to step; random numbers follow from the seed and the step."""
+
+    params: Any
+    average: Any
+    """Moving average of the parameters."""
+    opt_state: Any
+    step: Int[Array, ""]
+
+
+class Metrics(NamedTuple):
+    """What one step reports."""
+
+    loss: Float[Array, ""]
+    """Mean loss, weight and anchor included."""
+    residual: Float[Array, ""]
+    """Mean ||R||^2 without weight or anchor."""
+    v_loss: Float[Array, ""]
+    """Mean ||R||^2 of the rows with r = t: flow matching."""
+    grad_norm: Float[Array, ""]
+    """Norm of the gradient before clipping."""
+    jvp_norm: Float[Array, ""]
+    """Mean ||D_w u|| of the rows with r < t."""
+
+
+class Keys(NamedTuple):
+    """Independent streams of random numbers, one for each purpose."""
+
+    init: jax.Array
+    train: jax.Array
+    variance: jax.Array
+    sample: jax.Array
+
+
+def streams(seed) -> Keys:
+    """The random streams of a seed."""
+    return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
+
+
+def learning_rate(config: TrainConfig) -> optax.Schedule:
+    """Cosine decay over the whole training."""
+    return optax.cosine_decay_schedule(config.learning_rate, config.steps, config.optimiser.final_learning_rate)
+
+
+def optimiser(config: TrainConfig) -> optax.GradientTransformation:
+    """Adam with cosine decay; one flat vector, since small networks spend more time between kernels than in them."""
+    options = config.optimiser
+    clip = [optax.clip_by_global_norm(options.clip_norm)] if options.clip_norm else []
+    return optax.flatten(optax.chain(*clip, optax.adam(learning_rate(config), options.b1, options.b2)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """The pure functions of one training."""
+
+    config: TrainConfig
+    dataset: Dataset
+    network: Network
+    objective: Objective
+    transform: optax.GradientTransformation
+
+    def init(self, member: Member) -> State:
+        """The state before the first step."""
+        params = self.network.init(streams(member.seed).init)
+        return State(params, params, self.transform.init(params), jnp.zeros((), jnp.int32))
+
+    def step(self, arrays, member: Member, state: State) -> tuple[State, Metrics]:
+        """One step of the optimiser."""
+        key = jax.random.fold_in(streams(member.seed).train, state.step)
+        gradient, metrics = self._gradient(arrays, member, state, key)
+        updates, opt_state = self.transform.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = optax.incremental_update(params, state.average, 1 - self.config.optimiser.ema_decay)
+        return State(params, average, opt_state, state.step + 1), metrics
+
+    def gradient_variance(self, arrays, member: Member, state: State) -> Float[Array, ""]:
+        """tr Cov of the batch gradient: sum_k ||g_k - mean||^2 / (K - 1) over K fresh batches at the same state."""
+        count = self.config.log.variance_replicas
+        key = jax.random.fold_in(streams(member.seed).variance, state.step)
+
+        def add(carry, key):
+            # Welford's update: two gradients in memory, whatever K is.
+            mean, spread, seen = carry
+            gradient, _ = self._gradient(arrays, member, state, key)
+            change = jax.tree.map(jnp.subtract, gradient, mean)
+            mean = jax.tree.map(lambda m, c: m + c / (seen + 1), mean, change)
+            spread = spread + optax.tree.norm(change, squared=True) * seen / (seen + 1)
+            return (mean, spread, seen + 1), None
+
+        start = (optax.tree.zeros_like(state.params), jnp.zeros(()), jnp.zeros(()))
+        (_, spread, _), _ = jax.lax.scan(add, start, jax.random.split(key, count))
+        return spread / (count - 1)
+
+    def _gradient(self, arrays, member: Member, state: State, key) -> tuple[Any, Metrics]:
+        batch_key, loss_key = jax.random.split(key)
+        x, label = self.dataset.draw(arrays, batch_key, self.config.batch_size)
+        label = label if self.dataset.num_classes else None
+        objective = self.objective if member.beta is None else dataclasses.replace(self.objective, beta=member.beta)
+        proxy = self.network.bind(state.average) if objective.needs_average else None
+
+        def mean_loss(params):
+            loss, aux = objective(self.network.bind(params), x, label, loss_key, state.step, proxy=proxy)
+            return loss.mean(), aux
+
+        (loss, aux), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        on_diagonal = aux["r"] == aux["t"]
+        metrics = Metrics(
+            loss=loss,
+            residual=aux["residual"].mean(),
+            v_loss=_mean_where(aux["residual"], on_diagonal),
+            grad_norm=optax.tree.norm(gradient),
+            jvp_norm=_mean_where(aux["jvp_norm"], ~on_diagonal),
+        )
+        return gradient, metrics
+
+
+def _mean_where(values: Float[Array, " batch"], where) -> Float[Array, ""]:
+    """Mean over the chosen rows; NaN where there are none."""
+    return jnp.sum(jnp.where(where, values, 0)) / jnp.sum(where)
