@@ -110,8 +110,7 @@ class Eulerian:
             losses (batch,) and a dict of arrays (batch,): `r`, `t`, `residual` (||R||^2 without weight or anchor)
             and `jvp_norm` (||D_w u||, 0 where r = t).
         """
-        draw = self.draw(key, x)
-        return self._evaluate(u, x, draw, label, step, proxy, equal=self.times.count_equal(x.shape[0]))
+        return self.evaluate(u, x, self.draw(key, x), label, step, proxy, self.times.count_equal(x.shape[0]))
 
     def loss_at(
         self,
@@ -132,10 +131,19 @@ class Eulerian:
         """
         if delta is None:
             delta = jnp.full_like(t, sum(self.anchor_range) / 2)
-        return self._evaluate(u, x, Draw(e, r, t, delta), label, step, proxy, equal=0)[0]
+        return self.evaluate(u, x, Draw(e, r, t, delta), label, step, proxy)[0]
 
-    def _evaluate(self, u, x, draw: Draw, label, step, proxy, equal: int):
-        """Losses and log entries; the first `equal` rows are known to have r = t."""
+    def evaluate(
+        self,
+        u: AverageVelocity,
+        x: Float[Array, "batch *event"],
+        draw: Draw,
+        label: Int[Array, " batch"] | None,
+        step,
+        proxy: AverageVelocity | None = None,
+        equal: int = 0,
+    ) -> tuple[Float[Array, " batch"], dict[str, Float[Array, " batch"]]]:
+        """As a call, at a given draw whose first `equal` rows have r = t (these pay for no derivative)."""
         e, r, t, delta = draw
         z, v_c = interpolate(x, e, t), conditional_velocity(x, e)
         on, off = slice(None, equal), slice(equal, None)  # on and off the diagonal r = t

@@ -11,6 +11,8 @@ are one `lax.scan`. How the members are laid out is chosen by the machine:
 With several devices the members are spread over them and never communicate.
 """
 
+import contextlib
+import os
 from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Literal
@@ -26,21 +28,19 @@ from vamf.training.config import TrainConfig
 from vamf.training.step import Member, Metrics, State, Trainer, learning_rate, optimiser, streams
 
 Strategy = Literal["auto", "loop", "vmap"]
+BLOCK_BYTES = 2**20
+"""Memory for batches drawn ahead, for each member."""
 
 
-def spread_over_cores(count: int) -> None:
-    """Give every core of this machine its own device, so that a grid of `count` members can use all of them.
+def spread_over_cores() -> None:
+    """Give every core of this machine a device of its own, so that a grid can use all of them.
 
-    One small network cannot keep several cores busy; several networks, one on each, can. Call before anything else
-    has started JAX's backend; later calls change nothing.
+    One small network cannot keep several cores busy; several networks, one on each, can. Call before anything has
+    started JAX's backend; later calls change nothing. Accelerators are not affected.
     """
-    import os
-
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        jax.config.update("jax_num_cpu_devices", max(1, min(cores, count)))
-    except RuntimeError:
-        pass
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", cores)
 
 
 class Grid:
@@ -134,7 +134,24 @@ class Grid:
         return self.dataset.draw(arrays, key, n)[1] if self.dataset.num_classes else None
 
     def _chunk(self, steps, arrays, member, state):
-        return jax.lax.scan(lambda state, _: self.trainer.step(arrays, member, state), state, length=steps)
+        """`steps` steps of one member; the batches of a block of steps are drawn at once, which costs far less."""
+
+        def block(length, state, _):
+            steps_ahead = state.step + jnp.arange(length)
+            batches = jax.vmap(lambda step: self.trainer.batch(arrays, member, step))(steps_ahead)
+            return jax.lax.scan(lambda state, batch: self.trainer.step(batch, member, state), state, batches)
+
+        # Whole blocks only: a shorter last one would be a second program to compile.
+        length = max(n for n in range(1, min(self._block, steps) + 1) if steps % n == 0)
+        state, metrics = jax.lax.scan(partial(block, length), state, length=steps // length)
+        return state, jax.tree.map(lambda leaf: leaf.reshape(-1), metrics)
+
+    @cached_property
+    def _block(self) -> int:
+        """How many batches are drawn at once: as many as fit BLOCK_BYTES."""
+        batch = jax.eval_shape(lambda: self.trainer.batch(self.dataset.arrays, Member(np.uint32(0), None), 0))
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch))
+        return max(1, min(32, BLOCK_BYTES // size))
 
     def _compile(self, function, donate: int | None = None):
         """`function(arrays, *one member's trees)` as a program over all members on all devices."""

@@ -50,6 +50,14 @@ class Metrics(NamedTuple):
     """Mean ||D_w u|| of the rows with r < t."""
 
 
+class Batch(NamedTuple):
+    """What a step consumes: data, and the randomness of the objective."""
+
+    x: Float[Array, "batch *event"]
+    label: Int[Array, " batch"] | None
+    draw: Any
+
+
 class Keys(NamedTuple):
     """Independent streams of random numbers, one for each purpose."""
 
@@ -91,10 +99,13 @@ class Trainer:
         params = self.network.init(streams(member.seed).init)
         return State(params, params, self.transform.init(params), jnp.zeros((), jnp.int32))
 
-    def step(self, arrays, member: Member, state: State) -> tuple[State, Metrics]:
+    def batch(self, arrays, member: Member, step) -> Batch:
+        """The batch of a step."""
+        return self._batch(arrays, jax.random.fold_in(streams(member.seed).train, step))
+
+    def step(self, batch: Batch, member: Member, state: State) -> tuple[State, Metrics]:
         """One step of the optimiser."""
-        key = jax.random.fold_in(streams(member.seed).train, state.step)
-        gradient, metrics = self._gradient(arrays, member, state, key)
+        gradient, metrics = self._gradient(batch, member, state)
         updates, opt_state = self.transform.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = optax.incremental_update(params, state.average, 1 - self.config.optimiser.ema_decay)
@@ -108,7 +119,7 @@ class Trainer:
         def add(carry, key):
             # Welford's update: two gradients in memory, whatever K is.
             mean, spread, seen = carry
-            gradient, _ = self._gradient(arrays, member, state, key)
+            gradient, _ = self._gradient(self._batch(arrays, key), member, state)
             change = jax.tree.map(jnp.subtract, gradient, mean)
             mean = jax.tree.map(lambda m, c: m + c / (seen + 1), mean, change)
             spread = spread + optax.tree.norm(change, squared=True) * seen / (seen + 1)
@@ -118,15 +129,19 @@ class Trainer:
         (_, spread, _), _ = jax.lax.scan(add, start, jax.random.split(key, count))
         return spread / (count - 1)
 
-    def _gradient(self, arrays, member: Member, state: State, key) -> tuple[Any, Metrics]:
+    def _batch(self, arrays, key) -> Batch:
         batch_key, loss_key = jax.random.split(key)
         x, label = self.dataset.draw(arrays, batch_key, self.config.batch_size)
-        label = label if self.dataset.num_classes else None
+        return Batch(x, label if self.dataset.num_classes else None, self.objective.draw(loss_key, x))
+
+    def _gradient(self, batch: Batch, member: Member, state: State) -> tuple[Any, Metrics]:
+        x, label, draw = batch
+        equal = self.objective.times.count_equal(x.shape[0])
         objective = self.objective if member.beta is None else dataclasses.replace(self.objective, beta=member.beta)
         proxy = self.network.bind(state.average) if objective.needs_average else None
 
         def mean_loss(params):
-            loss, aux = objective(self.network.bind(params), x, label, loss_key, state.step, proxy=proxy)
+            loss, aux = objective.evaluate(self.network.bind(params), x, draw, label, state.step, proxy, equal)
             return loss.mean(), aux
 
         (loss, aux), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)

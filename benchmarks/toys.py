@@ -1,0 +1,577 @@
+"""How fast vamf trains the small networks of the 2-D studies, as ratios taken in one run on an idle machine.
+
+    python benchmarks/toys.py [--torch PYTHON] [--out FILE] [--quick] [--force]
+
+What is compared is measured alternately (A, B, A, B, ...), each kind in a process of its own; a rate is the best of
+several turns, its spread the distance of the median from the best. The same training in PyTorch is in
+`torch_reference.py`; before any clock starts, both sides take a few steps from the same parameters on the same batch
+and have to agree. With other load on the machine nothing is reported (status 2).
+
+Arithmetic of a step of one model, in products of the layers only. With B rows, O = B (1 - equal_fraction) of them with
+r < t, m multiply-adds a row in the network, m1 in its first layer and F features of each time in width W:
+
+    primal forward 2 m B + tangent 2 (m - F W) O + proxy's forward 2 m O (beta > 0) + backward 2 (2 m - m1) B
+
+(the tangent of r is zero, and the first layer needs no gradient by its input).
+"""
+
+import argparse
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SIZES = [(128, 256), (256, 1024), (512, 2048)]
+PAPER = {"width": 128, "batch": 256}
+DEPTH, FEATURES, DIM, EQUAL = 3, 32, 2, 0.25
+BETAS, SEEDS = 11, 3
+BUSY, SPREAD, TOLERANCE = 0.15, 0.25, 1e-5
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Refusal(Exception):
+    """Why there is nothing to report."""
+
+
+def flops(width, batch, beta=0.5, equal=EQUAL):
+    """Floating-point operations of one step of one model; the formula is at the top of this file."""
+    first = (DIM + 2 * FEATURES) * width
+    m = first + (DEPTH - 1) * width**2 + DIM * width
+    moving = batch - round(equal * batch)
+    forward = m * batch + (m - FEATURES * width) * moving + (m * moving if beta else 0)
+    return 2 * (forward + (2 * m - first) * batch)
+
+
+# The worker's side -----------------------------------------------------------------------------------------------
+
+
+def build(width, batch, beta=0.5, grid=False, strategy="auto", equal=EQUAL, variant=None, steps=20_000, decay=0.999):
+    """A grid of one training or of all betas and seeds; a variant changes one part of the step."""
+    from vamf import data
+    from vamf.networks import MLPConfig
+    from vamf.times import TimeLaw
+    from vamf.training.config import OptimiserConfig, TrainConfig
+    from vamf.training.grid import Grid
+
+    config = TrainConfig(
+        "swiss_roll",
+        beta=beta,
+        batch_size=batch,
+        steps=steps,
+        network=MLPConfig(width, DEPTH, FEATURES),
+        times=TimeLaw(equal_fraction=equal),
+        optimiser=OptimiserConfig(ema_decay=decay),
+    )
+    members = [(seed, i / (BETAS - 1)) for i in range(BETAS) for seed in range(SEEDS)] if grid else [(0, None)]
+    seeds, betas = zip(*members, strict=True)
+    built = Grid(config, data.load("swiss_roll"), seeds, betas if grid else None, strategy)
+    if variant:
+        built.trainer = VARIANTS[variant](built.trainer)
+    return built
+
+
+def all_rows(trainer):
+    """The Jacobian-vector product also on the rows with r = t."""
+    import dataclasses
+
+    class AllRows(type(trainer.objective)):
+        def evaluate(self, u, x, draw, label, step, proxy=None, equal=0):
+            return super().evaluate(u, x, draw, label, step, proxy, equal=0)
+
+    return dataclasses.replace(trainer, objective=AllRows(**vars(trainer.objective)))
+
+
+def no_metrics(trainer):
+    """Nothing reported, so that the compiler leaves out what only the report needs."""
+
+    class NoMetrics(type(trainer)):
+        def step(self, batch, member, state):
+            return super().step(batch, member, state)[0], ()
+
+    return NoMetrics(**vars(trainer))
+
+
+def drawn_before(trainer, count=64):
+    """Batches looked up by the step instead of drawn. (One constant batch would let the compiler fold its work.)"""
+    import jax
+    import numpy as np
+
+    from vamf.training.step import Member
+
+    draw = jax.jit(jax.vmap(lambda step: trainer.batch((), Member(np.uint32(0), None), step)))
+    batches = draw(np.arange(count))
+
+    class DrawnBefore(type(trainer)):
+        def batch(self, arrays, member, step):
+            return jax.tree.map(lambda leaf: leaf[step % count], batches)
+
+    return DrawnBefore(**vars(trainer))
+
+
+VARIANTS = {
+    "all rows": all_rows,
+    "no metrics": no_metrics,
+    "drawn before": drawn_before,
+    "one batch": lambda trainer: drawn_before(trainer, 1),
+}
+
+
+def training(chunk=None, **job):
+    """A function that advances a training and returns how many model steps it made."""
+    import jax
+
+    grid = build(**job)
+    state = grid.init()
+    work = flops(job["width"], job["batch"]) * grid.size
+    chunk = chunk or max(1, min(256, round(1e11 / work)))
+
+    def advance():
+        nonlocal state
+        state, _ = grid.advance(state, chunk)
+        jax.block_until_ready(state)
+        return chunk * grid.size
+
+    return advance
+
+
+def peak(library, n):
+    """A function that multiplies two n x n matrices and returns the operations in 1e9."""
+    import jax
+    import numpy as np
+
+    matrix = np.random.default_rng(0).standard_normal((n, n), np.float32)
+    if library == "jax":
+        matrix, product = jax.numpy.asarray(matrix), jax.jit(lambda a: a @ a)
+        return lambda: (product(matrix).block_until_ready(), 2e-9 * n**3)[1]
+    return lambda: (matrix @ matrix, 2e-9 * n**3)[1]
+
+
+def through_run(variance):
+    """Steps per second of a run in a folder: log, samples, a checkpoint in 2,000 steps, and the variance if asked."""
+    from vamf.training.config import LogConfig, TrainConfig
+    from vamf.training.logs import Progress, read
+    from vamf.training.run import Run
+
+    log = LogConfig(variance_every=2000 if variance else 0)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run.create(TrainConfig("swiss_roll", steps=4500, log=log), Path(folder) / "run")
+        run.train(Progress(show=False))
+        at = {record["step"]: record["time"] for record in read(run.folder / "metrics.jsonl")}
+    return 2000 / (at[4500] - at[2500])
+
+
+def trajectory(steps=5):
+    """A few steps on one batch from parameters that are not small: where torch starts and the losses it has to find.
+
+    The learning rate falls and the moving average moves fast enough for the later losses to show both. (Parameters
+    are not compared: where a gradient is all rounding, Adam turns it into a full step.)
+    """
+    import jax
+    import numpy as np
+
+    grid = build(**PAPER, variant="one batch", steps=steps, decay=0.5)
+    batch = grid.trainer.batch((), None, 0)
+    random = np.random.default_rng(0)
+
+    def disturbed(tree):
+        return jax.tree.map(lambda leaf: leaf + 0.1 * random.standard_normal(leaf.shape, np.float32), tree)
+
+    def listed(tree):  # torch keeps kernels transposed
+        tree = jax.tree.map(lambda leaf: np.asarray(leaf)[0], tree)
+        layers = [tree["first"], *(tree["hidden"][key] for key in sorted(tree["hidden"])), tree["last"]]
+        return [leaf.tolist() for layer in layers for leaf in (layer["kernel"].T, layer["bias"])]
+
+    state = grid.init()
+    state = state._replace(params=disturbed(state.params), average=disturbed(state.average))
+    start = {"params": listed(state.params), "average": listed(state.average)}
+    arrays = [np.asarray(leaf).tolist() for leaf in (batch.x, batch.draw.e, batch.draw.r, batch.draw.t)]
+    _, metrics = grid.advance(grid.place(state), steps)
+    start |= {"batch": arrays, "beta": 0.5, "equal": round(EQUAL * PAPER["batch"]), "steps": steps, "ema_decay": 0.5}
+    return {"start": start, "losses": metrics.loss[0].tolist()}
+
+
+def worker(spread):
+    """Answer requests until standard input ends."""
+    if spread:
+        from vamf.training.grid import spread_over_cores
+
+        spread_over_cores(BETAS * SEEDS)
+    built = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        kind, seconds = request.pop("kind"), request.pop("seconds", 0)
+        if kind == "trajectory":
+            reply = trajectory()
+        elif kind == "run":
+            reply = {"rate": through_run(**request) if seconds else 0}
+        else:
+            key = json.dumps([kind, request])
+            if key not in built:
+                built[key] = {"peak": peak, "training": training}[kind](**request)
+                built[key]()
+            done, start = 0, time.perf_counter()
+            while (elapsed := time.perf_counter() - start) < seconds:
+                done += built[key]()
+            reply = {"rate": done / elapsed if done else 0}
+        print(json.dumps(reply), flush=True)
+
+
+# The side that asks ----------------------------------------------------------------------------------------------
+
+
+class Worker:
+    """One process that measures, or several that measure at the same time."""
+
+    def __init__(self, command, copies=1):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.processes = [subprocess.Popen([str(part) for part in command], **pipes) for _ in range(copies)]
+
+    def ask(self, **request):
+        """The reply of each process."""
+        with contextlib.suppress(BrokenPipeError):
+            for process in self.processes:
+                process.stdin.write(json.dumps(request) + "\n")
+                process.stdin.flush()
+        lines = [process.stdout.readline() for process in self.processes]
+        if not all(lines):
+            raise Refusal(f"a worker ended while it was asked for {request['kind']}; its own message is above")
+        return [json.loads(line) for line in lines]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.stdin.close()
+            process.wait()
+            process.stdout.close()
+
+
+class Bench:
+    """Measurements by name, and who makes them."""
+
+    def __init__(self, torch, quick, say):
+        self.torch, self.quick, self.say, self.results = torch, quick, say, {}
+
+    def vamf(self, spread=False):
+        """A worker with one device, or one on every core."""
+        return Worker([sys.executable, __file__, "--worker", *(["--spread"] if spread else [])])
+
+    def pytorch(self, farm=False):
+        """A worker with all cores, or one worker on every core."""
+        command = [self.torch, HERE / "torch_reference.py", "--threads", 1 if farm else CORES]
+        return Worker(command, CORES if farm else 1)
+
+    def measure(self, title, items, repeats=None):
+        """Measure items {name: (worker, request)} in turn, several times over."""
+        repeats = repeats or (3 if self.quick else 6)
+        rates = {name: [] for name in items}
+        for turn in range(repeats + 1):
+            self.say(f"{title}: {f'turn {turn} of {repeats}' if turn else 'compiling'}")
+            for name, (who, request) in items.items():
+                replies = who.ask(**request, seconds=(0.3 if self.quick else 0.6) if turn else 0)
+                if turn:
+                    rates[name].append(sum(reply["rate"] for reply in replies))
+        for name, values in rates.items():
+            best, median = max(values), statistics.median(values)
+            spread = 1 - median / best
+            self.results[name] = {"best": best, "median": median, "spread": spread, "repeats": repeats}
+
+    def seconds(self, title, name, start, **request):
+        """Seconds from process start to the end of the first step; the best of several starts."""
+        taken = []
+        repeats = 1 if self.quick else 3
+        for _ in range(repeats):
+            self.say(f"{title}: {name}")
+            before = time.perf_counter()
+            with start() as who:
+                who.ask(**request)
+                taken.append(time.perf_counter() - before)
+        best, median = min(taken), statistics.median(taken)
+        self.results[name] = {"best": best, "median": median, "spread": 1 - best / median, "repeats": repeats}
+
+    def peaks(self):
+        """Matrix products, to compare with."""
+        n = 2048 if self.quick else 4096
+        with self.vamf() as who:
+            kinds = ("jax", "numpy")
+            items = {f"peak {kind}": (who, {"kind": "peak", "library": kind, "n": n}) for kind in kinds}
+            self.measure("matrix product", items)
+
+    def size(self, width, batch, expected):
+        """One network size: single, grid and the PyTorch variants; these have to reproduce `expected` first."""
+        job = {"width": width, "batch": batch}
+        paper = job == PAPER
+        with contextlib.ExitStack() as stack:
+            single, spread = stack.enter_context(self.vamf()), stack.enter_context(self.vamf(spread=True))
+            items = {"vamf single": (single, job), "vamf single beta 0": (single, job | {"beta": 0.0})}
+            items |= {"vamf grid": (spread, job | {"grid": True})}
+            items = {name: (who, {"kind": "training", **request}) for name, (who, request) in items.items()}
+            for mode in ("eager", "compile"):
+                for split in (False, True):
+                    who = stack.enter_context(self.pytorch())
+                    options = {"split": split, "compiled": mode == "compile"}
+                    request = {"kind": "rate", **job, "beta": 0.5, "equal": round(EQUAL * batch), **options}
+                    name = f"torch {mode}{' split' * split}"
+                    if paper:
+                        self.verify(name, who, expected, options)
+                    items[name] = (who, request)
+                    if paper and split:
+                        zero = who if mode == "eager" else stack.enter_context(self.pytorch())
+                        items[f"{name} beta 0"] = (zero, request | {"beta": 0})
+                        farm = stack.enter_context(self.pytorch(farm=True))
+                        items[f"{name}, one process a core"] = (farm, request)
+            title = f"{width} x {batch}"
+            self.measure(title, {f"{title} {name}": item for name, item in items.items()})
+
+    def verify(self, name, who, expected, options):
+        """Refuse a PyTorch variant whose losses are not vamf's."""
+        self.say(f"is it the same computation? {name}")
+        [reply] = who.ask(kind="follow", **expected["start"], **options)
+        error = max(abs(a / b - 1) for a, b in zip(reply["losses"], expected["losses"], strict=True))
+        if not error <= TOLERANCE:
+            raise Refusal(f"{name} is not vamf's training: its losses differ by {error:.1e}")
+        self.results[f"largest difference, {name}"] = error
+
+    def layouts(self):
+        """Strategies and devices of the grid at the paper's size."""
+        with self.vamf() as one, self.vamf(spread=True) as each:
+            grid = {"kind": "training", **PAPER, "grid": True}
+            items = {
+                f"grid {strategy}, {devices}": (who, grid | {"strategy": strategy})
+                for strategy in ("loop", "vmap")
+                for devices, who in (("one device", one), ("a device a core", each))
+            }
+            self.measure("layout of a grid", items)
+
+    def parts(self):
+        """What is saved on the diagonal, and what random numbers and metrics cost."""
+        with self.vamf() as who:
+            plain = {"kind": "training", **PAPER}
+            items = {}
+            for equal in (0, 0.25, 0.5, 0.75):
+                items[f"equal {equal}"] = (who, plain | {"equal": equal})
+                items[f"equal {equal}, all rows"] = (who, plain | {"equal": equal, "variant": "all rows"})
+            for variant in ("drawn before", "no metrics"):
+                items[f"single, {variant}"] = (who, plain | {"variant": variant})
+            self.measure("parts of a step", items)
+
+    def runs(self):
+        """The same steps with everything a run does around them."""
+        with self.vamf() as who:
+            items = {"chunks of 500": (who, {"kind": "training", **PAPER, "chunk": 500})}
+            items["run"] = (who, {"kind": "run", "variance": False})
+            items["run, gradient variance"] = (who, {"kind": "run", "variance": True})
+            self.measure("a run", items, repeats=1 if self.quick else 3)
+
+    def starts(self):
+        """From the start of the process to the first step."""
+        rate = {"kind": "rate", **PAPER, "beta": 0.5, "equal": 64, "split": True, "seconds": 0}
+        self.seconds("first step", "start vamf", self.vamf, kind="training", **PAPER, chunk=1)
+        self.seconds("first step", "start torch eager", self.pytorch, **rate, compiled=False)
+        with tempfile.TemporaryDirectory() as empty:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty
+            self.seconds("first step", "start torch compile", self.pytorch, **rate, compiled=True)
+
+
+def ratios(results, quick):
+    """The comparisons, by name."""
+    best = {name: result["best"] for name, result in results.items() if isinstance(result, dict)}
+    of = {}
+    for width, batch in SIZES[:1] if quick else SIZES:
+        at = f"{width} x {batch}"
+        single, grid = best[f"{at} vamf single"], best[f"{at} vamf grid"]
+        gflop = 1e-9 * flops(width, batch)
+        for name, rate in (("single", single), ("grid", grid)):
+            of[f"{at}: GFLOP/s, {name}"] = rate * gflop
+            of[f"{at}: share of the peak, {name}"] = rate * gflop / best["peak jax"]
+        of[f"{at}: grid per model / single"] = grid / single
+        for mode in ("eager", "compile"):
+            rival = max(best[f"{at} torch {mode}"], best[f"{at} torch {mode} split"])
+            of[f"{at}: single / torch {mode}"] = single / rival
+            of[f"{at}: grid per model / torch {mode}"] = grid / rival
+            if f"{at} torch {mode} split beta 0" in best:
+                zero = best[f"{at} vamf single beta 0"] / best[f"{at} torch {mode} split beta 0"]
+                of[f"{at}: single / torch {mode}, beta 0"] = zero
+                farm = best[f"{at} torch {mode} split, one process a core"]
+                of[f"{at}: grid / torch {mode}, one process a core"] = grid / farm
+    usual = "grid loop, a device a core"
+    of |= {f"{name} / {usual}": best[name] / best[usual] for name in best if name.startswith("grid ") and name != usual}
+    for equal in (0, 0.25, 0.5, 0.75):
+        of[f"equal {equal}: skipping / all rows"] = best[f"equal {equal}"] / best[f"equal {equal}, all rows"]
+        of[f"equal {equal}: by the arithmetic"] = flops(**PAPER, equal=0) / flops(**PAPER, equal=equal)
+    of["share of a step: random numbers"] = 1 - best["equal 0.25"] / best["single, drawn before"]
+    of["share of a step: metrics"] = 1 - best["equal 0.25"] / best["single, no metrics"]
+    of["share of a run: log, samples, checkpoints"] = 1 - best["run"] / best["chunks of 500"]
+    of["share of a run: and gradient variance"] = 1 - best["run, gradient variance"] / best["chunks of 500"]
+    for mode in ("eager", "compile"):
+        of[f"first step: torch {mode} / vamf"] = best[f"start torch {mode}"] / best["start vamf"]
+    return of
+
+
+# Other load ------------------------------------------------------------------------------------------------------
+
+
+def cpu_seconds():
+    """Busy and total seconds of all processors since boot."""
+    user, nice, system, idle, waiting, *rest = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
+    busy = user + nice + system + sum(rest)
+    return busy / os.sysconf("SC_CLK_TCK"), (busy + idle + waiting) / os.sysconf("SC_CLK_TCK")
+
+
+def own_seconds():
+    """Processor seconds of this process and of the workers that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+class Load:
+    """What other programs do to the processors, as shares of all of them."""
+
+    def __init__(self):
+        if not Path("/proc/stat").exists():
+            raise Refusal("this system has no /proc/stat, so other load cannot be seen")
+        self.start, self.own = cpu_seconds(), own_seconds()
+
+    def share(self):
+        """The share since the start, own work left out."""
+        busy, total = (now - then for now, then in zip(cpu_seconds(), self.start, strict=True))
+        return max(0.0, busy - (own_seconds() - self.own)) / total
+
+    @classmethod
+    def now(cls, seconds=2):
+        """The share over the next seconds."""
+        load = cls()
+        time.sleep(seconds)
+        return load.share()
+
+
+def complain(reasons, force, reason):
+    """Stop for a reason, or note it."""
+    if not force:
+        raise Refusal(f"{reason}: nothing is reported; wait until the machine is idle, or --force")
+    reasons.append(reason)
+
+
+def processor():
+    """The processor's name."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def run(args, console):
+    """Measure everything; the report as plain data."""
+    reasons, loads, begun = [], {}, time.perf_counter()
+
+    def look(when, share):
+        loads[when] = share
+        if share > BUSY:
+            complain(reasons, args.force, f"other programs kept the processors {share:.0%} busy {when}")
+
+    look("before", Load.now())
+    load = Load()
+    with console.status("starting") as status, tempfile.TemporaryDirectory() as cache:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+        bench = Bench(args.torch, args.quick, status.update)
+        with bench.pytorch() as who:
+            try:
+                torch_version = who.ask(kind="version")[0]["version"]
+            except Refusal:
+                raise Refusal("no torch to compare with") from None
+        with bench.vamf() as who:
+            [expected] = who.ask(kind="trajectory")
+        bench.peaks()
+        for width, batch in SIZES[:1] if args.quick else SIZES:
+            bench.size(width, batch, expected)
+        bench.layouts()
+        bench.parts()
+        bench.runs()
+        bench.starts()
+    look("during the measurements", load.share())
+    look("after", Load.now())
+    results = bench.results
+    wide = [name for name, result in results.items() if isinstance(result, dict) and result["spread"] > SPREAD]
+    if wide:
+        complain(reasons, args.force, f"measurements spread by more than {SPREAD:.0%}: {', '.join(wide)}")
+    versions = {name: importlib.metadata.version(name) for name in ("vamf", "jax", "jaxlib", "numpy")}
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "quick": args.quick,
+        "contended": reasons,
+        "other_load": loads,
+        "seconds": time.perf_counter() - begun,
+        "hardware": {"processor": processor(), "cores": CORES, "system": platform.platform()},
+        "versions": {"python": platform.python_version(), **versions, "torch": torch_version},
+        "units": {"peak": "GFLOP/s", "start": "s", "otherwise": "model steps per second"},
+        "gflop_of_a_step": {f"{width} x {batch}": 1e-9 * flops(width, batch) for width, batch in SIZES},
+        "measurements": {name: value for name, value in results.items() if isinstance(value, dict)},
+        "largest_differences": {name: value for name, value in results.items() if not isinstance(value, dict)},
+        "ratios": ratios(results, args.quick),
+    }
+
+
+def show(report, console):
+    """Two tables."""
+    from rich.table import Table
+
+    rates = Table("measurement", title="best of several turns; model steps/s where nothing else is said")
+    ratio = Table("comparison", title="ratios and shares")
+    for table, columns in ((rates, ("best", "spread")), (ratio, ("value",))):
+        for column in columns:
+            table.add_column(column, justify="right")
+    units = report["units"]
+    for name, result in report["measurements"].items():
+        unit = units.get(name.split()[0], "")
+        rates.add_row(name, f"{result['best']:,.4g} {unit}" if result["best"] < 1e4 else f"{result['best']:,.0f}",
+                      f"{result['spread']:.0%}")  # fmt: skip
+    for name, value in report["ratios"].items():
+        ratio.add_row(name, f"{value:.0%}" if "share" in name else f"{value:,.3g}")
+    console.print(rates, ratio)
+    worst = max(report["largest_differences"].values())
+    console.print(f"same computation: the losses of all torch variants are within {worst:.1e} of vamf's")
+    for reason in report["contended"]:
+        console.print(f"[red]contended[/red]: {reason}", highlight=False)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--torch", metavar="PYTHON", default=sys.executable, help="interpreter that has torch")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "toys-cpu.json", help="where the JSON goes")
+    parser.add_argument("--quick", action="store_true", help="the paper's size only, few turns")
+    parser.add_argument("--force", action="store_true", help="report in spite of other load, marked as contended")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--spread", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        return worker(args.spread)
+    from rich.console import Console
+
+    console = Console()
+    try:
+        report = run(args, console)
+    except Refusal as refusal:
+        print(f"toys.py: {refusal}", file=sys.stderr)
+        sys.exit(2)
+    show(report, console)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    draft = args.out.with_suffix(".tmp")
+    draft.write_text(json.dumps(report, indent=2) + "\n")
+    os.replace(draft, args.out)
+    console.print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""The command line: `vamf train | sample | evaluate | study`.
+
+Commands import what they need when they run, so that help is fast. Bad input is one line and exit status 2.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from vamf import __version__
+from vamf.errors import UserError
+
+USAGE = """usage: vamf COMMAND ...
+
+  train CONFIG [--field value ...] [--out RUN]    train a generator; CONFIG: a preset or a .npy, .npz, .csv table
+  train --resume RUN                              continue a training where it stopped
+  sample RUN --n N [--steps K] --out FILE         draw samples: .npy, .csv for tables, .png for images
+  evaluate RUN [--json]                           distances of a run's samples to unseen data
+  study toys [--quick | --paper] [--out DIR]      the paper's 2-D experiments: trainings, tables, figures, report
+
+presets: {presets}
+methods: {methods}
+`vamf COMMAND --help` lists every option. `vamf --version` prints the version."""
+
+PRESETS = "checkerboard eight_gaussians two_moons swiss_roll two_spirals pinwheel digits"
+METHODS = "meanflow vamf vamf_corner"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Draw samples of a run's moving average, in the data's own units."""
+
+    run: Path
+    """Folder of the run."""
+    out: Path
+    """File to write: .npy, .csv for tables, .png for images."""
+    n: int = 64
+    """Number of samples."""
+    steps: int = 1
+    """Network calls for each sample."""
+    seed: int = 0
+    """Seed of the noise."""
+    label: int | None = None
+    """Class, where the data has classes; drawn like the data's if left out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Sliced Wasserstein distances of a run's samples to data that training has not seen."""
+
+    run: Path
+    """Folder of the run."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A grid of trainings with tables, figures and a report. The same command continues an interrupted study."""
+
+    name: Literal["toys"]
+    """Which study."""
+    quick: bool = False
+    """A subset in about two minutes on two cores."""
+    paper: bool = False
+    """The paper's 200,000 steps; meant for an accelerator."""
+    as_published: bool = False
+    """The published code's settings where they differ from the paper's text."""
+    out: Path | None = None
+    """Folder of the study; default studies/NAME-BUDGET."""
+
+
+def train(arguments: Sequence[str]) -> None:
+    """`vamf train`."""
+    import tyro
+
+    from vamf.report import run as report
+    from vamf.training import presets
+    from vamf.training.config import TrainConfig
+    from vamf.training.logs import Progress
+    from vamf.training.run import Run, write_evaluation
+
+    @dataclasses.dataclass(frozen=True)
+    class Train:
+        """Train one generator. CONFIG is a preset's name or a .npy, .npz or .csv table of shape (n, d)."""
+
+        settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
+        out: Path | None = None
+        """Folder of the run; default runs/NAME-METHOD-NUMBER."""
+
+    arguments = list(arguments)
+    if "--resume" in arguments:
+        if len(arguments) != 2 or arguments[0] != "--resume":
+            raise UserError("--resume takes the run's folder and nothing else: a resumed run keeps its configuration")
+        run = Run.open(Path(arguments[1]))
+    else:
+        named = bool(arguments) and not arguments[0].startswith("-")
+        helping = "--help" in arguments or "-h" in arguments
+        if not named and not helping:
+            raise UserError(f"train needs a CONFIG: {PRESETS.replace(' ', ', ')} or a .npy, .npz or .csv table")
+        settings = presets.for_data(arguments.pop(0)) if named else TrainConfig(data="CONFIG")
+        parsed = _parse(Train, arguments, "train CONFIG", default=Train(settings))
+        run = Run.create(parsed.settings, parsed.out)
+
+    progress = Progress()
+    progress.say(f"{run.config.describe()} -> {run.folder}")
+    progress.say(run.dataset.summary)
+    try:
+        run.train(progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"continue with: vamf train --resume {run.folder}") from None
+    state, step = run.load(progress)
+    result = run.evaluate(state, step)
+    write_evaluation(run, result)
+    path = report.write(run, result)
+    _print_distances(result)
+    print(f"report: {path}")
+
+
+def sample(arguments: Sequence[str]) -> None:
+    """`vamf sample`."""
+    import numpy as np
+
+    from vamf.files import write_array, write_atomic
+    from vamf.report import figures
+    from vamf.training.logs import Progress
+    from vamf.training.run import Run
+
+    wanted = _parse(Sample, arguments, "sample", positional="run")
+    run = Run.open(wanted.run)
+    picture, suffix = run.dataset.picture, wanted.out.suffix
+    if suffix not in (".npy", ".csv", ".png"):
+        raise UserError(f"out = {wanted.out}: allowed are .npy, .csv for tables and .png for images")
+    if suffix == ".png" and picture is None:
+        raise UserError(f"out = {wanted.out}: samples of {run.dataset.name} are no images; use .npy or .csv")
+    state, step = run.load(Progress())
+    drawn = run.sample(state, wanted.n, wanted.steps, wanted.seed, wanted.label)
+    if suffix == ".npy":
+        write_array(wanted.out, drawn)
+    elif suffix == ".csv":
+        text = io.StringIO()
+        header = ",".join(run.dataset.columns)
+        np.savetxt(text, drawn.reshape(wanted.n, -1), delimiter=",", header=header, comments="", fmt="%.8g")
+        write_atomic(wanted.out, text.getvalue() if header else text.getvalue().lstrip("\n"))
+    else:
+        reference = run.dataset.reference(2048, 0)
+        columns = 10 if wanted.n >= 10 else wanted.n
+        images = drawn.reshape(wanted.n, *(picture or ()))
+        write_atomic(wanted.out, figures.pictures(images, columns, 8, reference.min(), reference.max()))
+    print(f"{wanted.n} samples in {wanted.steps} step{'s' * (wanted.steps > 1)} (training step {step:,}): {wanted.out}")
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """`vamf evaluate`."""
+    from vamf.training.logs import Progress
+    from vamf.training.run import Run, write_evaluation
+
+    wanted = _parse(Evaluate, arguments, "evaluate", positional="run")
+    run = Run.open(wanted.run)
+    result = run.evaluate(*run.load(Progress()))
+    write_evaluation(run, result)
+    if wanted.json:
+        print(json.dumps(result))
+    else:
+        _print_distances(result)
+
+
+def study(arguments: Sequence[str]) -> None:
+    """`vamf study`."""
+    wanted = _parse(Study, arguments, "study", positional="name")
+    if wanted.quick and wanted.paper:
+        raise UserError("--quick and --paper: choose one of them")
+    from vamf.training.grid import spread_over_cores
+
+    spread_over_cores()
+    from vamf.studies import toys
+    from vamf.training.logs import Progress
+
+    budget = toys.plan(wanted.quick, wanted.paper)
+    published = "-as-published" if wanted.as_published else ""
+    folder = wanted.out or Path("studies") / f"{wanted.name}-{budget.name}{published}"
+    progress = Progress()
+    progress.say(f"study {wanted.name}, budget {budget.name} -> {folder}")
+    try:
+        report = toys.ToyStudy(folder, budget, wanted.as_published).run(progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command continues the study") from None
+    print(f"report: {report}")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": train,
+    "sample": sample,
+    "evaluate": evaluate,
+    "study": study,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The program. Exit status: 0 done, 1 the training failed, 2 bad input, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE.format(presets=PRESETS, methods=METHODS))
+        return
+    if arguments[0] == "--version":
+        print(__version__)
+        return
+    try:
+        if arguments[0] not in COMMANDS:
+            raise UserError(f"command {arguments[0]!r}: allowed are {', '.join(COMMANDS)}")
+        COMMANDS[arguments[0]](arguments[1:])
+    except UserError as error:
+        _stop(str(error), 2)
+    except KeyboardInterrupt as interrupt:
+        _stop(f"interrupted; {interrupt}" if str(interrupt) else "interrupted", 130)
+    except Exception as error:
+        from vamf.training.loop import Diverged
+
+        if not isinstance(error, Diverged):
+            raise
+        _stop(str(error), 1)
+
+
+def _stop(line: str, status: int) -> None:
+    print(f"vamf: {' '.join(line.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _parse(kind: type, arguments: Sequence[str], name: str, positional: str = "", default: Any = None) -> Any:
+    """A command's options; what tyro has to say about bad ones becomes a single line."""
+    import tyro
+
+    arguments = list(arguments)
+    if positional and arguments and not arguments[0].startswith("-"):
+        arguments = [f"--{positional}", *arguments]
+    options = {} if default is None else {"default": default}
+    if {"-h", "--help"} & set(arguments):
+        tyro.cli(kind, args=arguments, prog=f"vamf {name}", **options)
+    said = io.StringIO()
+    width = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "1000"  # no line breaks inside the message
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, args=arguments, prog=f"vamf {name}", **options)
+    except SystemExit:
+        raise UserError(_one_line(said.getvalue(), name)) from None
+    finally:
+        os.environ.pop("COLUMNS") if width is None else os.environ.__setitem__("COLUMNS", width)
+
+
+def _one_line(box: str, name: str) -> str:
+    lines = [line.strip("│╭╮╰╯─ \t") for line in box.splitlines()]
+    message, *rest = [line for line in lines if line][1:] or [box]
+    option = re.match(r"Error parsing (--\S+): .*?'(.*)'$", message)
+    if option:
+        allowed = next((line.split(None, 1)[1] for line in rest if line.startswith(option[1] + " ")), "see --help")
+        return f"{option[1]} = {option[2]}: allowed is {allowed}"
+    message = re.sub(r"^Error parsing [\w.-]+: ", "", message)
+    return message if "allowed" in message else f"{message} (see vamf {name} --help)"

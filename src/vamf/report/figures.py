@@ -1,0 +1,196 @@
+"""Figures, as bytes of SVG (lines) or PNG (clouds of points and pictures)."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+INK, SOFT, GRID = "#1b1f24", "#5b6570", "#e6eaee"
+BLUE, ORANGE, GREEN, RED = "#0b6aa2", "#d2691e", "#2e8b57", "#b22240"
+
+
+class Curve(NamedTuple):
+    """Values at given positions, with a spread of the same length or none."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    spread: Sequence[float] | None = None
+    label: str = ""
+    color: str = BLUE
+    marker: str = "o"
+
+
+class Level(NamedTuple):
+    """A horizontal line."""
+
+    y: float
+    label: str
+    color: str = SOFT
+    dashes: str = "--"
+
+
+class Panel(NamedTuple):
+    """One small plot."""
+
+    title: str
+    curves: Sequence[Curve]
+    levels: Sequence[Level] = ()
+
+
+def panels(
+    plots: Sequence[Panel], xlabel: str, ylabel: str, *, log: bool = False, columns: int = 3, integers: bool = False
+) -> bytes:
+    """Small multiples of curves with bands of one spread; SVG."""
+    pyplot = _pyplot()
+    columns = min(columns, len(plots))
+    rows = -(-len(plots) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(3.6 * columns, 2.75 * rows + 0.35), squeeze=False)
+    for axis, plot in zip(axes.flat, plots, strict=False):
+        for curve in plot.curves:
+            x, y = np.asarray(curve.x, float), np.asarray(curve.y, float)
+            axis.plot(x, y, marker=curve.marker, ms=4, lw=1.8, color=curve.color, label=curve.label or None)
+            if curve.spread is not None:
+                low, high = y - np.asarray(curve.spread, float), y + np.asarray(curve.spread, float)
+                if log:
+                    low = np.maximum(low, y / 10)
+                axis.fill_between(x, low, high, color=curve.color, alpha=0.16, lw=0)
+        for level in plot.levels:
+            axis.axhline(level.y, color=level.color, ls=level.dashes, lw=1.3, label=level.label or None)
+        axis.set_title(plot.title, fontsize=10.5, color=INK)
+        if log:
+            axis.set_yscale("log")
+        else:
+            axis.set_ylim(bottom=0)
+        if integers:
+            axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
+    for axis in axes.flat[len(plots) :]:
+        axis.set_visible(False)
+    for axis in axes[:, 0]:
+        axis.set_ylabel(ylabel)
+    for column in range(columns):
+        shown = [axis for axis in axes[:, column] if axis.get_visible()]
+        shown[-1].set_xlabel(xlabel)
+    handles = dict(
+        reversed(pair) for axis in axes.flat for pair in zip(*axis.get_legend_handles_labels(), strict=True)
+    )
+    figure.tight_layout()
+    if handles:
+        figure.legend(
+            handles.values(),
+            handles.keys(),
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1.0),
+            ncols=min(len(handles), 4),
+            frameon=False,
+            fontsize=9.5,
+        )
+    return _save(figure, "svg")
+
+
+def clouds(rows: Mapping[str, Mapping[str, np.ndarray]], limit: int = 3000) -> bytes:
+    """Scatter plots of 2-D samples: a row for each key, a column for each sample in it, equal axes in a row; PNG."""
+    pyplot = _pyplot()
+    columns = max(len(row) for row in rows.values())
+    figure, axes = pyplot.subplots(len(rows), columns, figsize=(2.5 * columns, 2.5 * len(rows)), squeeze=False)
+    for line, (name, row) in zip(axes, rows.items(), strict=True):
+        first = np.asarray(next(iter(row.values())))
+        centre = (first.max(axis=0) + first.min(axis=0)) / 2
+        reach = 0.58 * (first.max(axis=0) - first.min(axis=0)).max()
+        for position, axis in enumerate(line):
+            axis.set(xticks=[], yticks=[])
+            for side in axis.spines.values():
+                side.set_color(GRID)
+            if position >= len(row):
+                axis.set_visible(False)
+                continue
+            title, points = list(row.items())[position]
+            points = np.asarray(points)[:limit]
+            color = SOFT if position == 0 else BLUE
+            axis.scatter(points[:, 0], points[:, 1], s=1.3, color=color, alpha=0.55, lw=0, rasterized=True)
+            axis.set(xlim=(centre[0] - reach, centre[0] + reach), ylim=(centre[1] - reach, centre[1] + reach))
+            axis.set_aspect("equal")
+            axis.set_title(title, fontsize=9.5, color=INK)
+        line[0].set_ylabel(name, fontsize=10.5, color=INK)
+    figure.tight_layout()
+    return _save(figure, "png")
+
+
+def pictures(images: np.ndarray, columns: int = 10, scale: int = 4, low: float | None = None, high=None) -> bytes:
+    """Images (n, height, width[, channels]) in a grid; PNG. Values from `low` to `high` go from black to white."""
+    from PIL import Image
+
+    images = np.asarray(images, float)
+    low = float(images.min()) if low is None else low
+    high = float(images.max()) if high is None else high
+    levels = np.clip((images - low) / max(high - low, 1e-12), 0, 1)
+    if levels.ndim == 3:
+        levels = levels[..., None]
+    count, height, width, channels = levels.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    gap = 1
+    sheet = np.ones((rows * (height + gap) + gap, columns * (width + gap) + gap, channels))
+    for index, level in enumerate(levels):
+        top = gap + (index // columns) * (height + gap)
+        left = gap + (index % columns) * (width + gap)
+        sheet[top : top + height, left : left + width] = level
+    pixels = (sheet * 255).round().astype(np.uint8).repeat(scale, axis=0).repeat(scale, axis=1)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def histograms(columns: Mapping[str, Mapping[str, np.ndarray]], bins: int = 40) -> bytes:
+    """One histogram for each column of a table, its samples overlaid; SVG."""
+    pyplot = _pyplot()
+    across = min(4, len(columns))
+    rows = -(-len(columns) // across)
+    figure, axes = pyplot.subplots(rows, across, figsize=(2.9 * across, 2.2 * rows + 0.3), squeeze=False)
+    for axis, (name, samples) in zip(axes.flat, columns.items(), strict=False):
+        first = next(iter(samples.values()))
+        edges = np.histogram_bin_edges(first, bins=bins)
+        for (label, values), color in zip(samples.items(), (SOFT, BLUE, ORANGE), strict=False):
+            axis.hist(values, bins=edges, density=True, histtype="step", lw=1.6, color=color, label=label)
+        axis.set_title(name, fontsize=10)
+        axis.set_yticks([])
+    for axis in axes.flat[len(columns) :]:
+        axis.set_visible(False)
+    axes[0, 0].legend(frameon=False, fontsize=8.5)
+    figure.tight_layout()
+    return _save(figure, "svg")
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams.update(
+        {
+            "font.family": "DejaVu Sans",
+            "font.size": 9.5,
+            "axes.edgecolor": SOFT,
+            "axes.labelcolor": INK,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "grid.color": GRID,
+            "xtick.color": SOFT,
+            "ytick.color": SOFT,
+            "svg.hashsalt": "vamf",
+        }
+    )
+    return pyplot
+
+
+def _save(figure, kind: str) -> bytes:
+    from matplotlib import pyplot
+
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else {}
+    figure.savefig(buffer, format=kind, dpi=160, bbox_inches="tight", metadata=metadata)
+    pyplot.close(figure)
+    return buffer.getvalue()

@@ -1,0 +1,101 @@
+"""The report of one run: curves, samples over training, distances, configuration."""
+
+from pathlib import Path
+
+import numpy as np
+
+from vamf import __version__
+from vamf.files import write_atomic
+from vamf.report import figures, tables
+from vamf.report.page import Page
+from vamf.training.logs import read
+from vamf.training.run import Run
+
+STRIP = 4
+"""Moments of training shown in the strip of samples."""
+COLUMNS = 12
+"""Columns of a table shown as histograms."""
+
+
+def write(run: Run, evaluation: dict) -> Path:
+    """Write `report.html` into the run's folder; returns its path."""
+    config, dataset = run.config, run.dataset
+    records = read(run.folder / "metrics.jsonl")
+    page = Page(run.folder.name, config.describe() + ".")
+    page.text(dataset.summary + f". Network: {run.grid.parameters:,} parameters.")
+
+    page.section("Samples")
+    reference = dataset.reference(2048, 0)
+    kept = sorted((run.folder / "samples").glob("step-*.npy"))
+    chosen = [kept[index] for index in sorted({round(i) for i in np.linspace(0, len(kept) - 1, STRIP)})] if kept else []
+    stages = {f"step {int(path.stem[5:]):,}": np.load(path, allow_pickle=False) for path in chosen}
+    if dataset.picture:
+        low, high = reference.min(), reference.max()
+        for name, images in {"data": reference, **stages}.items():
+            sheet = figures.pictures(images[:40].reshape(-1, *dataset.picture), 20, 4, low, high)
+            page.figure(sheet, name if name == "data" else f"one-step samples of the moving average, {name}")
+    elif dataset.event_shape == (2,):
+        page.figure(
+            figures.clouds({dataset.name.replace("_", " "): {"data": reference, **stages}}),
+            "Data, and one-step samples of the moving average from the same noise over training.",
+        )
+    elif stages:
+        last = list(stages.values())[-1]
+        names = dataset.columns or tuple(f"column {index + 1}" for index in range(dataset.event_shape[0]))
+        shown = {name: {"data": reference[:, i], "samples": last[:, i]} for i, name in enumerate(names[:COLUMNS])}
+        page.figure(figures.histograms(shown), f"Distributions of the first {len(shown)} columns, in original units.")
+
+    page.section("Distances to held-out data" if dataset.arrays else "Distances to fresh data")
+    page.text(
+        f"Sliced Wasserstein distances of {evaluation['samples']:,} samples to {evaluation['reference']:,} points that "
+        f"training has not seen, {evaluation['projections']} directions, in original units. The floor is the distance "
+        "of real samples: nothing can be expected to be lower."
+    )
+    rows = [[name, tables.number(row["sw1"]), tables.number(row["sw2"])] for name, row in
+            evaluation["distances"].items()]  # fmt: skip
+    page.table(["samples", "SW1", "SW2"], rows)
+
+    page.section("Training")
+    page.text(
+        "The residual and the velocity loss (flow matching, at r = t) are unweighted. Neither goes to 0: both keep the "
+        "spread of the conditional velocity around its mean. With an adaptive weight of power 1 the weighted loss is "
+        "about 1 whatever happens."
+    )
+    page.figure(_curves(records), "Means between two lines of the log.")
+    page.section("Configuration")
+    page.text(f"The whole of it is in `config.json`. Repeat: {_command(run)}")
+    return _save(run, page)
+
+
+def _curves(records: list[dict]) -> bytes:
+    steps = [record["step"] for record in records]
+
+    def curve(key: str, color: str) -> figures.Curve:
+        chosen = [(step, record[key]) for step, record in zip(steps, records, strict=True) if record.get(key)]
+        return figures.Curve([step for step, _ in chosen], [value for _, value in chosen], None, "", color, "")
+
+    return figures.panels(
+        [
+            figures.Panel("loss, weighted and with anchor", [curve("loss", figures.BLUE)]),
+            figures.Panel("residual", [curve("residual", figures.BLUE)]),
+            figures.Panel("velocity loss at r = t", [curve("v_loss", figures.BLUE)]),
+            figures.Panel("gradient norm", [curve("grad_norm", figures.ORANGE)]),
+            figures.Panel("norm of the Jacobian-vector product", [curve("jvp_norm", figures.ORANGE)]),
+            figures.Panel("total gradient variance", [curve("gradient_variance", figures.GREEN)]),
+        ],
+        "step",
+        "",
+        integers=True,
+    )
+
+
+def _command(run: Run) -> str:
+    config = run.config
+    beta = "" if config.beta is None else f" --beta {config.beta}"
+    return f"`vamf train {config.data} --method {config.method}{beta} --steps {config.steps} --seed {config.seed} …`"
+
+
+def _save(run: Run, page: Page) -> Path:
+    path = run.folder / "report.html"
+    write_atomic(path, page.render(f"vamf {__version__}"))
+    return path

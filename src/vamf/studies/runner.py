@@ -1,0 +1,104 @@
+"""Running the trainings of a study: each once, resumable, its numbers kept."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vamf import data
+from vamf.errors import UserError
+from vamf.files import write_array, write_atomic, write_json
+from vamf.training import loop
+from vamf.training.checkpoints import fingerprint
+from vamf.training.config import TrainConfig, to_json
+from vamf.training.grid import Grid
+from vamf.training.logs import Progress, read
+
+Measure = Callable[[np.ndarray], dict[str, float]]
+
+
+class Training(NamedTuple):
+    """Trainings that differ in seed and beta only, compiled together."""
+
+    name: str
+    config: TrainConfig
+    seeds: Sequence[int]
+    """One entry for each member."""
+    betas: Sequence[float] | None = None
+    """One entry for each member, where beta is swept."""
+
+
+def claim(folder: Path, plan: dict[str, Any]) -> None:
+    """Make a folder this study's; a later call with the same plan continues it.
+
+    Raises:
+        UserError: the folder belongs to another study or holds something else.
+    """
+    text = json.dumps(plan, indent=2) + "\n"
+    path = folder / "study.json"
+    if path.exists():
+        if path.read_text() != text:
+            raise UserError(f"{folder}: holds a study with other settings; choose another --out")
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: exists and is not a study; choose another --out")
+    else:
+        write_atomic(path, text)
+
+
+def complete(training: Training, folder: Path, measure: Measure, samples: int, progress: Progress) -> list[dict]:
+    """The finished training's results, one dict for each member; trained now as far as it is not yet.
+
+    A result holds `beta`, `seed`, what `measure` says of the member's samples, `gradient_variance` (mean over the
+    second half of training) and its history. Samples (members, samples, *event) are kept in `samples.npy`.
+
+    Args:
+        measure: distances of one member's samples (samples, *event), in original units.
+    """
+    place = folder / "trainings" / training.name
+    path = place / "result.json"
+    mark = fingerprint(to_json(training.config), repr((list(training.seeds), training.betas, samples)))
+    if path.exists():
+        stored = json.loads(path.read_text())
+        if stored["fingerprint"] != mark:
+            raise UserError(f"{place}: a result of other settings; choose another --out")
+        return stored["members"]
+
+    grid = Grid(training.config, data.load(training.config.data), training.seeds, training.betas)
+    write_atomic(place / "config.json", to_json(training.config))
+    outcome = loop.train(grid, place, progress)
+    drawn = grid.sample(outcome.state, samples)
+    variance = _variance_history(place, grid.size)
+    members = []
+    for index in range(grid.size):
+        steps, values = variance[index]
+        tail = [value for step, value in zip(steps, values, strict=True) if step > training.config.steps / 2]
+        members.append(
+            {
+                "data": training.config.data,
+                "method": training.config.method,
+                "beta": grid.betas[index] if grid.betas is not None else float(grid.trainer.objective.beta),
+                "seed": grid.seeds[index],
+                "finite": bool(np.isfinite(drawn[index]).all()),
+                "gradient_variance": float(np.mean(tail)) if tail else None,
+                "variance_history": {"step": steps, "value": values},
+                **(measure(drawn[index]) if np.isfinite(drawn[index]).all() else {}),
+            }
+        )
+    write_array(place / "samples.npy", drawn.astype(np.float32))
+    write_json(path, {"fingerprint": mark, "members": members, "seconds_per_step": outcome.seconds_per_step})
+    return members
+
+
+def load_samples(folder: Path, training: Training) -> np.ndarray:
+    """The samples (members, n, *event) of a completed training."""
+    return np.load(folder / "trainings" / training.name / "samples.npy", allow_pickle=False)
+
+
+def _variance_history(place: Path, size: int) -> list[tuple[list[int], list[float]]]:
+    """For each member the steps and values of the measured gradient variance."""
+    records = [record for record in read(place / "metrics.jsonl") if "gradient_variance" in record]
+    steps = [record["step"] for record in records]
+    values = [np.atleast_1d(np.array(record["gradient_variance"], float)) for record in records]
+    return [(steps, [float(value[index]) for value in values]) for index in range(size)]

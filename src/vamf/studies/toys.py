@@ -1,0 +1,393 @@
+"""The paper's 2-D study (arXiv:2605.09235, section 5 and appendix): what beta does on six data sets.
+
+For each data set a grid of betas and seeds is trained as one program, and the corner recipe (beta = 1, moving-average
+proxy, anchor) beside it. Out come the gradient variance against beta, the sliced Wasserstein distance against beta,
+MeanFlow and the corner recipe side by side, and pictures of samples.
+
+| budget    | data sets | steps   | betas                    | seeds     |
+|-----------|-----------|---------|--------------------------|-----------|
+| `quick`   | 2         | 4,000   | 5                        | 2         |
+| `default` | 6         | 10,000  | 13 (the paper's 11 + .25, .75) | 42, 0, 1 |
+| `paper`   | 6         | 200,000 | 13                       | 42, 0, 1  |
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vamf import __version__, data
+from vamf.data import toys
+from vamf.files import write_atomic, write_json
+from vamf.metrics import sliced_wasserstein
+from vamf.report import figures, tables
+from vamf.report.page import Page
+from vamf.studies import runner
+from vamf.studies.runner import Training
+from vamf.times import TimeLaw
+from vamf.training import presets
+from vamf.training.config import LogConfig, ObjectiveConfig
+from vamf.training.grid import Grid
+from vamf.training.logs import Progress
+
+SAMPLES = 4096
+PROJECTIONS = 500
+VARIANCE_BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+SWEEP_BETAS = tuple(round(0.1 * index, 1) for index in range(11))
+ALL_BETAS = tuple(sorted({*SWEEP_BETAS, *VARIANCE_BETAS}))
+
+PAPER = {
+    "checkerboard": ((0.175, 0.036), (0.134, 0.029), (0.234, 0.042), (0.175, 0.046)),
+    "eight_gaussians": ((0.098, 0.016), (0.085, 0.010), (0.151, 0.022), (0.146, 0.023)),
+    "two_moons": ((0.093, 0.028), (0.072, 0.019), (0.177, 0.068), (0.093, 0.025)),
+    "swiss_roll": ((0.098, 0.058), (0.045, 0.003), (0.177, 0.151), (0.060, 0.007)),
+    "two_spirals": ((0.034, 0.001), (0.037, 0.001), (0.044, 0.001), (0.046, 0.001)),
+    "pinwheel": ((0.094, 0.011), (0.059, 0.005), (0.128, 0.014), (0.076, 0.005)),
+}
+"""The paper's Table 4: (mean, std) of SW1 MeanFlow, SW1 VaMF, SW2 MeanFlow, SW2 VaMF at 200,000 steps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How much of the study to run."""
+
+    name: str
+    datasets: tuple[str, ...]
+    steps: int
+    betas: tuple[float, ...]
+    seeds: tuple[int, ...]
+    variance_every: int
+    """Steps between measurements of the gradient variance (the paper: 2000 of 200,000)."""
+
+
+QUICK = Budget("quick", ("swiss_roll", "checkerboard"), 4000, VARIANCE_BETAS, (42, 0), 200)
+DEFAULT = Budget("default", toys.NAMES, 10_000, ALL_BETAS, (42, 0, 1), 500)
+FULL = Budget("paper", toys.NAMES, 200_000, ALL_BETAS, (42, 0, 1), 2000)
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyStudy:
+    """One execution of the study in one folder."""
+
+    folder: Path
+    budget: Budget = DEFAULT
+    as_published: bool = False
+    """Settings of the published code where they differ from the text: gaps up to 0.5, no anchor in the recipe."""
+
+    def run(self, progress: Progress) -> Path:
+        """Do what is not done yet and write the report; returns its path.
+
+        Raises:
+            UserError: the folder holds something else, or a file cannot be written.
+        """
+        runner.claim(self.folder, {"study": "toys", "version": __version__, **dataclasses.asdict(self)["budget"],
+                                   "as_published": self.as_published})  # fmt: skip
+        start = time.perf_counter()
+        members: list[dict[str, Any]] = []
+        floors = {}
+        trainings = [training for name in self.budget.datasets for training in self.trainings(name)]
+        for index, training in enumerate(trainings, 1):
+            progress.say(f"[{index}/{len(trainings)}] {training.name}: {len(training.seeds)} trainings")
+            reference = data.load(training.config.data).reference(SAMPLES, 0)
+            members += runner.complete(training, self.folder, _distances_to(reference), SAMPLES, progress)
+            if training.config.data not in floors:
+                floors[training.config.data] = _distances_to(reference)(
+                    data.load(training.config.data).reference(SAMPLES, 1)
+                )
+        costs = _step_costs(self.budget.datasets[0], progress)
+        progress.say(f"all trainings done after {time.perf_counter() - start:,.0f} s; writing the report")
+        return self._write(members, floors, costs)
+
+    def trainings(self, name: str) -> list[Training]:
+        """The grid of betas and the recipe for one data set."""
+        base = dataclasses.replace(
+            presets.for_data(name),
+            steps=self.budget.steps,
+            checkpoint_every=max(self.budget.variance_every * 4, 2000),
+            log=LogConfig(every=self.budget.variance_every, variance_every=self.budget.variance_every),
+            times=TimeLaw(max_gap=0.5 if self.as_published else 1.0),
+        )
+        pairs = [(beta, seed) for beta in self.budget.betas for seed in self.budget.seeds]
+        corner = dataclasses.replace(
+            base, method="vamf_corner", objective=ObjectiveConfig(anchor_weight=0.0 if self.as_published else None)
+        )
+        return [
+            Training(f"{name}-sweep", dataclasses.replace(base, beta=0.5), [seed for _, seed in pairs],
+                     [beta for beta, _ in pairs]),  # fmt: skip
+            Training(f"{name}-corner", corner, list(self.budget.seeds)),
+        ]
+
+    def _write(self, members: list[dict], floors: dict[str, dict], costs: list[dict]) -> Path:
+        flat = [{key: value for key, value in row.items() if key != "variance_history"} for row in members]
+        matched = [_matched_row(name, members, floors[name]) for name in self.budget.datasets]
+        write_atomic(self.folder / "members.csv", tables.to_csv(flat))
+        write_atomic(self.folder / "matched.csv", tables.to_csv(matched))
+        write_json(
+            self.folder / "results.json",
+            {
+                "study": "toys",
+                "version": __version__,
+                "jax": jax.__version__,
+                "device": jax.devices()[0].device_kind,
+                "budget": dataclasses.asdict(self.budget),
+                "as_published": self.as_published,
+                "samples": SAMPLES,
+                "projections": PROJECTIONS,
+                "floors": floors,
+                "matched": matched,
+                "cost": costs,
+                "members": members,
+            },
+        )
+        drawings = self._figures(members, floors)
+        for name, image in drawings.items():
+            suffix = "png" if image.startswith(b"\x89PNG") else "svg"
+            write_atomic(self.folder / "figures" / f"{name}.{suffix}", image)
+        report = self.folder / "report.html"
+        write_atomic(report, self._page(matched, costs, drawings))
+        return report
+
+    def _figures(self, members: list[dict], floors: dict[str, dict]) -> dict[str, bytes]:
+        quality, variance, history, gallery = [], [], [], {}
+        for name in self.budget.datasets:
+            sweep, corner = _of(members, name, "vamf"), _of(members, name, "vamf_corner")
+            quality.append(
+                figures.Panel(
+                    name.replace("_", " "),
+                    [_against_beta(sweep, "sw1", "mixed tangent, mean and spread over seeds", figures.BLUE)],
+                    [
+                        figures.Level(_mean(corner, "sw1"), "corner recipe", figures.ORANGE, "-."),
+                        figures.Level(floors[name]["sw1"], "two samples of the data", figures.SOFT, ":"),
+                    ],
+                )
+            )
+            variance.append(
+                figures.Panel(
+                    name.replace("_", " "),
+                    [_against_beta(sweep, "gradient_variance", "mixed tangent, mean and spread over seeds", figures.BLUE)],
+                    [figures.Level(_mean(corner, "gradient_variance"), "corner recipe", figures.ORANGE, "-.")],
+                )
+            )
+            best = _best_beta(sweep)
+            chosen = {0.0: ("beta = 0 (MeanFlow)", figures.RED), best: (f"best beta = {best:g}", figures.BLUE)}
+            history.append(
+                figures.Panel(
+                    f"{name.replace('_', ' ')}, best beta {best:g}",
+                    [_history([row for row in sweep if row["beta"] == beta], label.split(" = ")[0] if beta else label,
+                              color) for beta, (label, color) in chosen.items()]
+                    + [_history(corner, "corner recipe", figures.ORANGE)],  # fmt: skip
+                )
+            )
+            gallery[name.replace("_", " ")] = self._clouds(name, best)
+        return {
+            "sw1-against-beta": figures.panels(quality, "beta", "SW1"),
+            "variance-against-beta": figures.panels(variance, "beta", "tr Cov of the gradient", log=True),
+            "variance-over-training": figures.panels(history, "step", "tr Cov", log=True, integers=True),
+            "samples": figures.clouds(gallery),
+        }
+
+    def _clouds(self, name: str, best: float) -> dict[str, np.ndarray]:
+        sweep, corner = self.trainings(name)
+        drawn = runner.load_samples(self.folder, sweep)
+        seed = self.budget.seeds[0]
+        places = {beta: index for index, (beta, s) in enumerate(zip(sweep.betas or (), sweep.seeds, strict=True))
+                  if s == seed}  # fmt: skip
+        clouds = {"data": data.load(name).reference(SAMPLES, 0), "MeanFlow, 1 step": drawn[places[0.0]]}
+        if best != 0:
+            clouds[f"beta = {best:g}, 1 step"] = drawn[places[best]]
+        clouds["corner recipe, 1 step"] = runner.load_samples(self.folder, corner)[0]
+        return clouds
+
+    def _page(self, matched: list[dict], costs: list[dict], drawings: dict[str, bytes]) -> str:
+        budget = self.budget
+        seeds = ", ".join(map(str, budget.seeds))
+        page = Page(
+            "What the tangent mix does in two dimensions",
+            f"{len(budget.datasets)} data sets, {budget.steps:,} steps of 256 samples, {len(budget.betas)} values of "
+            f"beta, seeds {seeds}. One-step samples of the moving average.",
+        )
+        page.text(
+            "MeanFlow learns an average velocity whose one evaluation turns noise into data. Its loss uses the noisy "
+            "conditional velocity twice: as target and as the tangent of a Jacobian-vector product. The coefficient "
+            "`beta` replaces a share of it in the tangent by the moving average's own velocity: `beta = 0` is "
+            "MeanFlow, `beta = 1` a deterministic tangent.",
+            "The published code's settings are used where they differ from the paper's text: gaps up to 0.5, and no "
+            "anchor in the corner recipe." if self.as_published else
+            "Training covers every gap t - r, since one-step sampling uses the largest; `--as-published` repeats the "
+            "published code's limit of 0.5.",
+        )  # fmt: skip
+        page.section("In short")
+        page.points([_sentence(row) for row in matched])
+        page.section("MeanFlow against the corner recipe")
+        page.text(
+            f"Sliced Wasserstein distances to {SAMPLES} fresh points, {PROJECTIONS} fixed directions, mean ± standard "
+            f"deviation over seeds {seeds}. The floor is the distance between two samples of the data itself."
+            + (" The paper's figures are for 200,000 steps." if budget.steps < 200_000 else "")
+        )
+        header = ["data", "SW1 MeanFlow", "SW1 corner", "SW2 MeanFlow", "SW2 corner", "floor SW1", "floor SW2",
+                  "paper SW1", "paper SW2"]  # fmt: skip
+        rows, best = [], set()
+        for index, row in enumerate(matched):
+            mf1, va1, mf2, va2 = PAPER[row["data"]]
+            rows.append([
+                row["data"], _pm(row, "meanflow_sw1"), _pm(row, "corner_sw1"), _pm(row, "meanflow_sw2"),
+                _pm(row, "corner_sw2"), tables.number(row["floor_sw1"]), tables.number(row["floor_sw2"]),
+                f"{mf1[0]:.3f} → {va1[0]:.3f}", f"{mf2[0]:.3f} → {va2[0]:.3f}",
+            ])  # fmt: skip
+            best.add((index, 1 if row["meanflow_sw1"] <= row["corner_sw1"] else 2))
+            best.add((index, 3 if row["meanflow_sw2"] <= row["corner_sw2"] else 4))
+        page.table(header, rows, best)
+        page.section("Sample quality against beta")
+        page.figure(drawings["sw1-against-beta"], "SW1 of one-step samples; the band is one standard deviation.")
+        page.section("Gradient variance against beta")
+        page.text(
+            "Trace of the covariance of the mini-batch gradient, from 8 independent batches at a frozen state every "
+            f"{budget.variance_every} steps, averaged over the second half of training."
+        )
+        page.figure(drawings["variance-against-beta"], "Logarithmic scale; the band is one standard deviation.")
+        page.table(
+            ["data", "beta = 0", "lowest", "at beta", "ratio", "corner recipe"],
+            [
+                [
+                    row["data"], tables.number(row["variance_meanflow"]), tables.number(row["variance_lowest"]),
+                    f"{row['variance_lowest_beta']:g}",
+                    f"{row['variance_meanflow'] / row['variance_lowest']:.2f}",
+                    tables.number(row["variance_corner"]),
+                ]
+                for row in matched
+            ],
+        )  # fmt: skip
+        page.figure(drawings["variance-over-training"], "Gradient variance over training, mean over seeds.")
+        page.section("Samples")
+        page.figure(drawings["samples"], f"Data and one-step samples, seed {budget.seeds[0]}.")
+        page.section("Cost of a step")
+        page.text(f"One training alone on this machine ({jax.devices()[0].device_kind}); the best of three chunks.")
+        page.table(
+            ["method", "milliseconds a step", "relative to MeanFlow"],
+            [[row["method"], tables.number(row["ms"]), f"{row['ms'] / costs[0]['ms']:.2f}"] for row in costs],
+        )
+        flags = {"quick": " --quick", "paper": " --paper"}.get(budget.name, "")
+        flags += " --as-published" if self.as_published else ""
+        return page.render(
+            f"`vamf study toys{flags}`, vamf {__version__}, jax {jax.__version__}. "
+            "Every number is in `results.json`, `members.csv` and `matched.csv` beside this page."
+        )
+
+
+def _distances_to(reference: np.ndarray):
+    def measure(samples: np.ndarray) -> dict[str, float]:
+        return {f"sw{order}": sliced_wasserstein(samples, reference, order, PROJECTIONS) for order in (1, 2)}
+
+    return measure
+
+
+def _step_costs(name: str, progress: Progress) -> list[dict]:
+    """Milliseconds a step of single trainings, taken in turn so that a busy machine slows all alike."""
+    progress.say("timing single trainings")
+    steps, base = 250, presets.for_data(name)
+    methods = {"MeanFlow (beta = 0)": ("meanflow", None), "VaMF (beta = 0.5)": ("vamf", 0.5),
+               "corner recipe": ("vamf_corner", None)}  # fmt: skip
+    running, best = {}, {}
+    for label, (method, beta) in methods.items():
+        grid = Grid(dataclasses.replace(base, method=method, beta=beta), data.load(name), [0])
+        running[label] = (grid, grid.advance(grid.init(), steps)[0])
+    for _ in range(3):
+        for label, (grid, state) in running.items():
+            start = time.perf_counter()
+            running[label] = (grid, grid.advance(state, steps)[0])
+            best[label] = min(best.get(label, np.inf), (time.perf_counter() - start) / steps * 1e3)
+    return [{"method": label, "ms": float(value)} for label, value in best.items()]
+
+
+def _of(members: list[dict], name: str, method: str) -> list[dict]:
+    return [row for row in members if row["data"] == name and row["method"] == method]
+
+
+def _values(rows: Sequence[dict], key: str) -> list[float]:
+    return [row[key] for row in rows if row.get(key) is not None]
+
+
+def _mean(rows: Sequence[dict], key: str) -> float:
+    values = _values(rows, key)
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _std(rows: Sequence[dict], key: str) -> float:
+    values = _values(rows, key)
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def _by_beta(sweep: Sequence[dict]) -> dict[float, list[dict]]:
+    return {beta: [row for row in sweep if row["beta"] == beta] for beta in sorted({row["beta"] for row in sweep})}
+
+
+def _best_beta(sweep: Sequence[dict], key: str = "sw1") -> float:
+    means = {beta: _mean(rows, key) for beta, rows in _by_beta(sweep).items()}
+    return min(means, key=lambda beta: (np.isnan(means[beta]), means[beta]))
+
+
+def _against_beta(sweep: Sequence[dict], key: str, label: str, color: str) -> figures.Curve:
+    groups = _by_beta(sweep)
+    means, stds = [_mean(rows, key) for rows in groups.values()], [_std(rows, key) for rows in groups.values()]
+    return figures.Curve(list(groups), means, stds, label, color)
+
+
+def _history(rows: Sequence[dict], label: str, color: str) -> figures.Curve:
+    steps = rows[0]["variance_history"]["step"]
+    values = np.nanmean([np.array(row["variance_history"]["value"], float) for row in rows], axis=0)
+    return figures.Curve(steps, values.tolist(), None, label, color, "")
+
+
+def _matched_row(name: str, members: list[dict], floor: dict[str, float]) -> dict[str, Any]:
+    sweep, corner = _of(members, name, "vamf"), _of(members, name, "vamf_corner")
+    plain = [row for row in sweep if row["beta"] == 0]
+    best, quietest = _best_beta(sweep), _best_beta(sweep, "gradient_variance")
+    row: dict[str, Any] = {"data": name, "seeds": len(plain)}
+    for order in ("sw1", "sw2"):
+        row |= {f"meanflow_{order}": _mean(plain, order), f"meanflow_{order}_std": _std(plain, order)}
+        row |= {f"corner_{order}": _mean(corner, order), f"corner_{order}_std": _std(corner, order)}
+        row[f"floor_{order}"] = floor[order]
+    at_best = [member for member in sweep if member["beta"] == best]
+    return row | {
+        "best_beta": best,
+        "best_sw1": _mean(at_best, "sw1"),
+        "best_sw1_std": _std(at_best, "sw1"),
+        "variance_meanflow": _mean(plain, "gradient_variance"),
+        "variance_lowest": _mean([m for m in sweep if m["beta"] == quietest], "gradient_variance"),
+        "variance_lowest_beta": quietest,
+        "variance_corner": _mean(corner, "gradient_variance"),
+    }
+
+
+def _pm(row: dict, key: str) -> str:
+    return f"{tables.number(row[key])} ± {tables.number(row[f'{key}_std'])}"
+
+
+def _sentence(row: dict) -> str:
+    """What one data set says, hedged by the spread over seeds."""
+    gain = row["meanflow_sw1"] - row["best_sw1"]
+    error = np.hypot(row["meanflow_sw1_std"], row["best_sw1_std"]) / np.sqrt(max(row["seeds"], 1))
+    if row["best_beta"] == 0:
+        quality = f"no beta does better than MeanFlow's SW1 of {row['meanflow_sw1']:.3f}"
+    else:
+        sure = "" if gain > 2 * error else ", which is within the spread over seeds"
+        quality = (
+            f"SW1 falls from {row['meanflow_sw1']:.3f} at beta = 0 to {row['best_sw1']:.3f} at beta = "
+            f"{row['best_beta']:g}{sure}"
+        )
+    ratio = row["variance_meanflow"] / row["variance_lowest"]
+    noise = (
+        f"gradient variance is lowest at beta = {row['variance_lowest_beta']:g}, {ratio:.1f} times below MeanFlow's"
+        if row["variance_lowest_beta"] > 0
+        else "gradient variance is lowest without mixing"
+    )
+    return f"{row['data'].replace('_', ' ')}: {quality}; {noise}."
+
+
+def plan(quick: bool, paper: bool) -> Budget:
+    """The budget that the command line asks for."""
+    return QUICK if quick else FULL if paper else DEFAULT
