@@ -20,6 +20,7 @@ import contextlib
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import resource
@@ -34,7 +35,8 @@ HERE = Path(__file__).resolve().parent
 SIZES = [(128, 256), (256, 1024), (512, 2048)]
 PAPER = {"width": 128, "batch": 256}
 DEPTH, FEATURES, DIM, EQUAL = 3, 32, 2, 0.25
-BETAS, SEEDS = 11, 3
+EQUALS = (0, 0.25, 0.5, 0.75)
+MEMBERS = 33
 BUSY, SPREAD, TOLERANCE = 0.15, 0.25, 1e-5
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -52,181 +54,10 @@ def flops(width, batch, beta=0.5, equal=EQUAL):
     return 2 * (forward + (2 * m - first) * batch)
 
 
-# The worker's side -----------------------------------------------------------------------------------------------
-
-
-def build(width, batch, beta=0.5, grid=False, strategy="auto", equal=EQUAL, variant=None, steps=20_000, decay=0.999):
-    """A grid of one training or of all betas and seeds; a variant changes one part of the step."""
-    from vamf import data
-    from vamf.networks import MLPConfig
-    from vamf.times import TimeLaw
-    from vamf.training.config import OptimiserConfig, TrainConfig
-    from vamf.training.grid import Grid
-
-    config = TrainConfig(
-        "swiss_roll",
-        beta=beta,
-        batch_size=batch,
-        steps=steps,
-        network=MLPConfig(width, DEPTH, FEATURES),
-        times=TimeLaw(equal_fraction=equal),
-        optimiser=OptimiserConfig(ema_decay=decay),
-    )
-    members = [(seed, i / (BETAS - 1)) for i in range(BETAS) for seed in range(SEEDS)] if grid else [(0, None)]
-    seeds, betas = zip(*members, strict=True)
-    built = Grid(config, data.load("swiss_roll"), seeds, betas if grid else None, strategy)
-    if variant:
-        built.trainer = VARIANTS[variant](built.trainer)
-    return built
-
-
-def all_rows(trainer):
-    """The Jacobian-vector product also on the rows with r = t."""
-    import dataclasses
-
-    class AllRows(type(trainer.objective)):
-        def evaluate(self, u, x, draw, label, step, proxy=None, equal=0):
-            return super().evaluate(u, x, draw, label, step, proxy, equal=0)
-
-    return dataclasses.replace(trainer, objective=AllRows(**vars(trainer.objective)))
-
-
-def no_metrics(trainer):
-    """Nothing reported, so that the compiler leaves out what only the report needs."""
-
-    class NoMetrics(type(trainer)):
-        def step(self, batch, member, state):
-            return super().step(batch, member, state)[0], ()
-
-    return NoMetrics(**vars(trainer))
-
-
-def drawn_before(trainer, count=64):
-    """Batches looked up by the step instead of drawn. (One constant batch would let the compiler fold its work.)"""
-    import jax
-    import numpy as np
-
-    from vamf.training.step import Member
-
-    draw = jax.jit(jax.vmap(lambda step: trainer.batch((), Member(np.uint32(0), None), step)))
-    batches = draw(np.arange(count))
-
-    class DrawnBefore(type(trainer)):
-        def batch(self, arrays, member, step):
-            return jax.tree.map(lambda leaf: leaf[step % count], batches)
-
-    return DrawnBefore(**vars(trainer))
-
-
-VARIANTS = {
-    "all rows": all_rows,
-    "no metrics": no_metrics,
-    "drawn before": drawn_before,
-    "one batch": lambda trainer: drawn_before(trainer, 1),
-}
-
-
-def training(chunk=None, **job):
-    """A function that advances a training and returns how many model steps it made."""
-    import jax
-
-    grid = build(**job)
-    state = grid.init()
-    work = flops(job["width"], job["batch"]) * grid.size
-    chunk = chunk or max(1, min(256, round(1e11 / work)))
-
-    def advance():
-        nonlocal state
-        state, _ = grid.advance(state, chunk)
-        jax.block_until_ready(state)
-        return chunk * grid.size
-
-    return advance
-
-
-def peak(library, n):
-    """A function that multiplies two n x n matrices and returns the operations in 1e9."""
-    import jax
-    import numpy as np
-
-    matrix = np.random.default_rng(0).standard_normal((n, n), np.float32)
-    if library == "jax":
-        matrix, product = jax.numpy.asarray(matrix), jax.jit(lambda a: a @ a)
-        return lambda: (product(matrix).block_until_ready(), 2e-9 * n**3)[1]
-    return lambda: (matrix @ matrix, 2e-9 * n**3)[1]
-
-
-def through_run(variance):
-    """Steps per second of a run in a folder: log, samples, a checkpoint in 2,000 steps, and the variance if asked."""
-    from vamf.training.config import LogConfig, TrainConfig
-    from vamf.training.logs import Progress, read
-    from vamf.training.run import Run
-
-    log = LogConfig(variance_every=2000 if variance else 0)
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run.create(TrainConfig("swiss_roll", steps=4500, log=log), Path(folder) / "run")
-        run.train(Progress(show=False))
-        at = {record["step"]: record["time"] for record in read(run.folder / "metrics.jsonl")}
-    return 2000 / (at[4500] - at[2500])
-
-
-def trajectory(steps=5):
-    """A few steps on one batch from parameters that are not small: where torch starts and the losses it has to find.
-
-    The learning rate falls and the moving average moves fast enough for the later losses to show both. (Parameters
-    are not compared: where a gradient is all rounding, Adam turns it into a full step.)
-    """
-    import jax
-    import numpy as np
-
-    grid = build(**PAPER, variant="one batch", steps=steps, decay=0.5)
-    batch = grid.trainer.batch((), None, 0)
-    random = np.random.default_rng(0)
-
-    def disturbed(tree):
-        return jax.tree.map(lambda leaf: leaf + 0.1 * random.standard_normal(leaf.shape, np.float32), tree)
-
-    def listed(tree):  # torch keeps kernels transposed
-        tree = jax.tree.map(lambda leaf: np.asarray(leaf)[0], tree)
-        layers = [tree["first"], *(tree["hidden"][key] for key in sorted(tree["hidden"])), tree["last"]]
-        return [leaf.tolist() for layer in layers for leaf in (layer["kernel"].T, layer["bias"])]
-
-    state = grid.init()
-    state = state._replace(params=disturbed(state.params), average=disturbed(state.average))
-    start = {"params": listed(state.params), "average": listed(state.average)}
-    arrays = [np.asarray(leaf).tolist() for leaf in (batch.x, batch.draw.e, batch.draw.r, batch.draw.t)]
-    _, metrics = grid.advance(grid.place(state), steps)
-    start |= {"batch": arrays, "beta": 0.5, "equal": round(EQUAL * PAPER["batch"]), "steps": steps, "ema_decay": 0.5}
-    return {"start": start, "losses": metrics.loss[0].tolist()}
-
-
-def worker(spread):
-    """Answer requests until standard input ends."""
-    if spread:
-        from vamf.training.grid import spread_over_cores
-
-        spread_over_cores(BETAS * SEEDS)
-    built = {}
-    for line in sys.stdin:
-        request = json.loads(line)
-        kind, seconds = request.pop("kind"), request.pop("seconds", 0)
-        if kind == "trajectory":
-            reply = trajectory()
-        elif kind == "run":
-            reply = {"rate": through_run(**request) if seconds else 0}
-        else:
-            key = json.dumps([kind, request])
-            if key not in built:
-                built[key] = {"peak": peak, "training": training}[kind](**request)
-                built[key]()
-            done, start = 0, time.perf_counter()
-            while (elapsed := time.perf_counter() - start) < seconds:
-                done += built[key]()
-            reply = {"rate": done / elapsed if done else 0}
-        print(json.dumps(reply), flush=True)
-
-
-# The side that asks ----------------------------------------------------------------------------------------------
+def training(width, batch, members=1, chunk=None, **options):
+    """The request for a training of vamf, advanced in chunks of 1e11 operations or so, 256 steps at most."""
+    chunk = chunk or 2 ** max(0, min(8, round(math.log2(1e11 / flops(width, batch) / members))))
+    return {"kind": "training", "width": width, "batch": batch, "grid": members > 1, "chunk": chunk, **options}
 
 
 class Worker:
@@ -252,7 +83,8 @@ class Worker:
 
     def __exit__(self, *_):
         for process in self.processes:
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
             process.wait()
             process.stdout.close()
 
@@ -265,7 +97,7 @@ class Bench:
 
     def vamf(self, spread=False):
         """A worker with one device, or one on every core."""
-        return Worker([sys.executable, __file__, "--worker", *(["--spread"] if spread else [])])
+        return Worker([sys.executable, HERE / "vamf_worker.py", *(["--spread"] if spread else [])])
 
     def pytorch(self, farm=False):
         """A worker with all cores, or one worker on every core."""
@@ -287,16 +119,17 @@ class Bench:
             spread = 1 - median / best
             self.results[name] = {"best": best, "median": median, "spread": spread, "repeats": repeats}
 
-    def seconds(self, title, name, start, **request):
-        """Seconds from process start to the end of the first step; the best of several starts."""
-        taken = []
-        repeats = 1 if self.quick else 3
+    def seconds(self, name, start, request):
+        """Seconds from process start to the end of the first step, nothing compiled before; the best of several."""
+        self.say(f"first step: {name}")
+        taken, repeats = [], 1 if self.quick else 3
         for _ in range(repeats):
-            self.say(f"{title}: {name}")
-            before = time.perf_counter()
-            with start() as who:
-                who.ask(**request)
-                taken.append(time.perf_counter() - before)
+            with tempfile.TemporaryDirectory() as empty:
+                os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty
+                before = time.perf_counter()
+                with start() as who:
+                    who.ask(**request)
+                    taken.append(time.perf_counter() - before)
         best, median = min(taken), statistics.median(taken)
         self.results[name] = {"best": best, "median": median, "spread": 1 - best / median, "repeats": repeats}
 
@@ -314,9 +147,11 @@ class Bench:
         paper = job == PAPER
         with contextlib.ExitStack() as stack:
             single, spread = stack.enter_context(self.vamf()), stack.enter_context(self.vamf(spread=True))
-            items = {"vamf single": (single, job), "vamf single beta 0": (single, job | {"beta": 0.0})}
-            items |= {"vamf grid": (spread, job | {"grid": True})}
-            items = {name: (who, {"kind": "training", **request}) for name, (who, request) in items.items()}
+            items = {
+                "vamf single": (single, training(**job)),
+                "vamf single beta 0": (single, training(**job, beta=0.0)),
+                "vamf grid": (spread, training(**job, members=MEMBERS)),
+            }
             for mode in ("eager", "compile"):
                 for split in (False, True):
                     who = stack.enter_context(self.pytorch())
@@ -326,7 +161,7 @@ class Bench:
                     if paper:
                         self.verify(name, who, expected, options)
                     items[name] = (who, request)
-                    if paper and split:
+                    if paper and split and not self.quick:
                         zero = who if mode == "eager" else stack.enter_context(self.pytorch())
                         items[f"{name} beta 0"] = (zero, request | {"beta": 0})
                         farm = stack.enter_context(self.pytorch(farm=True))
@@ -346,9 +181,8 @@ class Bench:
     def layouts(self):
         """Strategies and devices of the grid at the paper's size."""
         with self.vamf() as one, self.vamf(spread=True) as each:
-            grid = {"kind": "training", **PAPER, "grid": True}
             items = {
-                f"grid {strategy}, {devices}": (who, grid | {"strategy": strategy})
+                f"grid {strategy}, {devices}": (who, training(**PAPER, members=MEMBERS, strategy=strategy))
                 for strategy in ("loop", "vmap")
                 for devices, who in (("one device", one), ("a device a core", each))
             }
@@ -357,31 +191,31 @@ class Bench:
     def parts(self):
         """What is saved on the diagonal, and what random numbers and metrics cost."""
         with self.vamf() as who:
-            plain = {"kind": "training", **PAPER}
             items = {}
-            for equal in (0, 0.25, 0.5, 0.75):
-                items[f"equal {equal}"] = (who, plain | {"equal": equal})
-                items[f"equal {equal}, all rows"] = (who, plain | {"equal": equal, "variant": "all rows"})
+            for equal in EQUALS:
+                items[f"equal {equal}"] = (who, training(**PAPER, equal=equal))
+                items[f"equal {equal}, all rows"] = (who, training(**PAPER, equal=equal, variant="all rows"))
             for variant in ("drawn before", "no metrics"):
-                items[f"single, {variant}"] = (who, plain | {"variant": variant})
+                items[f"single, {variant}"] = (who, training(**PAPER, variant=variant))
             self.measure("parts of a step", items)
 
     def runs(self):
         """The same steps with everything a run does around them."""
         with self.vamf() as who:
-            items = {"chunks of 500": (who, {"kind": "training", **PAPER, "chunk": 500})}
-            items["run"] = (who, {"kind": "run", "variance": False})
-            items["run, gradient variance"] = (who, {"kind": "run", "variance": True})
+            items = {
+                "chunks of 500": (who, training(**PAPER, chunk=500)),
+                "run": (who, {"kind": "run", "variance": False}),
+                "run, gradient variance": (who, {"kind": "run", "variance": True}),
+            }
             self.measure("a run", items, repeats=1 if self.quick else 3)
 
     def starts(self):
         """From the start of the process to the first step."""
         rate = {"kind": "rate", **PAPER, "beta": 0.5, "equal": 64, "split": True, "seconds": 0}
-        self.seconds("first step", "start vamf", self.vamf, kind="training", **PAPER, chunk=1)
-        self.seconds("first step", "start torch eager", self.pytorch, **rate, compiled=False)
-        with tempfile.TemporaryDirectory() as empty:
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty
-            self.seconds("first step", "start torch compile", self.pytorch, **rate, compiled=True)
+        self.seconds("start vamf", self.vamf, training(**PAPER, chunk=1))
+        self.seconds("start torch eager", self.pytorch, rate | {"compiled": False})
+        if not self.quick:
+            self.seconds("start torch compile", self.pytorch, rate | {"compiled": True})
 
 
 def ratios(results, quick):
@@ -407,19 +241,16 @@ def ratios(results, quick):
                 of[f"{at}: grid / torch {mode}, one process a core"] = grid / farm
     usual = "grid loop, a device a core"
     of |= {f"{name} / {usual}": best[name] / best[usual] for name in best if name.startswith("grid ") and name != usual}
-    for equal in (0, 0.25, 0.5, 0.75):
+    for equal in EQUALS:
         of[f"equal {equal}: skipping / all rows"] = best[f"equal {equal}"] / best[f"equal {equal}, all rows"]
         of[f"equal {equal}: by the arithmetic"] = flops(**PAPER, equal=0) / flops(**PAPER, equal=equal)
     of["share of a step: random numbers"] = 1 - best["equal 0.25"] / best["single, drawn before"]
     of["share of a step: metrics"] = 1 - best["equal 0.25"] / best["single, no metrics"]
     of["share of a run: log, samples, checkpoints"] = 1 - best["run"] / best["chunks of 500"]
     of["share of a run: and gradient variance"] = 1 - best["run, gradient variance"] / best["chunks of 500"]
-    for mode in ("eager", "compile"):
+    for mode in ("eager",) if quick else ("eager", "compile"):
         of[f"first step: torch {mode} / vamf"] = best[f"start torch {mode}"] / best["start vamf"]
     return of
-
-
-# Other load ------------------------------------------------------------------------------------------------------
 
 
 def cpu_seconds():
@@ -492,7 +323,7 @@ def run(args, console):
             except Refusal:
                 raise Refusal("no torch to compare with") from None
         with bench.vamf() as who:
-            [expected] = who.ask(kind="trajectory")
+            [expected] = who.ask(kind="trajectory", **PAPER)
         bench.peaks()
         for width, batch in SIZES[:1] if args.quick else SIZES:
             bench.size(width, batch, expected)
@@ -552,11 +383,7 @@ def main():
     parser.add_argument("--out", type=Path, default=HERE / "results" / "toys-cpu.json", help="where the JSON goes")
     parser.add_argument("--quick", action="store_true", help="the paper's size only, few turns")
     parser.add_argument("--force", action="store_true", help="report in spite of other load, marked as contended")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--spread", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.worker:
-        return worker(args.spread)
     from rich.console import Console
 
     console = Console()

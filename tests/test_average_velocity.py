@@ -1,9 +1,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
 
+import oracles
 from vamf.average_velocity import flow_map, total_derivative
 
 MIXTURE = oracles.Mixture(np.array([0.2, 0.5, 0.3]), np.array([[2.0, 0.0], [-1.0, 1.5], [0.0, -2.0]]), 0.4)

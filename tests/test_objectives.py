@@ -3,11 +3,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import oracles
 from vamf import objectives
 from vamf.errors import UserError
 from vamf.networks import MLPConfig, build
@@ -17,7 +17,7 @@ from vamf.times import TimeLaw
 D = 3
 NETWORK = oracles.Smooth.random(0, D)
 PROXY = oracles.Smooth.random(1, D)
-MIXTURE = oracles.Mixture(np.array([0.3, 0.7]), np.array([[1.5, 0.5], [-1.0, -0.5]]), 0.5, steps=32)
+MIXTURE = oracles.Mixture(np.array([0.3, 0.7]), np.array([[1.5, 0.5], [-1.0, -0.5]]), 0.5, steps=16)
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +63,7 @@ def test_loss_is_the_definition(name, beta, gamma, power):
     options = {} if name == "meanflow" else {"beta": beta, "gamma": gamma}
     gamma = 0.0 if name == "meanflow" else gamma
     objective = objectives.create(name, weight_power=power, weight_constant=0.05, **options)
-    expected = oracles.meanflow_loss(
-        NETWORK, *batch(), proxy=PROXY, beta=beta, gamma=gamma, power=power, constant=0.05
-    )
+    expected = oracles.meanflow_loss(NETWORK, *batch(), proxy=PROXY, beta=beta, gamma=gamma, power=power, constant=0.05)
     np.testing.assert_allclose(objective.loss_at(NETWORK, *device(*batch()), proxy=PROXY), expected, rtol=1e-8)
 
 
@@ -195,7 +193,7 @@ def test_coefficients_follow_their_schedule(name, step):
     value = 1.0 - 0.8 * min(step / 100, 1)
     expected = oracles.meanflow_loss(NETWORK, *batch(), proxy=PROXY, **{name: value})
     with jax.numpy_dtype_promotion("standard"):  # the schedule itself is float32
-        actual = jax.jit(lambda s: objective.loss_at(NETWORK, *device(*batch()), proxy=PROXY, step=s))(step)
+        actual = objective.loss_at(NETWORK, *device(*batch()), proxy=PROXY, step=step)
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
@@ -341,7 +339,9 @@ def test_exact_roles_leave_no_residual(exact):
     objective = objectives.create("vamf", beta=1.0, gamma=1.0, proxy=marginal(exact))
     x, e, r, t = batch(d=2)
     r = np.minimum(r, 0.9 * t)  # the reference of a mixture divides by t - r
-    assert np.max(objective.loss_at(exact.average_velocity, *device(x, e, r, t))) < 1e-8
+    assert (
+        np.max(objective.loss_at(exact.average_velocity, *device(x, e, r, t))) < 1e-6
+    )  # the Runge-Kutta error squared
 
 
 @pytest.mark.parametrize("name", ["meanflow", "vamf"])
@@ -391,9 +391,10 @@ def test_training_averages_the_very_losses_of_loss_at(name, fraction, labelled):
 def test_jvp_norm_is_the_norm_of_the_total_derivative():
     objective = objectives.create("meanflow", times=TimeLaw(equal_fraction=0.0))
     x, key = jnp.asarray(batch()[0]), jax.random.key(0)
-    e, r, t, _ = (np.asarray(a) for a in objective.draw(key, x)[:3] + (0.0,))
-    z, v_c = x + t[:, None] * (e - x), e - np.asarray(x)
-    total = oracles.directional(lambda s: NETWORK(np.asarray(z) + s * v_c, r, t + s))
+    e, r, t = (np.asarray(a) for a in objective.draw(key, x)[:3])
+    v_c = e - np.asarray(x)
+    z = np.asarray(x) + t[:, None] * v_c
+    total = oracles.directional(lambda s: NETWORK(z + s * v_c, r, t + s))
     _, aux = objective(NETWORK, x, None, key, 0)
     np.testing.assert_allclose(aux["jvp_norm"], np.linalg.norm(total, axis=1), rtol=1e-8)
 
@@ -401,7 +402,7 @@ def test_jvp_norm_is_the_norm_of_the_total_derivative():
 def test_draw_has_noise_times_and_offsets_of_their_laws():
     n = 20_000
     objective = objectives.create("vamf_corner", anchor_range=(0.1, 0.3))
-    e, r, t, delta = objective.draw(jax.random.key(0), jnp.zeros((n, 2)))
+    e, _, t, delta = objective.draw(jax.random.key(0), jnp.zeros((n, 2)))
     np.testing.assert_allclose(np.mean(e, axis=0), 0, atol=5 / np.sqrt(n))
     np.testing.assert_allclose(np.var(e, axis=0), 1, atol=5 * np.sqrt(2 / n))
     assert np.min(delta) >= 0.1
@@ -417,9 +418,10 @@ def test_keys_and_steps_decide():
     x = jnp.asarray(batch()[0])
     objective = objectives.create("vamf", beta=Schedule("linear", 0.0, 1.0, 0, 10))
 
+    @jax.jit
     def run(seed, step):
         with jax.numpy_dtype_promotion("standard"):
-            return np.asarray(objective(NETWORK, x, None, jax.random.key(seed), step, proxy=PROXY)[0])
+            return objective(NETWORK, x, None, jax.random.key(seed), step, proxy=PROXY)[0]
 
     np.testing.assert_array_equal(run(1, 3), run(1, 3))
     assert np.all(run(1, 3) != run(2, 3))
@@ -430,12 +432,12 @@ def test_keys_and_steps_decide():
 
 
 def flops(f, *args):
-    return jax.jit(f).lower(*args).compile().cost_analysis()["flops"]
+    return jax.jit(f).lower(*args).cost_analysis()["flops"]
 
 
 def test_rows_on_the_diagonal_pay_no_derivative():
-    """Floating-point operations of the compiled gradient, so that no clock decides."""
-    network = build(MLPConfig(width=64), (2,))
+    """Floating-point operations of the program handed to the compiler, so that no clock decides."""
+    network = build(MLPConfig(width=64, depth=2), (2,))
     params = network.init(jax.random.key(0))
     x = jnp.zeros((64, 2), jnp.float32)
 
@@ -445,7 +447,7 @@ def test_rows_on_the_diagonal_pay_no_derivative():
         def mean_loss(params):
             return objective(network.bind(params), x, None, jax.random.key(0), 0)[0].mean()
 
-        return flops(jax.grad(mean_loss), params)
+        return flops(mean_loss, params)
 
     def flow_matching(params):
         t = jax.random.uniform(jax.random.key(1), (64,), jnp.float32)
@@ -455,8 +457,8 @@ def test_rows_on_the_diagonal_pay_no_derivative():
 
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         costs = [cost(fraction) for fraction in (0.0, 0.5, 1.0)]
-        plain = flops(jax.grad(flow_matching), params)
-    assert costs[0] > 1.2 * costs[2]
+        plain = flops(flow_matching, params)
+    assert costs[0] > 1.5 * costs[2]
     np.testing.assert_allclose(costs[1], (costs[0] + costs[2]) / 2, rtol=0.05)
     np.testing.assert_allclose(costs[2], plain, rtol=0.1)
 

@@ -1,9 +1,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
 
+import oracles
 from vamf.errors import UserError
 from vamf.sampling import integrate, sample
 

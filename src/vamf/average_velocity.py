@@ -19,7 +19,7 @@ from vamf.path import expand
 
 
 class AverageVelocity(Protocol):
-    """Any callable u(z, r, t, label) with z of shape (batch, *event), r and t of shape (batch,), label (batch,) or None.
+    """Any callable u(z, r, t, label): z of shape (batch, *event), r and t of shape (batch,), label (batch,) or None.
 
     It returns z's shape. A network with its parameters closed over is one; the closed form of a mixture is another.
     """

@@ -228,6 +228,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _stop(str(error), 1)
 
 
+def _print_distances(result: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("samples", "SW1", "SW2", title=f"{result['run']}, step {result['step']:,}", title_justify="left")
+    for name, row in result["distances"].items():
+        table.add_row(name, f"{row['sw1']:.4f}", f"{row['sw2']:.4f}")
+    Console(soft_wrap=True).print(table)
+
+
 def _stop(line: str, status: int) -> None:
     print(f"vamf: {' '.join(line.split())}", file=sys.stderr)
     sys.exit(status)
@@ -258,6 +268,8 @@ def _parse(kind: type, arguments: Sequence[str], name: str, positional: str = ""
 def _one_line(box: str, name: str) -> str:
     lines = [line.strip("│╭╮╰╯─ \t") for line in box.splitlines()]
     message, *rest = [line for line in lines if line][1:] or [box]
+    if message.endswith(":"):  # a list follows, such as the options that are missing
+        message = f"{message} {rest[0]}"
     option = re.match(r"Error parsing (--\S+): .*?'(.*)'$", message)
     if option:
         allowed = next((line.split(None, 1)[1] for line in rest if line.startswith(option[1] + " ")), "see --help")

@@ -82,11 +82,11 @@ def from_table(
     order = np.random.default_rng(0).permutation(len(table))
     held = max(1, round(holdout * len(table))) if holdout else 0
     test, train = order[:held], order[held:]
-    if shift is None or scale is None:
-        shift = table[train].mean(axis=0)
-        spread = table[train].std(axis=0)
-        scale = np.where(spread > 0, spread, 1.0)  # a constant column stays where it is
-    points = jnp.asarray((table[train] - shift) / scale, jnp.float32)
+    mean, spread = table[train].mean(axis=0), table[train].std(axis=0)
+    varies = spread > 1e-9 * np.abs(mean)  # a constant column keeps its scale; rounding gives it a tiny spread
+    centre = mean if shift is None else shift
+    unit = np.where(varies, spread, 1.0) if scale is None else scale
+    points = jnp.asarray((table[train] - centre) / unit, jnp.float32)
     arrays = {"points": points}
     if label is not None:
         arrays["label"] = jnp.asarray(label[train], jnp.int32)
@@ -106,8 +106,8 @@ def from_table(
         arrays=arrays,
         draw=draw,
         reference=reference,
-        shift=shift,
-        scale=scale,
+        shift=centre,
+        scale=unit,
         num_classes=0 if label is None else int(label.max()) + 1,
         picture=picture,
         columns=columns,
@@ -123,7 +123,7 @@ def _read_numpy(path: Path) -> np.ndarray:
         with loaded:
             names = [name for name in ("x", "data") if name in loaded.files] or loaded.files
             if len(names) != 1 and names[0] not in ("x", "data"):
-                raise UserError(f"{path}: arrays {', '.join(loaded.files)}; one array, or one named x or data, is needed")
+                raise UserError(f"{path}: arrays {', '.join(loaded.files)}; one of them must be named x or data")
             return loaded[names[0]]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None

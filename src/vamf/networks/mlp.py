@@ -70,13 +70,13 @@ class MLP(nnx.Module):
         # with t, a forward-mode pass has one product with time's tangent instead of two.
         flat = z.reshape(z.shape[0], -1)
         of_z, of_t, of_gap = jnp.split(self.first.kernel[...], [flat.shape[1], flat.shape[1] + self.time_features])
-        h = product(flat, of_z) + at_t @ (of_t + of_gap) - at_r @ of_gap + self.first.bias[...]
+        h = product(flat, of_z) + at_t @ (of_t + of_gap) - at_r @ of_gap + _bias(self.first)
         if self.num_classes:
             h = h + self.classes(jnp.full(t.shape, self.num_classes) if label is None else label)
         h = jax.nn.silu(h)
         for layer in self.hidden:
             h = jax.nn.silu(layer(h))
-        return (product(h, self.last.kernel[...]) + self.last.bias[...]).reshape(z.shape)
+        return (product(h, self.last.kernel[...]) + _bias(self.last)).reshape(z.shape)
 
 
 def product(x: Float[Array, "batch fan_in"], kernel: Float[Array, "fan_in fan_out"]) -> Float[Array, "batch fan_out"]:
@@ -91,3 +91,8 @@ def product(x: Float[Array, "batch fan_in"], kernel: Float[Array, "fan_in fan_ou
     if fan_out <= THIN:
         return jnp.stack([x @ kernel[:, j] for j in range(fan_out)], axis=1)
     return x @ kernel
+
+
+def _bias(layer: nnx.Linear) -> Float[Array, " fan_out"]:
+    assert layer.bias is not None
+    return layer.bias[...]

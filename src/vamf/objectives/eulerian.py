@@ -169,7 +169,7 @@ class Eulerian:
 
         residual = jnp.concatenate(squared)
         loss = weights.adaptive(residual, self.weight_power, self.weight_constant)
-        if self.anchor_weight > 0:
+        if self.anchor_weight > 0 and delta is not None:
             anchor = _sum_squares(u(z, jnp.maximum(t - delta, 0), t, label) - v_c)
             loss = loss + self.anchor_weight * weights.adaptive(anchor, self.weight_power, self.weight_constant)
         return loss, {"r": r, "t": t, "residual": residual, "jvp_norm": jnp.concatenate(jvp_norm)}

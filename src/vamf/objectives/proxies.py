@@ -23,7 +23,7 @@ Source = str | Callable
 def check(source: Source) -> None:
     """Refuse what is neither a named source nor a callable."""
     if not callable(source) and source not in SOURCES:
-        raise UserError(f"proxy = {source!r}: allowed are {', '.join(SOURCES)} or an average velocity u(z, r, t, label)")
+        raise UserError(f"proxy = {source!r}: allowed are {', '.join(SOURCES)} or a callable u(z, r, t, label)")
 
 
 def resolve(source: Source, u: AverageVelocity, given: AverageVelocity | None) -> AverageVelocity:

@@ -43,9 +43,12 @@ def panels(
 ) -> bytes:
     """Small multiples of curves with bands of one spread; SVG."""
     pyplot = _pyplot()
+    from matplotlib.ticker import LogLocator, NullLocator
+
     columns = min(columns, len(plots))
     rows = -(-len(plots) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(3.6 * columns, 2.75 * rows + 0.35), squeeze=False)
+    width = 3.6 if columns > 1 else 5.4
+    figure, axes = pyplot.subplots(rows, columns, figsize=(width * columns, 2.75 * rows + 0.35), squeeze=False)
     for axis, plot in zip(axes.flat, plots, strict=False):
         for curve in plot.curves:
             x, y = np.asarray(curve.x, float), np.asarray(curve.y, float)
@@ -60,6 +63,9 @@ def panels(
         axis.set_title(plot.title, fontsize=10.5, color=INK)
         if log:
             axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_minor_locator(NullLocator())
+            axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         else:
             axis.set_ylim(bottom=0)
         if integers:
@@ -71,17 +77,16 @@ def panels(
     for column in range(columns):
         shown = [axis for axis in axes[:, column] if axis.get_visible()]
         shown[-1].set_xlabel(xlabel)
-    handles = dict(
-        reversed(pair) for axis in axes.flat for pair in zip(*axis.get_legend_handles_labels(), strict=True)
-    )
+    labelled = [pair for axis in axes.flat for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
+    handles = {label: handle for handle, label in labelled}  # one entry for each label
     figure.tight_layout()
     if handles:
         figure.legend(
-            handles.values(),
-            handles.keys(),
+            list(handles.values()),
+            list(handles),
             loc="lower center",
             bbox_to_anchor=(0.5, 1.0),
-            ncols=min(len(handles), 4),
+            ncols=min(len(handles), 2 * columns - 1),
             frameon=False,
             fontsize=9.5,
         )

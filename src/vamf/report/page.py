@@ -19,11 +19,12 @@ figure svg, figure img { max-width: 100%; height: auto; display: block; }
 figcaption { color: var(--soft); font-size: .9rem; max-width: 48rem; margin-top: .4rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; margin: .6rem 0; }
-th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { font-weight: 600; background: var(--tint); }
+th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { font-weight: 600; background: var(--tint); white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 td.best { font-weight: 700; color: var(--accent); }
-code { background: var(--tint); border: 1px solid var(--line); border-radius: 4px; padding: .1em .35em; font-size: .9em; }
+code { background: var(--tint); border: 1px solid var(--line); border-radius: 4px;
+       padding: .1em .35em; font-size: .9em; }
 footer { margin-top: 3rem; color: var(--soft); font-size: .85rem; }
 """
 
@@ -53,7 +54,7 @@ class Page:
         body = "".join(
             "<tr>"
             + "".join(
-                f'<td{" class=best" if best and (i, j) in best else ""}>{html.escape(cell)}</td>'
+                f"<td{' class=best' if best and (i, j) in best else ''}>{html.escape(cell)}</td>"
                 for j, cell in enumerate(row)
             )
             + "</tr>"

@@ -78,7 +78,7 @@ def complete(training: Training, folder: Path, measure: Measure, samples: int, p
             {
                 "data": training.config.data,
                 "method": training.config.method,
-                "beta": grid.betas[index] if grid.betas is not None else float(grid.trainer.objective.beta),
+                "beta": grid.beta_at(index, training.config.steps),
                 "seed": grid.seeds[index],
                 "finite": bool(np.isfinite(drawn[index]).all()),
                 "gradient_variance": float(np.mean(tail)) if tail else None,

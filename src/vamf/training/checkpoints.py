@@ -1,4 +1,4 @@
-"""Checkpoints that can be trusted: written whole or not at all, checked on the way back, tied to their configuration."""
+"""Checkpoints that can be trusted: written whole or not at all, checked when read, tied to their configuration."""
 
 import hashlib
 import logging
@@ -77,11 +77,11 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             try:
-                facts = self._manager.restore(step, args=self._args.Composite(facts=self._args.JsonRestore())).facts
+                facts = self._manager.restore(step, args=self._args.Composite(facts=self._args.JsonRestore()))["facts"]
                 if facts["fingerprint"] == self.fingerprint:
                     restored = self._manager.restore(
                         step, args=self._args.Composite(state=self._args.StandardRestore(template))
-                    ).state
+                    )["state"]
                     if _digest(restored) != facts["digest"]:
                         raise ValueError("its arrays do not match their digest")
                     return jax.tree.unflatten(structure, [restored[name] for name in sorted(restored)]), step

@@ -168,4 +168,3 @@ def _from_dict(kind: type, values: dict, where: str) -> Any:
             value = tuple(value)
         built[name] = value
     return kind(**built)
-

@@ -24,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vamf import networks, sampling
 from vamf.data import Dataset
+from vamf.objectives.schedules import value_at
 from vamf.training.config import TrainConfig
 from vamf.training.step import Member, Metrics, State, Trainer, learning_rate, optimiser, streams
 
@@ -124,6 +125,10 @@ class Grid:
 
         return self.dataset.to_original(self.collect(self._compile(draw)(self._arrays, self.members, state)))
 
+    def beta_at(self, index: int, step: int) -> float:
+        """beta of a member at a training step."""
+        return self.betas[index] if self.betas is not None else float(value_at(self.trainer.objective.beta, step))
+
     @cached_property
     def parameters(self) -> int:
         """Number of parameters of one member."""
@@ -149,7 +154,7 @@ class Grid:
     @cached_property
     def _block(self) -> int:
         """How many batches are drawn at once: as many as fit BLOCK_BYTES."""
-        batch = jax.eval_shape(lambda: self.trainer.batch(self.dataset.arrays, Member(np.uint32(0), None), 0))
+        batch = jax.eval_shape(lambda: self.trainer.batch(self.dataset.arrays, Member(jnp.uint32(0), None), 0))
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch))
         return max(1, min(32, BLOCK_BYTES // size))
 

@@ -1,4 +1,4 @@
-"""From the first step to the last: chunks of steps, the log, checkpoints, and a stop where numbers stop being numbers."""
+"""From the first step to the last: chunks of steps, the log, checkpoints, a stop where numbers stop being numbers."""
 
 import time
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vamf.objectives.schedules import value_at
 from vamf.training.checkpoints import Checkpoints, fingerprint
 from vamf.training.config import to_json
 from vamf.training.grid import Grid
@@ -104,13 +103,11 @@ def _check(grid: Grid, metrics: Metrics, step: int, checkpoints: Checkpoints) ->
 
 def _record(grid: Grid, metrics: Metrics, step: int, rate: float) -> dict[str, Any]:
     """One line of the log: means over the chunk; numbers for a single training, lists in member order for a grid."""
-    config = grid.config
     record: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
-    record |= {name: _plain(values.mean(axis=1)) for name, values in metrics._asdict().items()}
-    record["grad_norm_max"] = _plain(metrics.grad_norm.max(axis=1))
-    record["lr"] = float(grid.learning_rate(step - 1))
-    if grid.betas is None:
-        record["beta"] = float(value_at(grid.trainer.objective.beta, step - 1))
+    record |= {name: _plain(np.mean(values, axis=1)) for name, values in metrics._asdict().items()}
+    record["grad_norm_max"] = _plain(np.max(metrics.grad_norm, axis=1))
+    record["lr"] = float(np.asarray(grid.learning_rate(step - 1)))
+    record["beta"] = _plain(np.array([grid.beta_at(index, step - 1) for index in range(grid.size)]))
     record["steps_per_second"] = round(rate, 1)
     return record
 

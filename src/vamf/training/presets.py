@@ -45,4 +45,3 @@ def for_data(name: str) -> TrainConfig:
         return table(str(Path(name).resolve()))
     data.load(name)  # raises, naming what is allowed
     raise UserError(f"data = {name!r}: no preset of that name")
-

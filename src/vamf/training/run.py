@@ -96,7 +96,9 @@ class Run:
         """
         state, step = loop.restore(self.grid, loop.open_checkpoints(self.grid, self.folder), progress)
         if step == 0:
-            raise UserError(f"{self.folder}: no checkpoint yet; train it first with `vamf train --resume {self.folder}`")
+            raise UserError(
+                f"{self.folder}: no checkpoint yet; train it first with `vamf train --resume {self.folder}`"
+            )
         return state, step
 
     def sample(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -20,8 +21,8 @@ from vamf.training.config import TrainConfig
 class Member(NamedTuple):
     """What distinguishes the trainings of a grid."""
 
-    seed: Int[Array, ""]
-    beta: Float[Array, ""] | None
+    seed: Int[Array, ""] | np.ndarray
+    beta: Float[Array, ""] | np.ndarray | None
     """Overrides the objective's beta where a grid sweeps it."""
 
 

@@ -1,0 +1,187 @@
+"""The trainings that `toys.py` measures, in vamf.
+
+A worker of `toys.py`: one JSON request a line on standard input, one JSON reply a line on standard output.
+
+| kind         | asked with                                                 | replies                                 |
+|--------------|------------------------------------------------------------|-----------------------------------------|
+| `peak`       | library, n, seconds                                        | GFLOP/s of n x n matrix products        |
+| `training`   | chunk, seconds, and what `build` takes                     | model steps per second                  |
+| `run`        | variance, seconds                                          | steps per second with all a run does    |
+| `trajectory` | width, batch                                               | a start and the losses that follow      |
+"""
+
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vamf import data
+from vamf.networks import MLPConfig
+from vamf.times import TimeLaw
+from vamf.training.config import LogConfig, OptimiserConfig, TrainConfig
+from vamf.training.grid import Grid, spread_over_cores
+from vamf.training.step import Member
+
+BETAS, SEEDS = 11, 3
+
+
+def build(width, batch, beta=0.5, grid=False, strategy="auto", equal=0.25, variant=None, steps=20_000, decay=0.999):
+    """A grid of one training or of all betas and seeds; a variant changes one part of the step."""
+    config = TrainConfig(
+        "swiss_roll",
+        beta=beta,
+        batch_size=batch,
+        steps=steps,
+        network=MLPConfig(width),
+        times=TimeLaw(equal_fraction=equal),
+        optimiser=OptimiserConfig(ema_decay=decay),
+    )
+    members = [(seed, i / (BETAS - 1)) for i in range(BETAS) for seed in range(SEEDS)] if grid else [(0, None)]
+    seeds, betas = zip(*members, strict=True)
+    built = Grid(config, data.load("swiss_roll"), seeds, betas if grid else None, strategy)
+    if variant:
+        built.trainer = VARIANTS[variant](built.trainer)
+    return built
+
+
+def all_rows(trainer):
+    """The Jacobian-vector product also on the rows with r = t."""
+
+    class AllRows(type(trainer.objective)):
+        def evaluate(self, u, x, draw, label, step, proxy=None, equal=0):
+            return super().evaluate(u, x, draw, label, step, proxy, equal=0)
+
+    return dataclasses.replace(trainer, objective=AllRows(**vars(trainer.objective)))
+
+
+def no_metrics(trainer):
+    """Nothing reported, so that the compiler leaves out what only the report needs."""
+
+    class NoMetrics(type(trainer)):
+        def step(self, batch, member, state):
+            return super().step(batch, member, state)[0], ()
+
+    return NoMetrics(**vars(trainer))
+
+
+def drawn_before(trainer, count=64):
+    """Batches looked up by the step instead of drawn. (One constant batch would let the compiler fold its work.)"""
+    draw = jax.jit(jax.vmap(lambda step: trainer.batch((), Member(np.uint32(0), None), step)))
+    batches = draw(np.arange(count))
+
+    class DrawnBefore(type(trainer)):
+        def batch(self, arrays, member, step):
+            return jax.tree.map(lambda leaf: leaf[step % count], batches)
+
+    return DrawnBefore(**vars(trainer))
+
+
+VARIANTS = {
+    "all rows": all_rows,
+    "no metrics": no_metrics,
+    "drawn before": drawn_before,
+    "one batch": lambda trainer: drawn_before(trainer, 1),
+}
+
+
+def training(chunk, **job):
+    """A function that advances a training and returns how many model steps it made."""
+    grid = build(**job)
+    state = grid.init()
+
+    def advance():
+        nonlocal state
+        state, _ = grid.advance(state, chunk)
+        jax.block_until_ready(state)
+        return chunk * grid.size
+
+    return advance
+
+
+def peak(library, n):
+    """A function that multiplies two n x n matrices and returns the operations in 1e9."""
+    matrix = np.random.default_rng(0).standard_normal((n, n), np.float32)
+    if library == "jax":
+        matrix, product = jnp.asarray(matrix), jax.jit(lambda a: a @ a)
+        return lambda: (product(matrix).block_until_ready(), 2e-9 * n**3)[1]
+    return lambda: (matrix @ matrix, 2e-9 * n**3)[1]
+
+
+def through_run(variance):
+    """Steps per second of a run in a folder: log, samples, a checkpoint in 2,000 steps, and the variance if asked."""
+    from vamf.training.logs import Progress, read
+    from vamf.training.run import Run
+
+    log = LogConfig(variance_every=2000 if variance else 0)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run.create(TrainConfig("swiss_roll", steps=4500, log=log), Path(folder) / "run")
+        run.train(Progress(show=False))
+        at = {record["step"]: record["time"] for record in read(run.folder / "metrics.jsonl")}
+    return 2000 / (at[4500] - at[2500])
+
+
+def trajectory(width, batch, steps=5):
+    """A few steps on one batch from parameters that are not small: where torch starts and the losses it has to find.
+
+    The learning rate falls and the moving average moves fast enough for the later losses to show both. (Parameters
+    are not compared: where a gradient is all rounding, Adam turns it into a full step.)
+    """
+    grid = build(width, batch, variant="one batch", steps=steps, decay=0.5)
+    x, _, draw = grid.trainer.batch((), None, 0)
+    random = np.random.default_rng(0)
+
+    def disturbed(tree):
+        return jax.tree.map(lambda leaf: leaf + 0.1 * random.standard_normal(leaf.shape, np.float32), tree)
+
+    def listed(tree):  # torch keeps kernels transposed
+        tree = jax.tree.map(lambda leaf: np.asarray(leaf)[0], tree)
+        layers = [tree["first"], *(tree["hidden"][key] for key in sorted(tree["hidden"])), tree["last"]]
+        return [leaf.tolist() for layer in layers for leaf in (layer["kernel"].T, layer["bias"])]
+
+    state = grid.init()
+    state = state._replace(params=disturbed(state.params), average=disturbed(state.average))
+    start = {"params": listed(state.params), "average": listed(state.average)}
+    arrays = [np.asarray(leaf).tolist() for leaf in (x, draw.e, draw.r, draw.t)]
+    _, metrics = grid.advance(grid.place(state), steps)
+    start |= {
+        "batch": arrays,
+        "beta": 0.5,
+        "equal": grid.trainer.objective.times.count_equal(batch),
+        "steps": steps,
+        "ema_decay": 0.5,
+    }
+    return {"start": start, "losses": metrics.loss[0].tolist()}
+
+
+def main():
+    """Answer requests until standard input ends."""
+    if "--spread" in sys.argv:
+        spread_over_cores()
+    built = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        kind, seconds = request.pop("kind"), request.pop("seconds", 0)
+        if kind == "trajectory":
+            reply = trajectory(**request)
+        elif kind == "run":
+            reply = {"rate": through_run(**request) if seconds else 0}
+        else:
+            key = json.dumps([kind, request])
+            if key not in built:
+                built[key] = {"peak": peak, "training": training}[kind](**request)
+                built[key]()
+            done, start = 0, time.perf_counter()
+            while (elapsed := time.perf_counter() - start) < seconds:
+                done += built[key]()
+            reply = {"rate": done / elapsed if done else 0}
+        print(json.dumps(reply), flush=True)
+
+
+if __name__ == "__main__":
+    main()

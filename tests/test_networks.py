@@ -1,0 +1,187 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vamf.average_velocity import total_derivative
+from vamf.errors import UserError
+from vamf.networks import MLPConfig, build
+from vamf.networks.embeddings import sinusoidal
+
+EVENTS = [(2,), (64,), (8, 8)]
+
+
+def arguments(event, n=5, seed=0):
+    rng = np.random.default_rng(seed)
+    t = rng.uniform(0.3, 1.0, n)
+    return [jnp.asarray(a, jnp.float32) for a in (rng.normal(size=(n, *event)), t * rng.uniform(0, 1, n), t)]
+
+
+def perturbed(params, seed=1, size=0.3):
+    """Parameters away from the start, where the last layer hides all others."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: leaf + np.float32(size) * rng.normal(size=leaf.shape).astype(np.float32), params)
+
+
+def count(params):
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize("classes", [0, 10])
+def test_shape_and_almost_zero_at_the_start(event, classes):
+    network = build(MLPConfig(), event, classes)
+    z, r, t = arguments(event)
+    out = network.bind(network.init(jax.random.key(0)))(z, r, t, None)
+    assert out.shape == z.shape
+    assert out.dtype == jnp.float32
+    assert 0 < np.max(np.abs(out)) < 1e-4
+
+
+def test_the_start_is_the_identity_map():
+    network = build(MLPConfig(), (2,))
+    u = network.bind(network.init(jax.random.key(0)))
+    z, r, t = arguments((2,))
+    _, derivative = total_derivative(u, z, r, t, z)
+    assert np.max(np.abs(derivative)) < 1e-3
+
+
+@pytest.mark.parametrize("size", [2, 64])
+def test_parameter_count(size):
+    found = count(build(MLPConfig(), (size,)).init(jax.random.key(0)))
+    assert found == (size + 2 * 32 + 1) * 128 + 2 * (128 + 1) * 128 + (128 + 1) * size
+    if size == 2:
+        assert found == 41_858
+
+
+def test_classes_add_one_vector_each_and_one_for_none():
+    with_classes, without = (build(MLPConfig(), (2,), classes).init(jax.random.key(0)) for classes in (10, 0))
+    assert count(with_classes) - count(without) == 11 * 128
+
+
+def test_keys_decide_the_start():
+    network = build(MLPConfig(), (2,))
+    first, again, other = (jax.tree.leaves(network.init(jax.random.key(seed))) for seed in (0, 0, 1))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    kernels = [(a, b) for a, b in zip(first, other, strict=True) if a.ndim == 2]
+    assert len(kernels) == 4
+    assert not any(np.array_equal(a, b) for a, b in kernels)
+
+
+def test_hidden_kernels_are_xavier_uniform():
+    params = build(MLPConfig(width=256), (2,)).init(jax.random.key(0))
+    square = [leaf for leaf in jax.tree.leaves(params) if leaf.shape == (256, 256)]
+    bound = np.sqrt(6 / 512)
+    for kernel in square:
+        assert np.max(np.abs(kernel)) <= bound
+        np.testing.assert_allclose(np.std(kernel), bound / np.sqrt(3), rtol=0.02)
+
+
+def test_labels_change_the_output_and_none_is_the_last_class():
+    network = build(MLPConfig(), (2,), 3)
+    u = network.bind(perturbed(network.init(jax.random.key(0))))
+    z, r, t = arguments((2,))
+    outputs = [u(z, r, t, jnp.full(5, k)) for k in range(4)]
+    for i in range(4):
+        for j in range(i):
+            assert np.min(np.max(np.abs(outputs[i] - outputs[j]), axis=1)) > 1e-3
+    np.testing.assert_array_equal(u(z, r, t, None), outputs[3])
+
+
+def test_rows_do_not_see_one_another():
+    network = build(MLPConfig(), (8, 8), 3)
+    u = network.bind(perturbed(network.init(jax.random.key(0)), size=0.05))
+    z, r, t = arguments((8, 8))
+    label = jnp.array([0, 1, 2, 0, 1])
+    alone = [u(z[i : i + 1], r[i : i + 1], t[i : i + 1], label[i : i + 1])[0] for i in range(5)]
+    np.testing.assert_allclose(u(z, r, t, label), np.stack(alone), rtol=1e-4, atol=1e-4)
+
+
+def test_both_times_matter():
+    network = build(MLPConfig(), (2,))
+    u = network.bind(perturbed(network.init(jax.random.key(0))))
+    z, r, t = arguments((2,))
+    assert np.max(np.abs(u(z, r, t, None) - u(z, r / 2, t, None))) > 1e-3
+    assert np.max(np.abs(u(z, r, t, None) - u(z, r, (1 + t) / 2, None))) > 1e-3
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_is_the_perceptron_of_its_description(depth):
+    """A plain numpy evaluation of [z, emb(t), emb(t) - emb(r)] with SiLU between the layers."""
+    network = build(MLPConfig(width=16, depth=depth, time_features=8), (2,))
+    params = perturbed(network.init(jax.random.key(0)))
+    z, r, t = (np.asarray(a, np.float64) for a in arguments((2,)))
+
+    def embed(t):
+        angle = t[:, None] * 1e4 ** -(np.arange(4) / 4)
+        return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(len(t), 8)
+
+    layers = [params["first"], *(params["hidden"][k] for k in sorted(params.get("hidden", {}))), params["last"]]
+    h = np.concatenate([z, embed(t), embed(t) - embed(r)], axis=1)
+    for i, layer in enumerate(layers):
+        h = h @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"], np.float64)
+        if i < len(layers) - 1:
+            h = h / (1 + np.exp(-h))
+    assert len(layers) == depth + 1
+    np.testing.assert_allclose(network.bind(params)(*arguments((2,)), None), h, rtol=1e-4, atol=1e-5)
+
+
+def test_embedding_is_sine_and_cosine_of_unscaled_time():
+    t = np.array([0.0, 0.3, 1.0], np.float32)
+    found = np.asarray(sinusoidal(jnp.asarray(t), 6))
+    angle = t[:, None] * np.array([1.0, 1e4 ** (-1 / 3), 1e4 ** (-2 / 3)])
+    np.testing.assert_allclose(np.sort(found), np.sort(np.concatenate([np.sin(angle), np.cos(angle)], 1)), atol=1e-6)
+    # du/dt passes through here: no feature may be steeper than time itself.
+    _, slope = jax.jvp(lambda t: sinusoidal(t, 32), (jnp.asarray(t),), (jnp.ones(3),))
+    assert np.max(np.abs(slope)) <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_forward_mode_matches_differences(event):
+    with jax.enable_x64(True):
+        network = build(MLPConfig(), event, 3)
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), perturbed(network.init(jax.random.key(0))))
+        u, label = jax.jit(network.bind(params)), jnp.arange(5) % 3
+        z, r, t = (jnp.asarray(a, jnp.float64) for a in arguments(event))
+        _, derivative = total_derivative(u, z, r, t, jnp.cos(z), label)
+        h = 1e-5
+        ahead, behind = (u(z + s * jnp.cos(z), r, t + s, label) for s in (h, -h))
+        np.testing.assert_allclose(derivative, (ahead - behind) / (2 * h), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_gradient_of_the_derivative_lowers(platform):
+    """Some operations have no forward mode on an accelerator, and only lowering shows it."""
+    network = build(MLPConfig(), (8, 8), 3)
+
+    def loss(params, z, r, t, label):
+        value, derivative = total_derivative(network.bind(params), z, r, t, z, label)
+        return jnp.sum((value + jax.lax.stop_gradient(derivative)) ** 2)
+
+    args = network.init(jax.random.key(0)), *arguments((8, 8)), jnp.arange(5) % 3
+    text = jax.jit(jax.grad(loss)).trace(*args).lower(lowering_platforms=(platform,)).as_text()
+    assert "dot_general" in text
+
+
+def test_members_of_a_grid_are_trained_side_by_side():
+    """The parameters are plain arrays: vmap over seeds equals one seed after another."""
+    network = build(MLPConfig(width=16), (2,))
+    z, r, t = arguments((2,))
+
+    def run(key):
+        params = jax.tree.map(lambda leaf: leaf + 0.1, network.init(key))
+        return network.bind(params)(z, r, t, None)
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    alone = jax.jit(run)
+    together = jax.jit(jax.vmap(run))(keys)
+    np.testing.assert_allclose(together, np.stack([alone(key) for key in keys]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [({"width": 0}, "width"), ({"depth": 0}, "depth"), ({"time_features": 3}, "time"), ({"time_features": 0}, "time")],
+)
+def test_refusals_name_the_field(options, name):
+    with pytest.raises(UserError, match=name):
+        MLPConfig(**options)
