@@ -67,16 +67,24 @@ class Worker:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.processes = [subprocess.Popen([str(part) for part in command], **pipes) for _ in range(copies)]
 
-    def ask(self, **request):
-        """The reply of each process."""
+    def send(self, **request):
+        """Hand over a request; replies come in the order of the requests."""
         with contextlib.suppress(BrokenPipeError):
             for process in self.processes:
                 process.stdin.write(json.dumps(request) + "\n")
                 process.stdin.flush()
+
+    def receive(self):
+        """The reply of each process."""
         lines = [process.stdout.readline() for process in self.processes]
         if not all(lines):
-            raise Refusal(f"a worker ended while it was asked for {request['kind']}; its own message is above")
+            raise Refusal("a measuring process has ended; its own message is above")
         return [json.loads(line) for line in lines]
+
+    def ask(self, **request):
+        """The replies to a request."""
+        self.send(**request)
+        return self.receive()
 
     def __enter__(self):
         return self
@@ -93,7 +101,8 @@ class Bench:
     """Measurements by name, and who makes them."""
 
     def __init__(self, torch, quick, say):
-        self.torch, self.quick, self.say, self.results = torch, quick, say, {}
+        self.torch, self.quick, self.say = torch, quick, say
+        self.results, self.differences = {}, {}
 
     def vamf(self, spread=False):
         """A worker with one device, or one on every core."""
@@ -106,14 +115,18 @@ class Bench:
 
     def measure(self, title, items, repeats=None):
         """Measure items {name: (worker, request)} in turn, several times over."""
-        repeats = repeats or (3 if self.quick else 6)
+        repeats = repeats or (2 if self.quick else 5)
         rates = {name: [] for name in items}
-        for turn in range(repeats + 1):
-            self.say(f"{title}: {f'turn {turn} of {repeats}' if turn else 'compiling'}")
+        self.say(f"{title}: compiling")
+        for who, request in items.values():
+            who.send(**request, seconds=0)
+        for who, _ in items.values():
+            who.receive()
+        for turn in range(repeats):
+            self.say(f"{title}: turn {turn + 1} of {repeats}")
             for name, (who, request) in items.items():
-                replies = who.ask(**request, seconds=(0.3 if self.quick else 0.6) if turn else 0)
-                if turn:
-                    rates[name].append(sum(reply["rate"] for reply in replies))
+                replies = who.ask(**request, seconds=0.3 if self.quick else 0.6)
+                rates[name].append(sum(reply["rate"] for reply in replies))
         for name, values in rates.items():
             best, median = max(values), statistics.median(values)
             spread = 1 - median / best
@@ -122,7 +135,7 @@ class Bench:
     def seconds(self, name, start, request):
         """Seconds from process start to the end of the first step, nothing compiled before; the best of several."""
         self.say(f"first step: {name}")
-        taken, repeats = [], 1 if self.quick else 3
+        taken, repeats = [], 1 if self.quick else 2
         for _ in range(repeats):
             with tempfile.TemporaryDirectory() as empty:
                 os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty
@@ -153,7 +166,7 @@ class Bench:
                 "vamf grid": (spread, training(**job, members=MEMBERS)),
             }
             for mode in ("eager", "compile"):
-                for split in (False, True):
+                for split in (True,) if self.quick else (False, True):
                     who = stack.enter_context(self.pytorch())
                     options = {"split": split, "compiled": mode == "compile"}
                     request = {"kind": "rate", **job, "beta": 0.5, "equal": round(EQUAL * batch), **options}
@@ -176,7 +189,7 @@ class Bench:
         error = max(abs(a / b - 1) for a, b in zip(reply["losses"], expected["losses"], strict=True))
         if not error <= TOLERANCE:
             raise Refusal(f"{name} is not vamf's training: its losses differ by {error:.1e}")
-        self.results[f"largest difference, {name}"] = error
+        self.differences[name] = error
 
     def layouts(self):
         """Strategies and devices of the grid at the paper's size."""
@@ -192,7 +205,7 @@ class Bench:
         """What is saved on the diagonal, and what random numbers and metrics cost."""
         with self.vamf() as who:
             items = {}
-            for equal in EQUALS:
+            for equal in (EQUAL,) if self.quick else EQUALS:
                 items[f"equal {equal}"] = (who, training(**PAPER, equal=equal))
                 items[f"equal {equal}, all rows"] = (who, training(**PAPER, equal=equal, variant="all rows"))
             for variant in ("drawn before", "no metrics"):
@@ -207,49 +220,56 @@ class Bench:
                 "run": (who, {"kind": "run", "variance": False}),
                 "run, gradient variance": (who, {"kind": "run", "variance": True}),
             }
-            self.measure("a run", items, repeats=1 if self.quick else 3)
+            self.measure("a run", items, repeats=2)
 
     def starts(self):
         """From the start of the process to the first step."""
         rate = {"kind": "rate", **PAPER, "beta": 0.5, "equal": 64, "split": True, "seconds": 0}
         self.seconds("start vamf", self.vamf, training(**PAPER, chunk=1))
-        self.seconds("start torch eager", self.pytorch, rate | {"compiled": False})
         if not self.quick:
+            self.seconds("start torch eager", self.pytorch, rate | {"compiled": False})
             self.seconds("start torch compile", self.pytorch, rate | {"compiled": True})
 
 
-def ratios(results, quick):
-    """The comparisons, by name."""
-    best = {name: result["best"] for name, result in results.items() if isinstance(result, dict)}
+def ratios(results):
+    """The comparisons, by name, as far as both sides were measured."""
+    best = {name: result["best"] for name, result in results.items()}
     of = {}
-    for width, batch in SIZES[:1] if quick else SIZES:
+
+    def compare(label, one, other, share=False):
+        if one in best and other in best:
+            of[label] = 1 - best[one] / best[other] if share else best[one] / best[other]
+
+    for width, batch in SIZES:
         at = f"{width} x {batch}"
-        single, grid = best[f"{at} vamf single"], best[f"{at} vamf grid"]
-        gflop = 1e-9 * flops(width, batch)
-        for name, rate in (("single", single), ("grid", grid)):
-            of[f"{at}: GFLOP/s, {name}"] = rate * gflop
-            of[f"{at}: share of the peak, {name}"] = rate * gflop / best["peak jax"]
-        of[f"{at}: grid per model / single"] = grid / single
+        for name in ("single", "grid"):
+            best[f"{at} GFLOP/s, {name}"] = best.get(f"{at} vamf {name}", 0) * 1e-9 * flops(width, batch)
+            if best[f"{at} GFLOP/s, {name}"]:
+                of[f"{at}: GFLOP/s, {name}"] = best[f"{at} GFLOP/s, {name}"]
+                compare(f"{at}: share of the peak, {name}", f"{at} GFLOP/s, {name}", "peak jax")
+        compare(f"{at}: grid per model / single", f"{at} vamf grid", f"{at} vamf single")
         for mode in ("eager", "compile"):
-            rival = max(best[f"{at} torch {mode}"], best[f"{at} torch {mode} split"])
-            of[f"{at}: single / torch {mode}"] = single / rival
-            of[f"{at}: grid per model / torch {mode}"] = grid / rival
-            if f"{at} torch {mode} split beta 0" in best:
-                zero = best[f"{at} vamf single beta 0"] / best[f"{at} torch {mode} split beta 0"]
-                of[f"{at}: single / torch {mode}, beta 0"] = zero
-                farm = best[f"{at} torch {mode} split, one process a core"]
-                of[f"{at}: grid / torch {mode}, one process a core"] = grid / farm
+            torch = max((f"{at} torch {mode}{split}" for split in ("", " split")), key=lambda name: best.get(name, 0))
+            compare(f"{at}: single / torch {mode}", f"{at} vamf single", torch)
+            compare(f"{at}: grid per model / torch {mode}", f"{at} vamf grid", torch)
+            compare(
+                f"{at}: single / torch {mode}, beta 0", f"{at} vamf single beta 0", f"{at} torch {mode} split beta 0"
+            )
+            farm = f"torch {mode} split, one process a core"
+            compare(f"{at}: grid / {farm}", f"{at} vamf grid", f"{at} {farm}")
     usual = "grid loop, a device a core"
-    of |= {f"{name} / {usual}": best[name] / best[usual] for name in best if name.startswith("grid ") and name != usual}
+    for name in [name for name in best if name.startswith("grid ") and name != usual]:
+        compare(f"{name} / {usual}", name, usual)
     for equal in EQUALS:
-        of[f"equal {equal}: skipping / all rows"] = best[f"equal {equal}"] / best[f"equal {equal}, all rows"]
-        of[f"equal {equal}: by the arithmetic"] = flops(**PAPER, equal=0) / flops(**PAPER, equal=equal)
-    of["share of a step: random numbers"] = 1 - best["equal 0.25"] / best["single, drawn before"]
-    of["share of a step: metrics"] = 1 - best["equal 0.25"] / best["single, no metrics"]
-    of["share of a run: log, samples, checkpoints"] = 1 - best["run"] / best["chunks of 500"]
-    of["share of a run: and gradient variance"] = 1 - best["run, gradient variance"] / best["chunks of 500"]
-    for mode in ("eager",) if quick else ("eager", "compile"):
-        of[f"first step: torch {mode} / vamf"] = best[f"start torch {mode}"] / best["start vamf"]
+        compare(f"equal {equal}: skipping / all rows", f"equal {equal}", f"equal {equal}, all rows")
+        if f"equal {equal}" in best:
+            of[f"equal {equal}: the same by the arithmetic"] = flops(**PAPER, equal=0) / flops(**PAPER, equal=equal)
+    compare("share of a step: random numbers", f"equal {EQUAL}", "single, drawn before", share=True)
+    compare("share of a step: metrics", f"equal {EQUAL}", "single, no metrics", share=True)
+    compare("share of a run: log, samples, checkpoints", "run", "chunks of 500", share=True)
+    compare("share of a run: these and gradient variance", "run, gradient variance", "chunks of 500", share=True)
+    for mode in ("eager", "compile"):
+        compare(f"first step: torch {mode} / vamf", f"start torch {mode}", "start vamf")
     return of
 
 
@@ -329,12 +349,12 @@ def run(args, console):
             bench.size(width, batch, expected)
         bench.layouts()
         bench.parts()
-        bench.runs()
+        if not args.quick:
+            bench.runs()
         bench.starts()
     look("during the measurements", load.share())
     look("after", Load.now())
-    results = bench.results
-    wide = [name for name, result in results.items() if isinstance(result, dict) and result["spread"] > SPREAD]
+    wide = [name for name, result in bench.results.items() if result["spread"] > SPREAD]
     if wide:
         complain(reasons, args.force, f"measurements spread by more than {SPREAD:.0%}: {', '.join(wide)}")
     versions = {name: importlib.metadata.version(name) for name in ("vamf", "jax", "jaxlib", "numpy")}
@@ -348,9 +368,9 @@ def run(args, console):
         "versions": {"python": platform.python_version(), **versions, "torch": torch_version},
         "units": {"peak": "GFLOP/s", "start": "s", "otherwise": "model steps per second"},
         "gflop_of_a_step": {f"{width} x {batch}": 1e-9 * flops(width, batch) for width, batch in SIZES},
-        "measurements": {name: value for name, value in results.items() if isinstance(value, dict)},
-        "largest_differences": {name: value for name, value in results.items() if not isinstance(value, dict)},
-        "ratios": ratios(results, args.quick),
+        "differences_of_losses": bench.differences,
+        "measurements": bench.results,
+        "ratios": ratios(bench.results),
     }
 
 
@@ -371,8 +391,11 @@ def show(report, console):
     for name, value in report["ratios"].items():
         ratio.add_row(name, f"{value:.0%}" if "share" in name else f"{value:,.3g}")
     console.print(rates, ratio)
-    worst = max(report["largest_differences"].values())
+    worst = max(report["differences_of_losses"].values())
     console.print(f"same computation: the losses of all torch variants are within {worst:.1e} of vamf's")
+    for name, value in report["ratios"].items():
+        if name.endswith("grid per model / single") and value < 1:
+            console.print(f"[red]slower[/red]: {name} is {value:.3g}, below 1", highlight=False)
     for reason in report["contended"]:
         console.print(f"[red]contended[/red]: {reason}", highlight=False)
 

@@ -322,7 +322,7 @@ def test_mean_and_covariance_of_a_mixture(beta):
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
 def test_bias_of_the_proxy_enters_as_the_theory_says(beta, gamma):
     """E[R | z] = [beta (I - S) - gamma I] b at the exact u: methods with gamma > 0 carry b itself."""
-    n, r, t, bias = 40_000, 0.2, 0.9, np.array([0.7, -0.4])
+    n, r, t, bias = 100_000, 0.2, 0.9, np.array([0.7, -0.4])
     exact = oracles.Gaussian(2.0)
 
     def biased(z, r, t, label):
@@ -362,11 +362,11 @@ TRAINED = {
 }
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.25, 1.0])
+@pytest.mark.parametrize("fraction", [0.0, 0.25, 0.3, 1.0])
 @pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize("labelled", [False, True])
 def test_training_averages_the_very_losses_of_loss_at(name, fraction, labelled):
-    n, key = 10, jax.random.key(5)
+    n, key = 8, jax.random.key(5)
     x = jnp.asarray(np.random.default_rng(1).normal(size=(n, D)))
     label = jnp.arange(n) % 2 if labelled else None
     objective = objectives.create(name, times=TimeLaw(equal_fraction=fraction), **TRAINED[name])

@@ -41,13 +41,13 @@ def test_names():
 @pytest.mark.parametrize("name", toys.NAMES)
 def test_shape_type_and_keys(name):
     key = jax.random.key(3)
-    x = toys.sample(name, key, 100)
-    assert x.shape == (100, 2)
+    x = toys.sample(name, key, 2000)
+    assert x.shape == (2000, 2)
     assert x.dtype == jnp.float32
     assert np.all(np.isfinite(x))
-    np.testing.assert_array_equal(x, toys.sample(name, key, 100))
-    assert not np.array_equal(x, toys.sample(name, jax.random.key(4), 100))
-    assert len(np.unique(np.asarray(x), axis=0)) == 100
+    np.testing.assert_array_equal(x, toys.sample(name, key, 2000))
+    assert not np.array_equal(x, toys.sample(name, jax.random.key(4), 2000))
+    assert len(np.unique(np.asarray(x), axis=0)) == 2000
 
 
 @pytest.mark.parametrize("name", toys.NAMES)
@@ -156,7 +156,7 @@ def test_pinwheel():
         assert_mean(np.stack([(w**k).real, (w**k).imag], axis=1), 0)
     nodes, shares = np.polynomial.hermite_e.hermegauss(40)
     along, across = np.meshgrid(1 + 0.3 * nodes, 0.1 * nodes, indexing="ij")
-    fifth = (along + 1j * across) ** 5 * np.exp(5j * 0.25 * np.exp(along))
+    fifth = (along + 1j * across) ** 5 * np.exp(-5j * 0.25 * np.exp(along))
     expected = np.sum(np.outer(shares, shares) * fifth) / np.sum(shares) ** 2
     assert_mean(np.stack([(w**5).real, (w**5).imag], axis=1), [expected.real, expected.imag])
 

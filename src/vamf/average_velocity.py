@@ -9,7 +9,7 @@ so u(z, t, t) = v(z, t), and differentiating in t along the flow gives the MeanF
     u = v - (t - r) du/dt,      du/dt = (du/dz) v + du/dt|_z = one Jacobian-vector product, tangent (v, 0, 1).
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from vamf.path import expand
 
 
+@runtime_checkable
 class AverageVelocity(Protocol):
     """Any callable u(z, r, t, label): z of shape (batch, *event), r and t of shape (batch,), label (batch,) or None.
 

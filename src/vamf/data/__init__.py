@@ -23,7 +23,7 @@ def load(name: str, holdout: float = 0.1) -> Dataset:
     if name == "digits":
         return arrays.digits(holdout)
     path = Path(name)
-    if path.suffix in arrays.SUFFIXES:
+    if path.suffix.lower() in arrays.SUFFIXES:
         return arrays.from_file(path, holdout)
     close = difflib.get_close_matches(name, NAMES, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""

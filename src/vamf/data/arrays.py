@@ -41,10 +41,10 @@ def from_file(path: Path, holdout: float) -> Dataset:
     Raises:
         UserError: the file is missing, not a table of numbers, too short, or has a value that is not finite.
     """
-    table, columns = _read_csv(path) if path.suffix == ".csv" else (_read_numpy(path), ())
+    table, columns = _read_csv(path) if path.suffix.lower() == ".csv" else (_read_numpy(path), ())
     if table.ndim != 2 or table.shape[1] == 0:
         raise UserError(f"{path}: shape {table.shape}; a table of shape (n, d) is needed")
-    if not (np.issubdtype(table.dtype, np.number) or table.dtype == bool) or np.iscomplexobj(table):
+    if table.dtype.kind not in "biuf":
         raise UserError(f"{path}: entries of type {table.dtype}; real numbers are needed")
     table = table.astype(np.float64)
     bad = np.argwhere(~np.isfinite(table))
@@ -82,10 +82,14 @@ def from_table(
     order = np.random.default_rng(0).permutation(len(table))
     held = max(1, round(holdout * len(table))) if holdout else 0
     test, train = order[:held], order[held:]
-    mean, spread = table[train].mean(axis=0), table[train].std(axis=0)
+    with np.errstate(over="ignore"):
+        mean, spread = table[train].mean(axis=0), table[train].std(axis=0)
     varies = spread > 1e-9 * np.abs(mean)  # a constant column keeps its scale; rounding gives it a tiny spread
     centre = mean if shift is None else shift
     unit = np.where(varies, spread, 1.0) if scale is None else scale
+    if not np.isfinite(unit).all():
+        column = int(np.argmin(np.isfinite(unit)))
+        raise UserError(f"{source}: column {column + 1} holds values too large to standardise")
     points = jnp.asarray((table[train] - centre) / unit, jnp.float32)
     arrays = {"points": points}
     if label is not None:
@@ -122,8 +126,10 @@ def _read_numpy(path: Path) -> np.ndarray:
             return loaded
         with loaded:
             names = [name for name in ("x", "data") if name in loaded.files] or loaded.files
-            if len(names) != 1 and names[0] not in ("x", "data"):
-                raise UserError(f"{path}: arrays {', '.join(loaded.files)}; one of them must be named x or data")
+            if not names or (len(names) > 1 and names[0] not in ("x", "data")):
+                raise UserError(
+                    f"{path}: arrays {', '.join(loaded.files) or 'none'}; one, or one named x or data, is needed"
+                )
             return loaded[names[0]]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
@@ -136,22 +142,23 @@ def _read_numpy(path: Path) -> np.ndarray:
 def _read_csv(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as handle:
-            lines = [(number, row) for number, row in enumerate(csv.reader(handle), 1) if any(map(str.strip, row))]
+            rows = enumerate(csv.reader(handle), 1)
+            lines = [(number, row) for number, row in rows if len(row) > 1 or "".join(row).strip()]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a readable .csv file ({_line(error)})") from None
     if not lines:
         raise UserError(f"{path}: the file is empty")
+    width = len(lines[0][1])
     columns: tuple[str, ...] = ()
     if not any(_is_number(entry) for entry in lines[0][1]):
         columns = tuple(entry.strip() for entry in lines[0][1])
         lines = lines[1:]
-    width = len(lines[0][1]) if lines else 0
     table = np.empty((len(lines), width))
     for index, (number, row) in enumerate(lines):
         if len(row) != width:
-            raise UserError(f"{path}: line {number} has {len(row)} entries, the lines above it have {width}")
+            raise UserError(f"{path}: line {number} has {len(row)} entries, the first line has {width}")
         for column, entry in enumerate(row):
             if not _is_number(entry) or not np.isfinite(float(entry)):
                 name = f" ({columns[column]})" if columns else ""
@@ -166,9 +173,9 @@ def _read_csv(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
 def _is_number(entry: str) -> bool:
     try:
         float(entry)
-        return True
     except ValueError:
         return False
+    return "_" not in entry  # Python reads 1_0 as 10
 
 
 def _line(error: Exception) -> str:

@@ -4,7 +4,6 @@ Every call draws fresh points; nothing is standardised, since the best tangent m
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +57,7 @@ def pinwheel(key, n, arms=5, radial=0.3, tangential=0.1, rate=0.25):
     along, across = (jax.random.normal(spread, (n, 2)) * jnp.array([radial, tangential]) + jnp.array([1.0, 0.0])).T
     turn = 2 * jnp.pi * arm / arms + rate * jnp.exp(along)
     return 1.5 * jnp.stack(
-        [jnp.cos(turn) * along - jnp.sin(turn) * across, jnp.sin(turn) * along + jnp.cos(turn) * across], axis=1
+        [jnp.cos(turn) * along + jnp.sin(turn) * across, jnp.cos(turn) * across - jnp.sin(turn) * along], axis=1
     )
 
 
@@ -81,11 +80,14 @@ def sample(name: str, key: Key[Array, ""], n: int) -> Float[Array, "n 2"]:
     return _SAMPLERS[name](key, n)
 
 
+_compiled = jax.jit(sample, static_argnums=(0, 2))
+
+
 def load(name: str) -> Dataset:
     """A toy as a data set; its reference points are fresh draws with keys that training never uses."""
 
     def reference(n, seed):
-        return np.asarray(jax.jit(partial(sample, name), static_argnums=1)(jax.random.key(2**31 + seed), n))
+        return np.asarray(_compiled(name, jax.random.key(2**31 + seed), n))
 
     return Dataset(
         name=name,

@@ -20,17 +20,21 @@ def sliced_wasserstein(x, y, order: int = 1, projections: int = 500, seed: int =
     Raises:
         UserError: order below 1, different numbers of columns, or an empty or non-finite sample.
     """
-    x, y = (np.asarray(points, np.float64).reshape(len(points), -1) for points in (x, y))
+    x, y = (np.asarray(points, np.float64) for points in (x, y))
+    if not x.size or not y.size:
+        raise UserError(f"samples of shape {x.shape} and {y.shape}: two non-empty samples are needed")
+    x, y = (points.reshape(len(points), -1) for points in (x, y))
     if order < 1 or projections < 1:
         raise UserError(f"order = {order}, projections = {projections}: allowed is 1 or more for both")
-    if x.shape[1] != y.shape[1] or not len(x) or not len(y):
-        raise UserError(f"samples of shape {x.shape} and {y.shape}: two non-empty tables of equal width are needed")
+    if x.shape[1] != y.shape[1]:
+        raise UserError(f"samples of shape {x.shape} and {y.shape}: tables of equal width are needed")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise UserError("a sample holds values that are not finite; a distance needs finite numbers")
     directions = np.random.default_rng(seed).normal(size=(x.shape[1], projections))
     directions /= np.linalg.norm(directions, axis=0)
+    centre = y.mean(axis=0)  # a common shift changes no distance, and far from 0 float32 has few digits left
     # One direction per row: contiguous sorts.
-    sorted_x, sorted_y = (np.sort((points @ directions).T.astype(np.float32), axis=1) for points in (x, y))
+    sorted_x, sorted_y = (np.sort(((points - centre) @ directions).T.astype(np.float32), axis=1) for points in (x, y))
     weights = None
     if len(x) != len(y):
         # The quantile functions are steps with jumps at i/n and j/m: between two jumps both are constant.

@@ -122,7 +122,7 @@ class Eulerian:
         label: Int[Array, " batch"] | None = None,
         proxy: AverageVelocity | None = None,
         delta: Float[Array, " batch"] | None = None,
-        step: int = 0,
+        step=0,
     ) -> Float[Array, " batch"]:
         """The losses (batch,) that training averages, at given noise and times: no randomness, weight included.
 

@@ -6,9 +6,13 @@ switches half-way) or, with the steps, `linear:1:0:2000:8000`.
 """
 
 import dataclasses
+from numbers import Real
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from vamf.errors import UserError, require
@@ -76,16 +80,14 @@ def value_at(coefficient: Coefficient, step) -> float | Float[Array, ""]:
 
 def is_zero(coefficient: Coefficient) -> bool:
     """True where the coefficient is known to be 0 throughout, so that what it multiplies need not be computed."""
-    return isinstance(coefficient, int | float) and coefficient == 0
+    return isinstance(coefficient, Real) and bool(coefficient == 0)
 
 
 def check_share(name: str, coefficient: Coefficient) -> None:
     """Refuse values outside [0, 1]; values known only inside a compiled program pass."""
-    if isinstance(coefficient, Schedule):
-        values = [coefficient.start, coefficient.end]
-    elif isinstance(coefficient, int | float):
-        values = [coefficient]
-    else:
+    if isinstance(coefficient, Tracer):
         return
+    values = [coefficient.start, coefficient.end] if isinstance(coefficient, Schedule) else [coefficient]
     for value in values:
-        require(0 <= value <= 1, name, value, "[0, 1]")
+        is_number = isinstance(value, Real) or (isinstance(value, jax.Array | np.ndarray) and value.ndim == 0)
+        require(is_number and bool(0 <= value <= 1), name, value, "[0, 1], as a number or a Schedule")

@@ -39,7 +39,7 @@ def for_data(name: str) -> TrainConfig:
     """
     if name in PRESETS:
         return PRESETS[name]
-    if Path(name).suffix in arrays.SUFFIXES:
+    if Path(name).suffix.lower() in arrays.SUFFIXES:
         if not Path(name).exists():
             raise UserError(f"{name}: no such file")
         return table(str(Path(name).resolve()))

@@ -1,0 +1,46 @@
+"""Configuration of the documentation. Build it with `make docs`; pages load nothing from a network."""
+
+import re
+
+from vamf import __version__
+
+project = "vamf"
+author = "The vamf authors"
+copyright = author
+release = version = __version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["deflist", "colon_fence"]
+myst_heading_anchors = 3
+default_role = "code"
+html_theme = "furo"
+html_title = f"vamf {version}"
+html_show_copyright = False
+html_show_sphinx = False
+
+# Shapes in annotations (jaxtyping) are strings such as "batch *event", which are no Python expressions.
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+autodoc_class_signature = "separated"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+
+
+def show_as_written(app, what, name, obj, options, lines):
+    """Docstrings are plain text: tables and formulas become literal blocks, and `*` in sentences stays a star."""
+    shown, literal, in_section = [], False, False
+    for line in lines:
+        in_section = in_section or line.strip() in ("Args:", "Returns:", "Raises:")
+        was, literal = literal, bool(line.strip()) and not in_section and line.startswith(("|", "    "))
+        if literal and not was:
+            shown += ["", "::", ""]
+        elif was and not literal:
+            shown.append("")
+        shown.append("    " + line if literal else re.sub(r"\*(?=event)", r"\\*", line).replace("||", r"\|\|"))
+    lines[:] = [*shown, ""]
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", show_as_written, priority=400)

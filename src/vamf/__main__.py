@@ -1,0 +1,5 @@
+"""`python -m vamf`."""
+
+from vamf.cli import main
+
+main()

@@ -1,0 +1,184 @@
+"""The command line as its users meet it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from vamf import cli
+
+FAST = ["--steps", "20", "--batch-size", "16", "--checkpoint-every", "10", "--log.every", "10", "--network.width", "16"]
+
+
+def run(*arguments, capsys):
+    """Exit status, standard output and standard error of a command."""
+    try:
+        cli.main([str(argument) for argument in arguments])
+        status = 0
+    except SystemExit as stop:
+        status = stop.code
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits") / "run"
+    cli.main(["train", "digits", *FAST, "--out", str(folder)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("table")
+    rng = np.random.default_rng(0)
+    rows = np.column_stack([rng.normal(1000, 5, 200), rng.uniform(0, 1e-3, 200), np.full(200, 7.0)])
+    (folder / "my.csv").write_text("height,mass,constant\n" + "\n".join(",".join(map(str, row)) for row in rows))
+    cli.main(["train", str(folder / "my.csv"), *FAST, "--out", str(folder / "run")])
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["dance"], "command 'dance': allowed are train"),
+        (["train"], "train needs a CONFIG"),
+        (["train", "swiss_rol"], "did you mean swiss_roll?"),
+        (["train", "nothing.csv"], "nothing.csv: no such file"),
+        (["train", "swiss_roll", "--method", "magic"], "method = 'magic': allowed are meanflow, vamf, vamf_corner"),
+        (["train", "swiss_roll", "--beta", "1.5"], "beta = 1.5: allowed is [0, 1]"),
+        (["train", "swiss_roll", "--beta", "soon"], "beta = 'soon': allowed is a number or"),
+        (["train", "swiss_roll", "--beta", "linear:0:3"], "beta = 3.0: allowed is [0, 1]"),
+        (["train", "swiss_roll", "--method", "meanflow", "--beta", "0.5"], "this method has beta = 0.0"),
+        (["train", "swiss_roll", "--objective.proxy", "none"], "proxy = 'none'"),
+        (["train", "swiss_roll", "--times.equal-fraction", "-0.1"], "times.equal-fraction = -0.1: allowed is [0, 1]"),
+        (["train", "swiss_roll", "--times.max-gap", "0"], "times.max-gap = 0.0"),
+        (["train", "swiss_roll", "--steps", "many"], "--steps = many: allowed is INT"),
+        (["train", "swiss_roll", "--steps", "0"], "steps = 0: allowed is 1 or more"),
+        (["train", "swiss_roll", "--optimiser.ema-decay", "1"], "optimiser.ema-decay = 1.0"),
+        (["train", "swiss_roll", "--network.time-features", "3"], "network.time-features = 3"),
+        (["train", "swiss_roll", "--speed", "9"], "--speed"),
+        (["train", "--resume", "nowhere"], "nowhere: holds no run"),
+        (["train", "--resume", "nowhere", "--steps", "5"], "--resume takes the run's folder and nothing else"),
+        (["sample", "nowhere", "--out", "x.npy"], "nowhere: holds no run"),
+        (["sample"], "--run"),
+        (["evaluate", "nowhere"], "nowhere: holds no run"),
+        (["study", "everything"], "toys"),
+        (["study", "toys", "--quick", "--paper"], "choose one of them"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, expected, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(*arguments, capsys=capsys)
+    assert status == 2
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1
+    assert expected in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_table_is_named_by_row_and_column(tmp_path, capsys):
+    rows = [["x", "y"], *[["1", "2"] for _ in range(40)]]
+    rows[7][1] = "n/a"
+    (tmp_path / "bad.csv").write_text("\n".join(",".join(row) for row in rows))
+    status, _, err = run("train", tmp_path / "bad.csv", "--out", tmp_path / "run", capsys=capsys)
+    assert status == 2
+    assert "row 7 (line 8), column 2 (y) is 'n/a'" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_is_fast_and_complete():
+    """Help must not wait for the heavy imports."""
+    code = "import sys; from vamf.cli import main; main(['--help']); assert 'jax' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for name in (*cli.COMMANDS, *cli.PRESETS.split(), *cli.METHODS.split()):
+        assert name in done.stdout
+
+
+def test_help_names_match_the_code():
+    from vamf.objectives import METHODS
+    from vamf.training.presets import PRESETS
+
+    assert cli.PRESETS.split() == list(PRESETS)
+    assert cli.METHODS.split() == list(METHODS)
+
+
+def test_command_help(capsys):
+    for command in cli.COMMANDS:
+        status, out, _ = run(command, "--help", capsys=capsys)
+        assert status == 0
+        assert f"usage: vamf {command}" in out
+    _, out, _ = run("train", "--help", capsys=capsys)
+    for option in ("--beta", "--steps", "--objective.anchor-weight", "--times.max-gap", "--out"):
+        assert option in out
+
+
+def test_run_is_not_overwritten(digits_run, capsys):
+    before = (digits_run / "config.json").read_text()
+    status, _, err = run("train", "digits", "--out", digits_run, capsys=capsys)
+    assert status == 2
+    assert "holds another run" in err
+    assert (digits_run / "config.json").read_text() == before
+
+
+def test_train_ends_with_distances_and_a_report(digits_run):
+    report = (digits_run / "report.html").read_text()
+    assert "data:image/png;base64," in report
+    for elsewhere in ('src="http', 'href="http', "@import", "<script"):
+        assert elsewhere not in report
+    assert set(json.loads((digits_run / "evaluation.json").read_text())["distances"]) >= {"1 step", "floor"}
+
+
+def test_sample_npy_png_and_label(digits_run, tmp_path, capsys):
+    status, out, _ = run("sample", digits_run, "--n", 12, "--label", 3, "--out", tmp_path / "s.npy", capsys=capsys)
+    assert status == 0
+    assert "12 samples in 1 step" in out
+    assert np.load(tmp_path / "s.npy").shape == (12, 64)
+    assert run("sample", digits_run, "--n", 12, "--steps", 4, "--out", tmp_path / "s.png", capsys=capsys)[0] == 0
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+    status, _, err = run("sample", digits_run, "--label", 12, "--out", tmp_path / "t.npy", capsys=capsys)
+    assert status == 2
+    assert "label = 12: allowed is 0 to 9" in err
+    status, _, err = run("sample", digits_run, "--out", tmp_path / "t.gif", capsys=capsys)
+    assert status == 2
+    assert ".npy, .csv for tables and .png" in err
+
+
+def test_samples_of_a_table_are_in_its_units(table_run, tmp_path, capsys):
+    assert run("sample", table_run, "--n", 300, "--out", tmp_path / "s.csv", capsys=capsys)[0] == 0
+    lines = (tmp_path / "s.csv").read_text().splitlines()
+    assert lines[0] == "height,mass,constant"
+    drawn = np.loadtxt(lines[1:], delimiter=",")
+    assert drawn.shape == (300, 3)
+    # Hardly trained, the generator is near the identity: noise in the units of the data.
+    np.testing.assert_allclose(drawn.mean(axis=0), [1000, 5e-4, 7], rtol=0.3)
+    assert 2 < drawn[:, 0].std() < 10
+    status, _, err = run("sample", table_run, "--out", tmp_path / "s.png", capsys=capsys)
+    assert status == 2
+    assert "no images" in err
+
+
+def test_sample_seed(table_run, tmp_path, capsys):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run("sample", table_run, "--n", 5, "--seed", seed, "--out", tmp_path / f"{name}.npy", capsys=capsys)
+    first, same, other = (np.load(tmp_path / f"{name}.npy") for name in "abc")
+    np.testing.assert_array_equal(first, same)
+    assert not np.allclose(first, other)
+
+
+def test_evaluate_json(table_run, capsys):
+    status, out, _ = run("evaluate", table_run, "--json", capsys=capsys)
+    assert status == 0
+    result = json.loads(out)
+    assert result["step"] == 20
+    assert result["reference"] == 20  # the rows held out
+    status, out, _ = run("evaluate", table_run, capsys=capsys)
+    assert "floor" in out
+
+
+def test_resume_of_a_finished_run_changes_nothing(table_run, capsys):
+    before = (table_run / "metrics.jsonl").read_text()
+    assert run("train", "--resume", table_run, capsys=capsys)[0] == 0
+    assert (table_run / "metrics.jsonl").read_text() == before

@@ -1,0 +1,452 @@
+"""The engine: grids, resumption, what is logged, and what happens when numbers stop being numbers."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from vamf import data
+from vamf.errors import UserError
+from vamf.training import loop, presets
+from vamf.training.config import LogConfig, OptimiserConfig, TrainConfig, read_json, to_json
+from vamf.training.grid import Grid
+from vamf.training.logs import MetricsLog, Progress, read
+from vamf.training.run import Run
+from vamf.training.step import Member, learning_rate, optimiser, streams
+
+QUIET = Progress(show=False)
+
+
+def small(**changes) -> TrainConfig:
+    config = TrainConfig(
+        data="swiss_roll",
+        steps=40,
+        batch_size=32,
+        checkpoint_every=10,
+        log=LogConfig(every=10, variance_every=20, variance_replicas=4),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def make_grid(config=None, seeds=(1,), betas=None, **options) -> Grid:
+    config = config or small()
+    return Grid(config, data.load(config.data), seeds, betas, **options)
+
+
+def leaves(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def test_grid_members_are_the_single_trainings():
+    """Each member of a swept grid follows the training that its seed and beta give alone."""
+    pairs = [(3, 0.0), (3, 0.6), (5, 1.0)]
+    grid = make_grid(seeds=[seed for seed, _ in pairs], betas=[beta for _, beta in pairs])
+    together, metrics = grid.advance(grid.init(), 20)
+    for index, (seed, beta) in enumerate(pairs):
+        alone_grid = make_grid(small(beta=beta), seeds=[seed])
+        alone, alone_metrics = alone_grid.advance(alone_grid.init(), 20)
+        np.testing.assert_allclose(metrics.loss[index], alone_metrics.loss[0], rtol=1e-4)
+        # Adam's first steps turn rounding in a vanishing gradient into a step's length: compare as a whole.
+        ours, theirs = (
+            np.concatenate([leaf.ravel() for leaf in tree])
+            for tree in ([leaf[index] for leaf in leaves(together.params)], leaves(alone.params))
+        )
+        assert np.linalg.norm(ours - theirs) < 1e-3 * np.linalg.norm(theirs)
+
+
+def test_strategies_agree():
+    results = []
+    for strategy in ("loop", "vmap"):
+        grid = make_grid(seeds=[1, 2], betas=[0.2, 0.9], strategy=strategy)
+        state, metrics = grid.advance(grid.init(), 10)
+        results.append((metrics.residual, grid.gradient_variance(state)))
+    np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-4)
+    np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-3)
+
+
+def test_chunks_do_not_change_the_result():
+    """Twice 15 steps, in blocks of another length, give the very bits of 30 steps."""
+    whole = make_grid()
+    state, metrics = whole.advance(whole.init(), 30)
+    parts = make_grid()
+    first, first_metrics = parts.advance(parts.init(), 15)
+    second, second_metrics = parts.advance(first, 15)
+    joined = np.concatenate([first_metrics.loss, second_metrics.loss], axis=1)
+    np.testing.assert_array_equal(metrics.loss, joined)
+    for ours, theirs in zip(leaves(state), leaves(second), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_members_are_padded_over_devices():
+    """Three trainings on two devices: a subprocess, since devices are counted once."""
+    code = """
+import dataclasses, jax, numpy as np
+from vamf import data
+from vamf.training.config import TrainConfig
+from vamf.training.grid import Grid
+jax.config.update("jax_num_cpu_devices", 2)
+config = TrainConfig(data="pinwheel", steps=10, batch_size=16)
+grid = Grid(config, data.load("pinwheel"), [1, 2, 3], [0.0, 0.5, 1.0])
+assert len(grid.devices) == 2
+state, metrics = grid.advance(grid.init(), 10)
+assert metrics.loss.shape == (3, 10) and grid.sample(state, 7).shape == (3, 7, 2)
+alone = Grid(dataclasses.replace(config, beta=1.0), data.load("pinwheel"), [3])
+_, expected = alone.advance(alone.init(), 10)
+np.testing.assert_allclose(metrics.loss[2], expected.loss[0], rtol=1e-4)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_gradient_variance_is_the_trace_of_the_sample_covariance():
+    """Against numpy's covariance of gradients taken one by one."""
+    grid = make_grid(small(log=LogConfig(variance_replicas=5)))
+    state, _ = grid.advance(grid.init(), 20)
+    measured = grid.gradient_variance(state)[0]
+    one = jax.tree.map(lambda leaf: leaf[0], state)
+    trainer, seed = grid.trainer, np.uint32(1)
+    gradients = []
+    for key in jax.random.split(jax.random.fold_in(streams(seed).variance, one.step), 5):
+        batch_key, loss_key = jax.random.split(key)
+        x, _ = grid.dataset.draw((), batch_key, 32)
+
+        def mean_loss(params, x=x, key=loss_key):
+            proxy = grid.network.bind(one.average)
+            return trainer.objective(grid.network.bind(params), x, None, key, 20, proxy)[0].mean()
+
+        gradient = jax.grad(mean_loss)(one.params)
+        gradients.append(np.concatenate([leaf.ravel() for leaf in leaves(gradient)]))
+    np.testing.assert_allclose(measured, np.var(gradients, axis=0, ddof=1).sum(), rtol=1e-3)
+
+
+def test_gradient_variance_falls_as_one_over_the_batch():
+    """Sixteen times the batch, a sixteenth of the variance: within 35 %, for 256 replicas."""
+    values = []
+    for size in (16, 256):
+        grid = make_grid(small(batch_size=size, log=LogConfig(variance_replicas=256)))
+        values.append(grid.gradient_variance(grid.init())[0])
+    assert values[0] / values[1] == pytest.approx(16, rel=0.35)
+
+
+def test_learning_rate_is_a_cosine_to_the_final_fraction():
+    config = small(steps=100, learning_rate=0.2, optimiser=OptimiserConfig(final_learning_rate=0.1))
+    rate = learning_rate(config)
+    middle = 0.2 * (0.1 + 0.9 * 0.5)
+    np.testing.assert_allclose([rate(0), rate(50), rate(100)], [0.2, middle, 0.02], rtol=1e-5)
+
+
+def test_clipping_bounds_the_gradient():
+    """Adam forgets scale, so the clipped first moment is looked at itself."""
+    config = small(optimiser=OptimiserConfig(clip_norm=0.5, b1=0.0))
+    transform = optimiser(config)
+    params = {"a": np.zeros(3, np.float32), "b": np.zeros(2, np.float32)}
+    gradient = {"a": np.full(3, 4.0, np.float32), "b": np.full(2, -4.0, np.float32)}
+    _, state = transform.update(gradient, transform.init(params), params)
+    moments = [leaf for leaf in leaves(state) if leaf.shape == (5,)]
+    assert np.linalg.norm(moments[0]) == pytest.approx(0.5, rel=1e-5)
+
+
+def test_moving_average():
+    grid = make_grid(small(optimiser=OptimiserConfig(ema_decay=0.75)))
+    before = leaves(grid.init().params)
+    state, _ = grid.advance(grid.init(), 1)
+    for start, now, average in zip(before, leaves(state.params), leaves(state.average), strict=True):
+        np.testing.assert_allclose(average, 0.75 * start + 0.25 * now, atol=1e-6)
+
+
+def test_training_learns():
+    """300 steps bring the flow-matching loss on the diagonal from that of u = 0 to near the data's floor."""
+    grid = make_grid(small(steps=600, batch_size=256))
+    _, metrics = grid.advance(grid.init(), 600)
+    assert metrics.v_loss[0, -50:].mean() < 0.93 * metrics.v_loss[0, :5].mean()
+    assert metrics.jvp_norm[0, -50:].mean() > 0.1
+
+
+def test_run_folder_and_log(tmp_path):
+    run = Run.create(small(), tmp_path / "run")
+    outcome = run.train(QUIET)
+    records = read(run.folder / "metrics.jsonl")
+    assert [record["step"] for record in records] == [10, 20, 30, 40]
+    assert {"loss", "residual", "v_loss", "grad_norm", "jvp_norm", "lr", "beta", "steps_per_second"} <= set(records[0])
+    assert [record["step"] for record in records if "gradient_variance" in record] == [20, 40]
+    assert len(list((run.folder / "samples").iterdir())) == 4
+    state, step = Run.open(run.folder).load(QUIET)
+    assert step == 40
+    for ours, theirs in zip(leaves(state), leaves(outcome.state), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    result = run.evaluate(state, step)
+    assert 0 < result["distances"]["floor"]["sw1"] < result["distances"]["1 step"]["sw1"]
+
+
+def test_weighted_loss_is_near_one_and_the_residual_is_not(tmp_path):
+    """With p = 1 the printed loss says nothing; the log has the residual beside it."""
+    config = small(objective=dataclasses.replace(small().objective, weight_power=1.0))
+    run = Run.create(config, tmp_path / "run")
+    run.train(QUIET)
+    last = read(run.folder / "metrics.jsonl")[-1]
+    assert last["loss"] == pytest.approx(1, abs=0.05)
+    assert last["residual"] > 1.5
+
+
+def interrupted(config: TrainConfig, folder: Path, at: int) -> Run:
+    """A run whose process ended after step `at` and lost its memory."""
+    run = Run.create(config, folder)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(step, _):
+        if step == at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        loop.train(run.grid, run.folder, QUIET, kill)
+    return Run.open(folder)
+
+
+def test_resume_is_bit_identical(tmp_path):
+    whole = Run.create(small(), tmp_path / "whole")
+    expected = whole.train(QUIET).state
+    resumed = interrupted(small(), tmp_path / "cut", at=20)
+    with (resumed.folder / "metrics.jsonl").open("a") as handle:  # a later line, and one cut off by the kill
+        handle.write('{"step": 30, "loss": 0}\n{"step": 4')
+    state = resumed.train(QUIET).state
+    for ours, theirs in zip(leaves(state), leaves(expected), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    drop = {"time", "steps_per_second"}
+    logs = [
+        [
+            {key: value for key, value in record.items() if key not in drop}
+            for record in read(run.folder / "metrics.jsonl")
+        ]
+        for run in (whole, resumed)
+    ]
+    assert logs[0] == logs[1]
+
+
+def newest(run: Run) -> Path:
+    return max((run.folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
+def test_damaged_checkpoint_falls_back_and_says_so(tmp_path, damage):
+    run = interrupted(small(), tmp_path / "run", at=30)
+    expected = Run.create(small(), tmp_path / "whole").train(QUIET).state
+    payload = max((path for path in newest(run).rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    if damage == "flip":
+        # The arrays themselves, wherever orbax put them: every large file gets a flipped byte.
+        for path in newest(run).rglob("*"):
+            if path.is_file() and path.stat().st_size > 10_000:
+                content = bytearray(path.read_bytes())
+                content[len(content) // 2] ^= 0xFF
+                path.write_bytes(content)
+    else:
+        os.truncate(payload, payload.stat().st_size // 2 if damage == "truncate" else 0)
+    lines = []
+    progress = Progress(show=False)
+    progress.say = lines.append
+    state, step = run.load(progress)
+    assert step == 20
+    assert len(lines) == 1
+    assert "30 cannot be read" in lines[0]
+    assert "using step 20" in lines[0]
+    for ours, theirs in zip(leaves(run.train(QUIET).state), leaves(expected), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    del state
+
+
+def test_all_checkpoints_damaged(tmp_path):
+    run = interrupted(small(), tmp_path / "run", at=10)
+    for path in newest(run).rglob("*"):
+        if path.is_file() and path.stat().st_size > 100:
+            os.truncate(path, 10)
+    with pytest.raises(UserError, match="no checkpoint can be read"):
+        run.load(QUIET)
+
+
+def test_checkpoint_of_another_configuration_is_refused(tmp_path):
+    run = interrupted(small(), tmp_path / "run", at=10)
+    edited = dataclasses.replace(run.config, learning_rate=0.5)
+    (run.folder / "config.json").write_text(to_json(edited))
+    with pytest.raises(UserError, match="another configuration"):
+        Run.open(run.folder).train(QUIET)
+
+
+def test_checkpoint_of_other_data_is_refused(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(64, 2))
+    np.save(tmp_path / "points.npy", rows)
+    config = small(data=str(tmp_path / "points.npy"))
+    run = interrupted(config, tmp_path / "run", at=10)
+    rows[5, 1] += 1
+    np.save(tmp_path / "points.npy", rows)
+    with pytest.raises(UserError, match="other data"):
+        run.train(QUIET)
+
+
+def test_non_finite_loss_stops_at_once_and_names_the_last_good_checkpoint(tmp_path):
+    run = interrupted(small(), tmp_path / "run", at=20)
+    # The same run with a poisoned state: parameters overflow from step 20 on.
+    state, _ = run.load(QUIET)
+    poisoned = state._replace(params=jax.tree.map(lambda leaf: leaf + np.float32(np.inf), state.params))
+    loop.open_checkpoints(run.grid, run.folder).save(21, run.grid.collect(poisoned))
+    with pytest.raises(loop.Diverged, match=r"not finite at step 22; last good checkpoint: .*checkpoints.21"):
+        run.train(QUIET)
+    assert max(record["step"] for record in read(run.folder / "metrics.jsonl")) <= 21
+
+
+def test_divergence_before_any_checkpoint(tmp_path):
+    run = Run.create(small(learning_rate=1e30), tmp_path / "run")
+    with pytest.raises(loop.Diverged, match="no checkpoint yet"):
+        run.train(QUIET)
+
+
+def test_diverged_member_leaves_the_grid_running(tmp_path):
+    grid = make_grid(seeds=[1, 2], betas=[0.0, 1.0])
+    state = grid.init()
+    broken = jax.tree.map(lambda leaf: np.asarray(leaf).copy(), grid.collect(state))
+    broken.params["first"]["bias"][1] = np.nan
+    loop.open_checkpoints(grid, tmp_path).save(10, broken._replace(step=np.full(2, 10, np.int32)))
+    outcome = loop.train(grid, tmp_path, QUIET)
+    drawn = grid.sample(outcome.state, 5)
+    assert np.isfinite(drawn[0]).all()
+    assert np.isnan(drawn[1]).all()
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["loss"][0] is not None
+    assert last["loss"][1] is None
+
+
+def test_config_round_trip(tmp_path):
+    config = dataclasses.replace(presets.for_data("digits"), beta="linear:1:0", method="vamf")
+    (tmp_path / "config.json").write_text(to_json(config))
+    assert read_json(TrainConfig, tmp_path / "config.json") == config
+
+
+def test_damaged_config(tmp_path):
+    (tmp_path / "config.json").write_text('{"data": "digits", "speed": 3}')
+    with pytest.raises(UserError, match="unknown field 'speed'"):
+        Run.open(tmp_path)
+    (tmp_path / "config.json").write_text('{"data": ')
+    with pytest.raises(UserError, match="not a readable configuration"):
+        Run.open(tmp_path)
+
+
+def test_folders_in_use_are_refused(tmp_path):
+    Run.create(small(), tmp_path / "run")
+    with pytest.raises(UserError, match="holds another run"):
+        Run.create(small(), tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="not empty"):
+        Run.create(small(), tmp_path / "other")
+    assert (tmp_path / "other" / "thesis.txt").read_text() == "precious"
+
+
+def test_log_forgets_steps_that_are_taken_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    for step in (10, 20, 30):
+        log.write({"step": step, "loss": float("nan")})
+    MetricsLog(path, resume_at=20)
+    assert read(path) == [{"step": 10, "loss": None}, {"step": 20, "loss": None}]
+
+
+def test_labels_choose_the_class(tmp_path):
+    config = dataclasses.replace(presets.for_data("digits"), steps=10, batch_size=16, checkpoint_every=10)
+    run = Run.create(config, tmp_path / "run")
+    state = run.train(QUIET).state
+    kernel = state.average["classes"]["embedding"]
+    assert kernel.shape[1:] == (11, 512)
+    for bad in (-1, 10):
+        with pytest.raises(UserError, match="0 to 9"):
+            run.sample(state, 2, label=bad)
+    threes, again, fives = (run.sample(state, 4, seed=1, label=label) for label in (3, 3, 5))
+    np.testing.assert_array_equal(threes, again)
+    assert not np.allclose(threes, fives)
+    unlabelled = dataclasses.replace(config, conditional=False)
+    plain = Run.create(unlabelled, tmp_path / "plain")
+    with pytest.raises(UserError, match="no classes"):
+        plain.sample(plain.grid.init(), 2, label=3)
+
+
+def test_optimiser_is_adam():
+    """The flattened optimiser takes the steps of optax.adam on the tree."""
+    config = small(steps=1000)
+    params = {"a": np.ones((2, 3), np.float32), "b": np.arange(4, dtype=np.float32)}
+    ours, theirs = optimiser(config), optax.adam(learning_rate(config))
+    ours_state, theirs_state = ours.init(params), theirs.init(params)
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        gradient = jax.tree.map(lambda leaf, rng=rng: rng.normal(size=leaf.shape).astype(np.float32), params)
+        ours_update, ours_state = ours.update(gradient, ours_state, params)
+        theirs_update, theirs_state = theirs.update(gradient, theirs_state, params)
+        for mine, other in zip(leaves(ours_update), leaves(theirs_update), strict=True):
+            np.testing.assert_allclose(mine, other, rtol=1e-5)
+
+
+def test_members_share_batches_across_beta():
+    """Common random numbers: two betas with one seed see the same data, so their difference is beta's doing."""
+    grid = make_grid(seeds=[7, 7], betas=[0.0, 1.0])
+    batches = [grid.trainer.batch((), Member(np.uint32(7), beta), 3) for beta in (np.float32(0), np.float32(1))]
+    for ours, theirs in zip(leaves(batches[0]), leaves(batches[1]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["swiss_roll", "digits", "table.csv"])
+def test_kill_minus_nine(tmp_path, source):
+    """SIGKILL at arbitrary moments, resumption, and the parameters of the run that was left alone."""
+    if source.endswith(".csv"):
+        rows = np.random.default_rng(1).normal(size=(300, 3)) @ np.array([[1, 0.5, 0], [0, 2, 1], [0, 0, 0.3]])
+        path = tmp_path / source
+        path.write_text("a,b,c\n" + "\n".join(",".join(map(str, row)) for row in rows))
+        source = str(path)
+    vamf = [sys.executable, "-m", "vamf", "train"]
+    options = ["--steps", "600", "--batch-size", "64", "--checkpoint-every", "50", "--log.every", "25"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run([*vamf, source, *options, "--out", str(whole)], check=True, capture_output=True)
+    rng = np.random.default_rng(5)
+    command = [*vamf, source, *options, "--out", str(cut)]
+    for _ in range(3):
+        before = len(list((cut / "checkpoints").glob("*"))) if cut.exists() else 0
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if (cut / "checkpoints").exists() and len(list((cut / "checkpoints").glob("*"))) > before:
+                break
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        command = [*vamf, "--resume", str(cut)]
+    subprocess.run(command, check=True, capture_output=True)
+    states = [Run.open(folder).load(QUIET) for folder in (whole, cut)]
+    assert states[0][1] == states[1][1] == 600
+    for ours, theirs in zip(leaves(states[0][0]), leaves(states[1][0]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.skipif(shutil.which("prlimit") is None and os.name != "posix", reason="needs POSIX resource limits")
+def test_full_disk_is_one_line_and_loses_nothing(tmp_path):
+    """A limit on file size stands in for a full disk: writes fail with an OS error in the middle of a run."""
+    run = interrupted(small(steps=60), tmp_path / "run", at=30)
+    code = f"""
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from vamf import cli
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+cli.main(["train", "--resume", {str(run.folder)!r}])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "cannot write" in done.stderr.splitlines()[-1]
+    assert Run.open(run.folder).load(QUIET)[1] == 30
