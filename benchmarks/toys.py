@@ -3,7 +3,8 @@
     python benchmarks/toys.py [--torch PYTHON] [--out FILE] [--quick] [--force]
 
 What is compared is measured alternately (A, B, A, B, ...), each kind in a process of its own; a rate is the best of
-several turns, its spread the distance of the median from the best. The same training in PyTorch is in
+several turns, its spread the distance of the median from the best; torch counts with the fastest of its variants
+(the derivative on all rows or split, all cores or one thread). The same training in PyTorch is in
 `torch_reference.py`; before any clock starts, both sides take a few steps from the same parameters on the same batch
 and have to agree. With other load on the machine nothing is reported (status 2).
 
@@ -108,10 +109,9 @@ class Bench:
         """A worker with one device, or one on every core."""
         return Worker([sys.executable, HERE / "vamf_worker.py", *(["--spread"] if spread else [])])
 
-    def pytorch(self, farm=False):
-        """A worker with all cores, or one worker on every core."""
-        command = [self.torch, HERE / "torch_reference.py", "--threads", 1 if farm else CORES]
-        return Worker(command, CORES if farm else 1)
+    def pytorch(self, threads=CORES, copies=1):
+        """A worker with all cores, or several with one thread each."""
+        return Worker([self.torch, HERE / "torch_reference.py", "--threads", threads], copies)
 
     def measure(self, title, items, repeats=None):
         """Measure items {name: (worker, request)} in turn, several times over."""
@@ -177,8 +177,9 @@ class Bench:
                     if paper and split and not self.quick:
                         zero = who if mode == "eager" else stack.enter_context(self.pytorch())
                         items[f"{name} beta 0"] = (zero, request | {"beta": 0})
-                        farm = stack.enter_context(self.pytorch(farm=True))
-                        items[f"{name}, one process a core"] = (farm, request)
+                        for label, copies in (("one thread", 1), ("one process a core", CORES)):
+                            who = stack.enter_context(self.pytorch(threads=1, copies=copies))
+                            items[f"{name}, {label}"] = (who, request)
             title = f"{width} x {batch}"
             self.measure(title, {f"{title} {name}": item for name, item in items.items()})
 
@@ -249,7 +250,8 @@ def ratios(results):
                 compare(f"{at}: share of the peak, {name}", f"{at} GFLOP/s, {name}", "peak jax")
         compare(f"{at}: grid per model / single", f"{at} vamf grid", f"{at} vamf single")
         for mode in ("eager", "compile"):
-            torch = max((f"{at} torch {mode}{split}" for split in ("", " split")), key=lambda name: best.get(name, 0))
+            kinds = [f"{at} torch {mode}{kind}" for kind in ("", " split", " split, one thread")]
+            torch = max(kinds, key=lambda name: best.get(name, 0))
             compare(f"{at}: single / torch {mode}", f"{at} vamf single", torch)
             compare(f"{at}: grid per model / torch {mode}", f"{at} vamf grid", torch)
             compare(
