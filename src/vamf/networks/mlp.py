@@ -70,7 +70,7 @@ class MLP(nnx.Module):
         # with t, a forward-mode pass has one product with time's tangent instead of two.
         flat = z.reshape(z.shape[0], -1)
         of_z, of_t, of_gap = jnp.split(self.first.kernel[...], [flat.shape[1], flat.shape[1] + self.time_features])
-        h = product(flat, of_z) + at_t @ (of_t + of_gap) - at_r @ of_gap + _bias(self.first)
+        h = flat @ of_z + at_t @ (of_t + of_gap) - at_r @ of_gap + _bias(self.first)
         if self.num_classes:
             h = h + self.classes(jnp.full(t.shape, self.num_classes) if label is None else label)
         h = jax.nn.silu(h)
@@ -80,14 +80,12 @@ class MLP(nnx.Module):
 
 
 def product(x: Float[Array, "batch fan_in"], kernel: Float[Array, "fan_in fan_out"]) -> Float[Array, "batch fan_out"]:
-    """x @ kernel; very thin kernels go column by column or row by row.
+    """x @ kernel; a very thin kernel goes column by column.
 
-    XLA's CPU matrix product packs a whole operand whatever the width, which for the two columns of a 2-D data set
-    costs six times the arithmetic, most of it in the backward pass.
+    In the backward pass XLA's CPU matrix product packs the whole of x whatever the kernel's width, which for the two
+    columns of a 2-D data set costs several times the arithmetic.
     """
-    fan_in, fan_out = kernel.shape
-    if fan_in <= THIN:
-        return sum((x[:, i : i + 1] * kernel[i] for i in range(1, fan_in)), x[:, :1] * kernel[0])
+    fan_out = kernel.shape[1]
     if fan_out <= THIN:
         return jnp.stack([x @ kernel[:, j] for j in range(fan_out)], axis=1)
     return x @ kernel
