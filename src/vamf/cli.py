@@ -84,6 +84,7 @@ def train(arguments: Sequence[str]) -> None:
     from vamf.report import run as report
     from vamf.training import presets
     from vamf.training.config import TrainConfig
+    from vamf.training.grid import keep_on_one_core
     from vamf.training.logs import Progress
     from vamf.training.run import Run, write_evaluation
 
@@ -109,6 +110,7 @@ def train(arguments: Sequence[str]) -> None:
         parsed = _parse(Train, arguments, "train CONFIG", default=Train(settings))
         run = Run.create(parsed.settings, parsed.out)
 
+    keep_on_one_core(run.config)
     progress = Progress()
     progress.say(f"{run.config.describe()} -> {run.folder}")
     progress.say(run.dataset.summary)

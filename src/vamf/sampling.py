@@ -1,7 +1,7 @@
 """From noise to data.
 
 Every jump of an average velocity over [r, t] is one network call: z_r = z_t - (t - r) u(z_t, r, t) (arXiv:2505.13447,
-algorithm 2). `sample` chains jumps on a uniform grid; `integrate` solves the ODE dz/dt = u(z, t, t) instead, which
+eq. 12). `sample` chains jumps on a uniform grid; `integrate` solves the ODE dz/dt = u(z, t, t) instead, which
 uses only the diagonal of u and serves as the reference for the same network.
 """
 

@@ -13,6 +13,7 @@ class Dataset:
     """A source of batches, in the units the network sees (`original = value * scale + shift`)."""
 
     name: str
+    """Short name, for titles and file names."""
     event_shape: tuple[int, ...]
     """Shape of one sample."""
     arrays: Any
@@ -20,10 +21,14 @@ class Dataset:
     draw: Callable[[Any, jax.Array, int], tuple[jax.Array, jax.Array | None]]
     """(arrays, key, n) -> n samples (n, *event) and their labels (n,) or None. Traceable."""
     reference: Callable[[int, int], np.ndarray]
-    """(n, seed) -> up to n samples that training never sees, in original units: the yardstick of evaluation."""
+    """(n, seed) -> up to n samples in original units, the yardstick of evaluation. Training never sees them, unless
+    nothing was held out of a table."""
     shift: np.ndarray | float = 0.0
+    """Added to go back to original units."""
     scale: np.ndarray | float = 1.0
+    """Multiplied by, before that."""
     num_classes: int = 0
+    """Number of classes; 0 where samples have no labels."""
     picture: tuple[int, ...] | None = None
     """Shape of one sample as an image, where it is one."""
     columns: tuple[str, ...] = ()

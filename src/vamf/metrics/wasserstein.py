@@ -12,7 +12,7 @@ from vamf.errors import UserError
 
 
 def sliced_wasserstein(x, y, order: int = 1, projections: int = 500, seed: int = 0) -> float:
-    """Sliced Wasserstein distance of order 1 or 2 between samples x (n, d) and y (m, d).
+    """Sliced Wasserstein distance of any order from 1 between samples x (n, d) and y (m, d).
 
     The directions depend on `seed`, d and `projections` only, so that distances are comparable with one another.
     Samples of different sizes are compared exactly, through their quantile functions.

@@ -51,7 +51,8 @@ class Eulerian:
     gamma: Coefficient = 0.0
     """Share of v_hat in the target, in [0, 1]. Above 0 the target carries v_hat's bias (Proposition 3)."""
     proxy: proxies.Source = "ema"
-    """Where v_hat comes from: none, online, ema, or an average velocity."""
+    """Where v_hat comes from: none, online, ema, or an average velocity. A `proxy` argument at call time goes before
+    all of them but `online`, which is always the network in training."""
     anchor_weight: float = 0.0
     """lambda: weight of the flow-matching anchor close to the diagonal."""
     anchor_range: tuple[float, float] = (1e-4, 1e-2)

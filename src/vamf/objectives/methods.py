@@ -44,8 +44,7 @@ METHODS: Mapping[str, Method] = {
     "meanflow": Method(
         "MeanFlow (arXiv:2505.13447): v_c in both roles, beta = 0",
         Eulerian,
-        fixed={"beta": 0.0, "gamma": 0.0},
-        defaults={"proxy": "none"},
+        fixed={"beta": 0.0, "gamma": 0.0, "proxy": "none"},
     ),
     "vamf": Method(
         "VaMF (arXiv:2605.09235, eq. 8): the tangent is mixed with the moving average's diagonal, any beta",

@@ -27,11 +27,13 @@ class Schedule:
     kind: Literal["constant", "linear", "cosine", "step"]
     """constant: `start`; linear and cosine: from `start` to `end`; step: `end` from the middle of the range on."""
     start: float
+    """Value up to step `begin`."""
     end: float
+    """Value from step `until` on."""
     begin: int
-    """Last step at which the value is `start`."""
+    """Step at which the change begins."""
     until: int
-    """First step at which the value is `end`."""
+    """Step at which it is complete."""
 
     def __post_init__(self):
         if self.kind not in KINDS:

@@ -67,7 +67,7 @@ def panels(
             axis.yaxis.set_minor_locator(NullLocator())
             axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         else:
-            axis.set_ylim(0, 1.08 * axis.dataLim.y1)
+            axis.set_ylim(0, 1.08 * axis.dataLim.y1 if np.isfinite(axis.dataLim.y1) else 1)
         if integers:
             axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
     for axis in axes.flat[len(plots) :]:

@@ -15,6 +15,15 @@ STRIP = 4
 """Moments of training shown in the strip of samples."""
 COLUMNS = 12
 """Columns of a table shown as histograms."""
+CURVES = {
+    "loss": ("loss, weighted and with anchor", figures.BLUE),
+    "residual": ("residual", figures.BLUE),
+    "v_loss": ("velocity loss at r = t", figures.BLUE),
+    "grad_norm": ("gradient norm", figures.ORANGE),
+    "jvp_norm": ("norm of the Jacobian-vector product", figures.ORANGE),
+    "gradient_variance": ("total gradient variance", figures.GREEN),
+}
+"""Keys of the log that are drawn."""
 
 
 def write(run: Run, evaluation: dict) -> Path:
@@ -45,11 +54,13 @@ def write(run: Run, evaluation: dict) -> Path:
         shown = {name: {"data": reference[:, i], "samples": last[:, i]} for i, name in enumerate(names[:COLUMNS])}
         page.figure(figures.histograms(shown), f"Distributions of the first {len(shown)} columns, in original units.")
 
-    page.section("Distances to held-out data" if dataset.arrays else "Distances to fresh data")
+    seen = dataset.arrays and config.holdout == 0
+    page.section("Distances to the training data" if seen else "Distances to unseen data")
     page.text(
-        f"Sliced Wasserstein distances of {evaluation['samples']:,} samples to {evaluation['reference']:,} points that "
-        f"training has not seen, {evaluation['projections']} directions, in original units. The floor is the distance "
-        "of real samples: nothing can be expected to be lower."
+        f"Sliced Wasserstein distances of {evaluation['samples']:,} samples to {evaluation['reference']:,} points "
+        + ("of the training data, since none were held out" if seen else "that training has not seen")
+        + f"; {evaluation['projections']} directions, in original units. The floor is the distance of real samples: "
+        "nothing can be expected to be lower."
     )
     rows = [[name, tables.number(row["sw1"]), tables.number(row["sw2"])] for name, row in
             evaluation["distances"].items()]  # fmt: skip
@@ -68,25 +79,13 @@ def write(run: Run, evaluation: dict) -> Path:
 
 
 def _curves(records: list[dict]) -> bytes:
-    steps = [record["step"] for record in records]
-
-    def curve(key: str, color: str) -> figures.Curve:
-        chosen = [(step, record[key]) for step, record in zip(steps, records, strict=True) if record.get(key)]
-        return figures.Curve([step for step, _ in chosen], [value for _, value in chosen], None, "", color, "")
-
-    return figures.panels(
-        [
-            figures.Panel("loss, weighted and with anchor", [curve("loss", figures.BLUE)]),
-            figures.Panel("residual", [curve("residual", figures.BLUE)]),
-            figures.Panel("velocity loss at r = t", [curve("v_loss", figures.BLUE)]),
-            figures.Panel("gradient norm", [curve("grad_norm", figures.ORANGE)]),
-            figures.Panel("norm of the Jacobian-vector product", [curve("jvp_norm", figures.ORANGE)]),
-            figures.Panel("total gradient variance", [curve("gradient_variance", figures.GREEN)]),
-        ],
-        "step",
-        "",
-        integers=True,
-    )
+    plots = []
+    for key, (title, color) in CURVES.items():
+        chosen = [(record["step"], record[key]) for record in records if record.get(key) is not None]
+        if chosen:  # some quantities exist in some runs only
+            points, values = zip(*chosen, strict=True)
+            plots.append(figures.Panel(title, [figures.Curve(points, values, None, "", color, "")]))
+    return figures.panels(plots, "step", "", integers=True)
 
 
 def _command(run: Run) -> str:

@@ -57,10 +57,15 @@ class Budget:
     """How much of the study to run."""
 
     name: str
+    """Name on the command line."""
     datasets: tuple[str, ...]
+    """Toys to train on."""
     steps: int
+    """Steps of every training."""
     betas: tuple[float, ...]
+    """Values of the sweep; 0, 0.5 and 1 among them."""
     seeds: tuple[int, ...]
+    """Seeds of each value."""
     variance_every: int
     """Steps between measurements of the gradient variance (the paper: 2000 of 200,000)."""
 

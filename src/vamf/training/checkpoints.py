@@ -1,7 +1,9 @@
 """Checkpoints that can be trusted: written whole or not at all, checked when read, tied to their configuration."""
 
+import gc
 import hashlib
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,7 @@ class Checkpoints:
             )
             self._manager.wait_until_finished()
         except Exception as error:
+            _forget_failure()
             kept = f"the newest good one is step {earlier}" if earlier is not None else "there is no earlier one"
             raise UserError(f"cannot write checkpoint {self.folder / str(step)}: {_line(error)}; {kept}") from None
 
@@ -86,6 +89,7 @@ class Checkpoints:
                         raise ValueError("its arrays do not match their digest")
                     return jax.tree.unflatten(structure, [restored[name] for name in sorted(restored)]), step
             except Exception as error:
+                _forget_failure()
                 older = [other for other in steps if other < step]
                 then = f"; using step {older[0]}" if older else ""
                 warn(f"checkpoint {self.folder / str(step)} cannot be read ({_line(error)}){then}")
@@ -125,6 +129,15 @@ def _digest(arrays: dict[str, Any]) -> str:
         digest.update(f"{name}{array.shape}{array.dtype}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def _forget_failure() -> None:
+    """Collect what a failed save or restore left behind, without its complaints about being collected."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
 
 
 def _line(error: Exception) -> str:

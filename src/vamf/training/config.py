@@ -60,7 +60,8 @@ class LogConfig:
     """What is measured on the way."""
 
     every: int = 500
-    """Steps between lines of metrics.jsonl; each line averages over them."""
+    """Steps between lines of metrics.jsonl. Checkpoints and variance measurements write one too; each averages over the
+    steps since the line before."""
     variance_every: int = 2000
     """Steps between measurements of the total gradient variance; 0 leaves them out."""
     variance_replicas: int = 8

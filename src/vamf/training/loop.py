@@ -102,7 +102,10 @@ def _check(grid: Grid, metrics: Metrics, step: int, checkpoints: Checkpoints) ->
 
 
 def _record(grid: Grid, metrics: Metrics, step: int, rate: float) -> dict[str, Any]:
-    """One line of the log: means over the chunk; numbers for a single training, lists in member order for a grid."""
+    """One line of the log: numbers for a single training, lists in member order for a grid.
+
+    Means over the chunk, but `grad_norm_max` (its largest gradient norm), and `lr` and `beta` (its last step's).
+    """
     record: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
     record |= {name: _plain(np.mean(values, axis=1)) for name, values in metrics._asdict().items()}
     record["grad_norm_max"] = _plain(np.max(metrics.grad_norm, axis=1))

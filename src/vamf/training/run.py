@@ -41,6 +41,8 @@ class Run:
     def create(cls, config: TrainConfig, folder: Path | None = None) -> "Run":
         """A new run; without a folder, the first free `runs/NAME-METHOD-NUMBER`.
 
+        A table is remembered by its absolute path and read again whenever the run is: leave it where it is.
+
         Raises:
             UserError: the folder holds something already, or the data cannot be used.
         """

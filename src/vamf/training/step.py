@@ -30,10 +30,13 @@ class State(NamedTuple):
     """All that a training carries from step to step; random numbers follow from the seed and the step."""
 
     params: Any
+    """The network's parameters."""
     average: Any
     """Moving average of the parameters."""
     opt_state: Any
+    """The optimiser's state."""
     step: Int[Array, ""]
+    """Steps taken."""
 
 
 class Metrics(NamedTuple):
@@ -44,11 +47,11 @@ class Metrics(NamedTuple):
     residual: Float[Array, ""]
     """Mean ||R||^2 without weight or anchor."""
     v_loss: Float[Array, ""]
-    """Mean ||R||^2 of the rows with r = t: flow matching."""
+    """Mean ||R||^2 of the rows with r = t: flow matching. NaN without such rows."""
     grad_norm: Float[Array, ""]
     """Norm of the gradient before clipping."""
     jvp_norm: Float[Array, ""]
-    """Mean ||D_w u|| of the rows with r < t."""
+    """Mean ||D_w u|| of the rows with r < t. NaN without such rows."""
 
 
 class Batch(NamedTuple):
