@@ -25,7 +25,7 @@ from vamf import data
 from vamf.networks import MLPConfig
 from vamf.times import TimeLaw
 from vamf.training.config import LogConfig, OptimiserConfig, TrainConfig
-from vamf.training.grid import Grid, spread_over_cores
+from vamf.training.grid import Grid, keep_on_one_core, spread_over_cores
 from vamf.training.step import Member
 
 BETAS, SEEDS = 11, 3
@@ -44,6 +44,8 @@ def build(width, batch, beta=0.5, grid=False, strategy="auto", equal=0.25, varia
     )
     members = [(seed, i / (BETAS - 1)) for i in range(BETAS) for seed in range(SEEDS)] if grid else [(0, None)]
     seeds, betas = zip(*members, strict=True)
+    if not grid:
+        keep_on_one_core(config)  # as `vamf train` does
     built = Grid(config, data.load("swiss_roll"), seeds, betas if grid else None, strategy)
     if variant:
         built.trainer = VARIANTS[variant](built.trainer)
@@ -120,7 +122,9 @@ def through_run(variance):
 
     log = LogConfig(variance_every=2000 if variance else 0)
     with tempfile.TemporaryDirectory() as folder:
-        run = Run.create(TrainConfig("swiss_roll", steps=4500, log=log), Path(folder) / "run")
+        config = TrainConfig("swiss_roll", steps=4500, log=log)
+        keep_on_one_core(config)
+        run = Run.create(config, Path(folder) / "run")
         run.train(Progress(show=False))
         at = {record["step"]: record["time"] for record in read(run.folder / "metrics.jsonl")}
     return 2000 / (at[4500] - at[2500])

@@ -6,6 +6,7 @@ class number `num_classes` stands for "no label".
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -41,9 +42,7 @@ class MLP(nnx.Module):
     """u(z, r, t, label) for events of any shape, flattened inside."""
 
     def __init__(self, config: MLPConfig, event_shape: tuple[int, ...], num_classes: int, *, rngs: nnx.Rngs):
-        size = 1
-        for axis in event_shape:
-            size *= axis
+        size = math.prod(event_shape)
         xavier = nnx.initializers.xavier_uniform()
         self.time_features = config.time_features
         self.num_classes = num_classes
@@ -64,13 +63,15 @@ class MLP(nnx.Module):
         t: Float[Array, " batch"],
         label: Int[Array, " batch"] | None = None,
     ) -> Float[Array, "batch *event"]:
-        at_t = sinusoidal(t, self.time_features)
-        at_r = sinusoidal(r, self.time_features)
         # [z, at_t, at_t - at_r] @ kernel, with the terms in at_t gathered: no concatenation, and as r does not move
         # with t, a forward-mode pass has one product with time's tangent instead of two.
         flat = z.reshape(z.shape[0], -1)
         of_z, of_t, of_gap = jnp.split(self.first.kernel[...], [flat.shape[1], flat.shape[1] + self.time_features])
-        h = flat @ of_z + at_t @ (of_t + of_gap) - at_r @ of_gap + _bias(self.first)
+        at_t = sinusoidal(t, self.time_features)
+        diagonal = r is t  # the gap's embedding is 0
+        h = flat @ of_z + at_t @ (of_t if diagonal else of_t + of_gap) + _bias(self.first)
+        if not diagonal:
+            h = h - sinusoidal(r, self.time_features) @ of_gap
         if self.num_classes:
             h = h + self.classes(jnp.full(t.shape, self.num_classes) if label is None else label)
         h = jax.nn.silu(h)

@@ -156,7 +156,8 @@ class Eulerian:
         squared, jvp_norm = [], []
         if equal:
             y = v_c[on] if is_zero(self.gamma) else mix(self.gamma, step, v_c[on], v_hat(on))
-            squared.append(_sum_squares(u(z[on], t[on], t[on], _rows(label, on)) - y))
+            t_on = t[on]
+            squared.append(_sum_squares(u(z[on], t_on, t_on, _rows(label, on)) - y))
             jvp_norm.append(jnp.zeros(equal, x.dtype))
         if equal < x.shape[0]:
             mixed = not (is_zero(self.beta) and is_zero(self.gamma))

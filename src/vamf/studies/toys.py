@@ -113,7 +113,7 @@ class ToyStudy:
         base = dataclasses.replace(
             presets.for_data(name),
             steps=self.budget.steps,
-            checkpoint_every=max(self.budget.variance_every * 4, 2000),
+            checkpoint_every=max(self.budget.variance_every, 2000),
             log=LogConfig(every=self.budget.variance_every, variance_every=self.budget.variance_every),
             times=TimeLaw(max_gap=0.5 if self.as_published else 1.0),
         )
