@@ -268,9 +268,10 @@ def _parse(kind: type, arguments: Sequence[str], name: str, positional: str = ""
 
 
 def _one_line(box: str, name: str) -> str:
-    lines = [line.strip("│╭╮╰╯─ \t") for line in box.splitlines()]
-    message, *rest = [line for line in lines if line][1:] or [box]
-    if message.endswith(":"):  # a list follows, such as the options that are missing
+    """The message inside the box that tyro draws, with Unicode or with ASCII lines; its title comes first."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()]
+    _, message, *rest = [line for line in lines if line.strip("-")] or ["", " ".join(box.split())]
+    if message.endswith(":") and rest:  # a list follows, such as the options that are missing
         message = f"{message} {rest[0]}"
     option = re.match(r"Error parsing (--\S+): .*?'(.*)'$", message)
     if option:
