@@ -56,8 +56,8 @@ def flops(width, batch, beta=0.5, equal=EQUAL):
 
 
 def training(width, batch, members=1, chunk=None, **options):
-    """The request for a training of vamf, advanced in chunks of 1e11 operations or so, 256 steps at most."""
-    chunk = chunk or 2 ** max(0, min(8, round(math.log2(1e11 / flops(width, batch) / members))))
+    """The request for a training of vamf, advanced in chunks of 4 to 256 steps, 1e11 operations if it can be."""
+    chunk = chunk or 2 ** max(2, min(8, round(math.log2(1e11 / flops(width, batch) / members))))
     return {"kind": "training", "width": width, "batch": batch, "grid": members > 1, "chunk": chunk, **options}
 
 
