@@ -70,7 +70,7 @@ class Budget:
     """Steps between measurements of the gradient variance (the paper: 2000 of 200,000)."""
 
 
-QUICK = Budget("quick", ("swiss_roll",), 8000, VARIANCE_BETAS, (42, 0, 1), 400)
+QUICK = Budget("quick", ("eight_gaussians",), 8000, VARIANCE_BETAS, (42, 0, 1), 400)
 DEFAULT = Budget("default", toys.NAMES, 12_000, ALL_BETAS, (42, 0, 1), 500)
 FULL = Budget("paper", toys.NAMES, 200_000, ALL_BETAS, (42, 0, 1), 2000)
 
@@ -261,7 +261,11 @@ class ToyStudy:
         )  # fmt: skip
         page.figure(drawings["variance-over-training"], "Gradient variance over training, mean over seeds.")
         page.section("Samples")
-        page.figure(drawings["samples"], f"Data and one-step samples, seed {budget.seeds[0]}.")
+        page.figure(
+            drawings["samples"],
+            f"Data and one-step samples after {budget.steps:,} steps, seed {budget.seeds[0]}."
+            + (" The paper trains 200,000 steps." if budget.steps < 200_000 else ""),
+        )
         page.section("Cost of a step")
         page.text(f"One training alone on this machine ({jax.devices()[0].device_kind}); the best of three chunks.")
         page.table(
