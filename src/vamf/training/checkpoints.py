@@ -1,8 +1,9 @@
 """Checkpoints that can be trusted: written whole or not at all, checked when read, tied to their configuration."""
 
-import gc
+import errno
 import hashlib
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,8 @@ class Checkpoints:
         """`fingerprint` identifies configuration and data; a checkpoint with another one is refused."""
         import orbax.checkpoint as ocp
 
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # failures are raised here, in one line, not logged there
+        sys.unraisablehook = _ignore_closed_loop
         self.folder = folder.absolute()
         self.fingerprint = fingerprint
         self._args = ocp.args
@@ -54,14 +56,10 @@ class Checkpoints:
         facts = {"digest": _digest(state), "fingerprint": self.fingerprint}
         earlier = self.latest
         try:
-            self._manager.save(
-                step,
-                args=self._args.Composite(state=self._args.StandardSave(state), facts=self._args.JsonSave(facts)),
-                force=True,
-            )
+            args = self._args.Composite(state=self._args.StandardSave(state), facts=self._args.JsonSave(facts))
+            self._manager.save(step, args=args, force=True)
             self._manager.wait_until_finished()
         except Exception as error:
-            _forget_failure()
             kept = f"the newest good one is step {earlier}" if earlier is not None else "there is no earlier one"
             raise UserError(f"cannot write checkpoint {self.folder / str(step)}: {_line(error)}; {kept}") from None
 
@@ -89,7 +87,6 @@ class Checkpoints:
                         raise ValueError("its arrays do not match their digest")
                     return jax.tree.unflatten(structure, [restored[name] for name in sorted(restored)]), step
             except Exception as error:
-                _forget_failure()
                 older = [other for other in steps if other < step]
                 then = f"; using step {older[0]}" if older else ""
                 warn(f"checkpoint {self.folder / str(step)} cannot be read ({_line(error)}){then}")
@@ -131,14 +128,17 @@ def _digest(arrays: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _forget_failure() -> None:
-    """Collect what a failed save or restore left behind, without its complaints about being collected."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        gc.collect()
-    finally:
-        sys.unraisablehook = hook
+_report_unraisable = sys.unraisablehook
+
+
+def _ignore_closed_loop(unraisable) -> None:
+    """A failed save or restore leaves callbacks to an event loop that is gone; what failed is raised elsewhere."""
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        _report_unraisable(unraisable)
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
+    """What an error says, in one short line; the operating system's reason where there is one."""
+    text = " ".join(str(error).split())
+    reasons = (os.strerror(code) for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES))
+    return next((reason for reason in reasons if reason in text), text[:120] or type(error).__name__)
