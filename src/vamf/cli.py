@@ -101,6 +101,7 @@ def train(arguments: Sequence[str]) -> None:
         if len(arguments) != 2 or arguments[0] != "--resume":
             raise UserError("--resume takes the run's folder and nothing else: a resumed run keeps its configuration")
         run = Run.open(Path(arguments[1]))
+        keep_on_one_core(run.config)
     else:
         named = bool(arguments) and not arguments[0].startswith("-")
         helping = "--help" in arguments or "-h" in arguments
@@ -108,9 +109,9 @@ def train(arguments: Sequence[str]) -> None:
             raise UserError(f"train needs a CONFIG: {PRESETS.replace(' ', ', ')} or a .npy, .npz or .csv table")
         settings = presets.for_data(arguments.pop(0)) if named else TrainConfig(data="CONFIG")
         parsed = _parse(Train, arguments, "train CONFIG", default=Train(settings))
+        keep_on_one_core(parsed.settings)  # before any data is on a device; a resumed run rounds in the same way
         run = Run.create(parsed.settings, parsed.out)
 
-    keep_on_one_core(run.config)
     progress = Progress()
     progress.say(f"{run.config.describe()} -> {run.folder}")
     progress.say(run.dataset.summary)
