@@ -8,6 +8,7 @@ and t are (n,).
 import dataclasses
 
 import numpy as np
+from scipy import integrate, special
 
 
 def _namespace(z):
@@ -123,6 +124,26 @@ class Mixture:
         return between + within[:, None, None] * np.eye(z.shape[1])
 
 
+@dataclasses.dataclass(frozen=True)
+class Bank:
+    """Data drawn uniformly from given points (K, d): Bayes' rule, one row at a time, in numpy."""
+
+    points: np.ndarray
+
+    def weights(self, z, t):
+        """Posterior weights (K,) of the points for one z (d,)."""
+        return special.softmax([-np.sum((z - (1 - t) * point) ** 2) / (2 * t**2) for point in self.points])
+
+    def velocity(self, z, t, allowed=None):
+        """E[v_c | z] of every row; `allowed` (n, K) says which points a row may come from."""
+        rows = []
+        for index in range(len(z)):
+            kept = slice(None) if allowed is None else allowed[index]
+            weights = Bank(self.points[kept]).weights(z[index], t[index])
+            rows.append(weights @ ((z[index] - self.points[kept]) / t[index]))
+        return np.stack(rows)
+
+
 def directional(f, h=1e-3):
     """df(s)/ds at s = 0 in float64: fourth-order central difference, error of order h^4."""
     return (8 * (f(h) - f(-h)) - (f(2 * h) - f(-2 * h))) / (12 * h)
@@ -189,3 +210,60 @@ class Smooth:
 
     def __call__(self, z, r, t, label=None):
         return self.phi(z, r, t, label) @ self.matrix
+
+
+@dataclasses.dataclass(frozen=True)
+class Normals:
+    """Data from sum_k weights_k N(means_k, covariances_k), one point (d,) at a time in float64.
+
+    Everything follows from conditioning the joint Gaussian of v_c = e - x and z within a component:
+    Cov[v_c] = S + I, Cov[v_c, z] = t I - (1 - t) S, Cov[z] = (1 - t)^2 S + t^2 I.
+    """
+
+    weights: np.ndarray
+    means: np.ndarray
+    covariances: np.ndarray
+
+    @classmethod
+    def isotropic(cls, weights, means, stds):
+        return cls(weights, means, np.asarray(stds)[:, None, None] ** 2 * np.eye(means.shape[1]))
+
+    def log_joint(self, z, t):
+        """log of weight times density (K,)."""
+        roots = np.linalg.cholesky((1 - t) ** 2 * self.covariances + t**2 * np.eye(len(z)))
+        white = np.linalg.solve(roots, (z - (1 - t) * self.means)[..., None])[..., 0]
+        logdet = np.sum(np.log(np.diagonal(roots, axis1=1, axis2=2)), axis=1)
+        return np.log(self.weights) - np.sum(white**2, axis=1) / 2 - logdet - len(z) / 2 * np.log(2 * np.pi)
+
+    def given_component(self, z, t):
+        """Responsibilities (K,), E[v_c | z, k] (K, d), Cov[v_c | z, k] (K, d, d)."""
+        eye, log_joint = np.eye(len(z)), self.log_joint(z, t)
+        rho = np.exp(log_joint - special.logsumexp(log_joint))
+        cross = t * eye - (1 - t) * self.covariances
+        gain = cross @ np.linalg.inv((1 - t) ** 2 * self.covariances + t**2 * eye)
+        mean = -self.means + np.einsum("kij,kj->ki", gain, z - (1 - t) * self.means)
+        return rho, mean, self.covariances + eye - gain @ np.swapaxes(cross, 1, 2)
+
+    def velocity(self, z, t):
+        rho, mean, _ = self.given_component(z, t)
+        return rho @ mean
+
+    def covariance(self, z, t):
+        """Cov[v_c | z] by second moments."""
+        rho, mean, within = self.given_component(z, t)
+        second = np.einsum("k,kij->ij", rho, within + mean[:, :, None] * mean[:, None, :])
+        return second - np.outer(rho @ mean, rho @ mean)
+
+    def flow(self, z, r, t):
+        """z_r from z_t by scipy's method of order 8."""
+        solution = integrate.solve_ivp(
+            lambda s, y: self.velocity(y, s), (t, r), z, method="DOP853", rtol=1e-11, atol=1e-12
+        )
+        return solution.y[:, -1]
+
+    def conditional_velocities(self, rng, z, t, n):
+        """n draws of v_c given z_t = z."""
+        rho, mean, within = self.given_component(z, t)
+        counts = rng.multinomial(n, rho)
+        draws = [rng.multivariate_normal(m, c, size=k) for m, c, k in zip(mean, within, counts, strict=True)]
+        return rng.permutation(np.concatenate(draws))

@@ -60,3 +60,19 @@ def flow_map(
 ) -> Float[Array, "batch *event"]:
     """The jump z_r = z - (t - r) u(z, r, t) from time t to time r; exact for the exact u."""
     return z - expand(t - r, z) * u(z, r, t, label)
+
+
+def jacobian_product(
+    u: AverageVelocity,
+    z: Float[Array, "batch *event"],
+    r: Float[Array, " batch"],
+    t: Float[Array, " batch"],
+    direction: Float[Array, "batch *event"],
+    label: Int[Array, " batch"] | None = None,
+) -> Float[Array, "batch *event"]:
+    """J direction, with J = du/dz at fixed times: one forward-mode pass, the Jacobian itself is never formed.
+
+    The flow map's Jacobian is S = I - (t - r) J, the gap-scaled Jacobian M = (t - r) J, and the paper's Jacobi factor
+    A = M - I = -S (arXiv:2605.09235, eq. 5).
+    """
+    return jax.jvp(lambda z: u(z, r, t, label), (z,), (direction,))[1]

@@ -1,10 +1,11 @@
-"""The command line: `vamf train | sample | evaluate | study`.
+"""The command line: `vamf train | sample | evaluate | diagnose | study`.
 
 Commands import what they need when they run, so that help is fast. Bad input is one line and exit status 2.
 """
 
 import contextlib
 import dataclasses
+import importlib
 import io
 import json
 import os
@@ -23,14 +24,19 @@ USAGE = """usage: vamf COMMAND ...
   train --resume RUN                              continue a training where it stopped
   sample RUN --n N [--steps K] --out FILE         draw samples: .npy, .csv for tables, .png for images
   evaluate RUN [--json]                           distances of a run's samples to unseen data
-  study toys [--quick | --paper] [--out DIR]      the paper's 2-D experiments: trainings, tables, figures, report
+  diagnose RUN [--json]                           where a run's noise comes from, what beta should be, what its log says
+  study NAME [--quick | --paper] [--out DIR]      a grid of trainings with tables, figures and a report
 
+studies: {studies}
 presets: {presets}
 methods: {methods}
 `vamf COMMAND --help` lists every option. `vamf --version` prints the version."""
 
-PRESETS = "checkerboard eight_gaussians two_moons swiss_roll two_spirals pinwheel digits"
-METHODS = "meanflow vamf vamf_corner"
+PRESETS = "checkerboard eight_gaussians two_moons swiss_roll two_spirals pinwheel"
+PRESETS += " dgmm2 dgmm4 dgmm8 dgmm16 dgmm32 dgmm64 digits"
+METHODS = "meanflow vamf vamf_corner rao_blackwell"
+STUDIES = {"toys": "ToyStudy", "mixtures": "MixtureStudy", "adaptive": "AdaptiveStudy"}
+"""A study's name, which is that of its module too, and its class in there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,17 +68,29 @@ class Evaluate:
 
 
 @dataclasses.dataclass(frozen=True)
+class Diagnose:
+    """Where a run's noise comes from, what beta should be and what its log says: diagnosis.html and diagnosis.json."""
+
+    run: Path
+    """Folder of the run."""
+    json: bool = False
+    """Print JSON instead of sentences."""
+    seed: int = 0
+    """Seed of the measurements."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Study:
     """A grid of trainings with tables, figures and a report. The same command continues an interrupted study."""
 
-    name: Literal["toys"]
+    name: Literal["toys", "mixtures", "adaptive"]
     """Which study."""
     quick: bool = False
     """A subset in about two minutes on two cores."""
     paper: bool = False
     """The paper's 200,000 steps; meant for an accelerator."""
     as_published: bool = False
-    """The published code's settings where they differ from the paper's text."""
+    """The published code's settings where they differ from the paper's text; toys only."""
     out: Path | None = None
     """Folder of the study; default studies/NAME-BUDGET."""
 
@@ -175,24 +193,49 @@ def evaluate(arguments: Sequence[str]) -> None:
         _print_distances(result)
 
 
+def diagnose(arguments: Sequence[str]) -> None:
+    """`vamf diagnose`."""
+    from vamf.diagnosis.run import visit
+    from vamf.files import finite, write_json
+    from vamf.report import diagnosis as report
+    from vamf.training.logs import Progress
+    from vamf.training.run import Run
+
+    wanted = _parse(Diagnose, arguments, "diagnose", positional="run")
+    run = Run.open(wanted.run)
+    found = visit(run, *run.load(Progress()), wanted.seed)
+    result = found.as_dict()
+    write_json(run.folder / "diagnosis.json", result)
+    path = report.write(run, found)
+    if wanted.json:
+        print(json.dumps(finite(result)))
+        return
+    for finding in (*found.advice, *found.log):
+        print(f"{finding.severity:8} {finding.text}" + (f"  [{finding.setting}]" if finding.setting else ""))
+    print(f"report: {path}")
+
+
 def study(arguments: Sequence[str]) -> None:
     """`vamf study`."""
     wanted = _parse(Study, arguments, "study", positional="name")
     if wanted.quick and wanted.paper:
         raise UserError("--quick and --paper: choose one of them")
+    if wanted.as_published and wanted.name != "toys":
+        raise UserError(f"--as-published: only the study toys has it, not {wanted.name}")
     from vamf.training.grid import spread_over_cores
 
     spread_over_cores()
-    from vamf.studies import toys
     from vamf.training.logs import Progress
 
-    budget = toys.plan(wanted.quick, wanted.paper)
+    module = importlib.import_module(f"vamf.studies.{wanted.name}")
+    budget = module.plan(wanted.quick, wanted.paper)
+    options = {"as_published": True} if wanted.as_published else {}
     published = "-as-published" if wanted.as_published else ""
     folder = wanted.out or Path("studies") / f"{wanted.name}-{budget.name}{published}"
     progress = Progress()
     progress.say(f"study {wanted.name}, budget {budget.name} -> {folder}")
     try:
-        report = toys.ToyStudy(folder, budget, wanted.as_published).run(progress)
+        report = getattr(module, STUDIES[wanted.name])(folder, budget, **options).run(progress)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command continues the study") from None
     print(f"report: {report}")
@@ -202,6 +245,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "sample": sample,
     "evaluate": evaluate,
+    "diagnose": diagnose,
     "study": study,
 }
 
@@ -210,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The program. Exit status: 0 done, 1 the training failed, 2 bad input, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE.format(presets=PRESETS, methods=METHODS))
+        print(USAGE.format(studies=" ".join(STUDIES), presets=PRESETS, methods=METHODS))
         return
     if arguments[0] == "--version":
         print(__version__)

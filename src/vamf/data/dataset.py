@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from vamf.theory.mixture import GaussianMixture
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
@@ -33,6 +35,8 @@ class Dataset:
     """Shape of one sample as an image, where it is one."""
     columns: tuple[str, ...] = ()
     """Names of a table's columns, where it has them."""
+    mixture: GaussianMixture | None = None
+    """The exact law of the data in the network's units, where it is known."""
     summary: str = ""
     """One line for people: where the data is from and how large it is."""
 

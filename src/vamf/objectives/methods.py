@@ -57,6 +57,11 @@ METHODS: Mapping[str, Method] = {
         fixed={"beta": 1.0, "gamma": 0.0},
         defaults={"proxy": "ema", "anchor_weight": 0.5, "anchor_range": (1e-4, 1e-2)},
     ),
+    "rao_blackwell": Method(
+        "Rao-Blackwellised roles (ours): the posterior mean over a bank of data in both roles; unbiased",
+        Eulerian,
+        fixed={"beta": 1.0, "gamma": 1.0, "proxy": "bank"},
+    ),
 }
 
 

@@ -5,6 +5,8 @@
 | `none`     | there is none: beta and gamma must be 0                                |
 | `online`   | u(z, t, t) of the network in training (Improved MeanFlow's boundary)   |
 | `ema`      | u(z, t, t) of its moving average, which the training loop passes in    |
+| `bank`     | the posterior mean over the batch or more data points (`bank.py`)      |
+| `oracle`   | the exact v of the data, where its law is known (the caller passes it) |
 | a callable | any average velocity, evaluated at r = t: a teacher, a closed form ... |
 """
 
@@ -16,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from vamf.average_velocity import AverageVelocity
 from vamf.errors import UserError
 
-SOURCES = ("none", "online", "ema")
+SOURCES = ("none", "online", "ema", "bank", "oracle")
 Source = str | Callable
 
 

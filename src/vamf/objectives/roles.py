@@ -7,19 +7,27 @@ the tangent. Mixing in a deterministic estimate v_hat of the marginal velocity,
     target   y = (1 - gamma) v_c + gamma v_hat
 """
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vamf.objectives.schedules import Coefficient, is_zero, value_at
+from vamf.path import expand
 
 
 def mix(
-    coefficient: Coefficient,
+    coefficient: Coefficient | Float[Array, " batch"],
     step,
     v_c: Float[Array, "batch *event"],
     v_hat: Float[Array, "batch *event"] | None,
 ) -> Float[Array, "batch *event"]:
-    """`(1 - coefficient) v_c + coefficient v_hat`; exactly v_c, and v_hat unused, where the coefficient is 0."""
+    """`(1 - coefficient) v_c + coefficient v_hat`; exactly v_c, and v_hat unused, where the coefficient is 0.
+
+    Args:
+        coefficient: one for all rows, or one for each (batch,).
+    """
     if v_hat is None or is_zero(coefficient):
         return v_c
     value = value_at(coefficient, step)
+    if getattr(value, "ndim", 0):
+        value = expand(jnp.asarray(value), v_c)
     return (1 - value) * v_c + value * v_hat

@@ -56,8 +56,12 @@ class Schedule:
 Coefficient = float | Schedule | Float[Array, ""]
 
 
-def parse(name: str, text: str | float, steps: int) -> float | Schedule:
-    """A coefficient from what a person wrote; `steps` is the length of the training."""
+def parse(name: str, text: str | float, steps: int, others: tuple[str, ...] = ()) -> float | Schedule:
+    """A coefficient from what a person wrote; `steps` is the length of the training.
+
+    Args:
+        others: what else the option takes, for the message.
+    """
     try:
         return float(text)
     except ValueError:
@@ -70,17 +74,18 @@ def parse(name: str, text: str | float, steps: int) -> float | Schedule:
     if kind not in KINDS or len(values) not in (2, 4):
         raise UserError(
             f"{name} = {text!r}: allowed is a number or KIND:START:END[:BEGIN:UNTIL], KIND one of {', '.join(KINDS)}"
+            + (f"; or {', '.join(others)}" if others else "")
         )
     begin, until = (int(values[2]), int(values[3])) if len(values) == 4 else (0, max(steps, 1))
     return Schedule(kind, values[0], values[1], begin, until)  # pyright: ignore[reportArgumentType]
 
 
-def value_at(coefficient: Coefficient, step) -> float | Float[Array, ""]:
-    """The coefficient's value at a training step."""
+def value_at(coefficient: Coefficient | Float[Array, " batch"], step) -> float | Float[Array, "*batch"]:
+    """The coefficient's value at a training step: one for all rows, or one for each."""
     return coefficient(step) if isinstance(coefficient, Schedule) else coefficient
 
 
-def is_zero(coefficient: Coefficient) -> bool:
+def is_zero(coefficient: object) -> bool:
     """True where the coefficient is known to be 0 throughout, so that what it multiplies need not be computed."""
     return isinstance(coefficient, Real) and bool(coefficient == 0)
 

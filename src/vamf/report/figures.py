@@ -63,7 +63,9 @@ def panels(
         axis.set_title(plot.title, fontsize=10.5, color=INK)
         if log:
             axis.set_yscale("log")
-            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            low, high = axis.get_ylim()
+            subs = (1, 1.5, 2, 3, 5, 7) if high < 5 * low else (1, 2, 5) if high < 1e3 * low else (1,)
+            axis.yaxis.set_major_locator(LogLocator(subs=subs, numticks=10))
             axis.yaxis.set_minor_locator(NullLocator())
             axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         else:
@@ -90,6 +92,110 @@ def panels(
             frameon=False,
             fontsize=9.5,
         )
+    return _save(figure, "svg")
+
+
+class Map(NamedTuple):
+    """Values over a plane of cells."""
+
+    title: str
+    values: np.ndarray
+    """(columns along x, rows along y); NaN where there is nothing."""
+    about_one: bool = False
+    """Colours on a logarithmic scale, white at 1, instead of from white upwards."""
+    high: float | None = None
+    """End of the colour scale; the largest value if left out."""
+    decimals: int = 2
+    """Of the number in each cell; none from 10 on."""
+
+
+def heatmaps(maps: Sequence[Map], edges: Sequence[float], xlabel: str, ylabel: str) -> bytes:
+    """Maps side by side over the same square plane, every cell with its number; SVG."""
+    pyplot = _pyplot()
+    from matplotlib.colors import LogNorm, Normalize
+
+    figure, axes = pyplot.subplots(1, len(maps), figsize=(4.5 * len(maps), 4.0), squeeze=False)
+    for axis, shown in zip(axes.flat, maps, strict=True):
+        values = np.ma.masked_invalid(np.asarray(shown.values, float).T)
+        if shown.about_one:
+            reach = float(np.exp(max(np.abs(np.log(values)).max(), np.log(1.5))))
+            norm, colors = LogNorm(1 / reach, reach), "RdBu_r"
+        else:
+            norm, colors = Normalize(0, shown.high or max(float(values.max()), 1e-12)), "Blues"
+        axis.grid(False)
+        axis.pcolormesh(edges, edges, values, norm=norm, cmap=colors, edgecolors="white", lw=0.8)
+        centres = (np.asarray(edges)[1:] + np.asarray(edges)[:-1]) / 2
+        for j, i in np.argwhere(~np.ma.getmaskarray(values)):
+            share = float(norm(values[j, i]))
+            dark = abs(share - 0.5) > 0.33 if shown.about_one else share > 0.6
+            text = f"{values[j, i]:.{shown.decimals if values[j, i] < 10 else 0}f}"
+            color = "white" if dark else INK
+            axis.text(centres[i], centres[j], text, ha="center", va="center", fontsize=7.5, color=color)
+        axis.set_aspect("equal")
+        axis.set_title(shown.title, fontsize=10.5, color=INK)
+        axis.set_xlabel(xlabel)
+    axes[0, 0].set_ylabel(ylabel)
+    figure.tight_layout()
+    return _save(figure, "svg")
+
+
+class Field(NamedTuple):
+    """Values over a square of points, with the density there."""
+
+    title: str
+    values: np.ndarray
+    """(rows along y, columns along x), positive."""
+    log_density: np.ndarray
+    """Same shape; drawn as contours, each a factor of 10 below the one within."""
+
+
+class FieldRow(NamedTuple):
+    """Fields side by side with one colour scale, logarithmic."""
+
+    label: str
+    fields: Sequence[Field]
+    about_one: bool = False
+    """White at 1; otherwise the scale is shared with the other such rows, so that colours compare."""
+
+
+def fields(rows: Sequence[FieldRow], reach: float) -> bytes:
+    """Rows of fields over [-reach, reach]^2 with density contours and a colour bar for each row; SVG.
+
+    The largest hundredth of the values is beyond the end of the scale, where the bar has a point.
+    """
+    pyplot = _pyplot()
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    columns = max(len(row.fields) for row in rows)
+    size = (2.45 * columns + 1.0, 2.45 * len(rows) + 0.3)
+    figure, axes = pyplot.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
+    shared = np.array([field.values for row in rows if not row.about_one for field in row.fields])
+    for line, row in zip(axes, rows, strict=True):
+        if row.about_one:
+            far = np.abs(np.log([field.values for field in row.fields]))
+            end = max(float(np.exp(np.percentile(far, 99))), 1.5)
+            norm, colors, extend = LogNorm(1 / end, end), "RdBu_r", "both"
+        else:
+            norm, colors, extend = LogNorm(shared.min(), np.percentile(shared, 99)), "viridis", "max"
+        image = None
+        for axis, field in zip(line, row.fields, strict=True):
+            extent = (-reach, reach, -reach, reach)
+            image = axis.imshow(field.values, norm=norm, cmap=colors, extent=extent, origin="lower",
+                                interpolation="bilinear")  # fmt: skip
+            drops = field.log_density - field.log_density.max()
+            inside = np.linspace(-reach, reach, len(drops))
+            axis.contour(inside, inside, drops, levels=np.log([1e-3, 1e-2, 1e-1]), linewidths=0.8, linestyles="-",
+                         colors=INK if row.about_one else "white", alpha=0.75)  # fmt: skip
+            axis.set(xticks=[], yticks=[])
+            axis.grid(False)
+            axis.set_title(field.title, fontsize=10, color=INK)
+        line[0].set_ylabel(row.label, fontsize=10, color=INK)
+        if image is not None:
+            bar = figure.colorbar(image, ax=list(line), shrink=0.9, pad=0.015, extend=extend)
+            bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            bar.ax.yaxis.set_minor_locator(NullLocator())
     return _save(figure, "svg")
 
 

@@ -1,22 +1,29 @@
 """Running the trainings of a study: each once, resumable, its numbers kept."""
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vamf import data
 from vamf.errors import UserError
 from vamf.files import write_array, write_atomic, write_json
+from vamf.path import interpolate
+from vamf.theory import GaussianMixture
 from vamf.training import loop
 from vamf.training.checkpoints import fingerprint
 from vamf.training.config import TrainConfig, to_json
 from vamf.training.grid import Grid
 from vamf.training.logs import Progress, read
+from vamf.training.step import State
 
 Measure = Callable[[np.ndarray], dict[str, float]]
+Inspect = Callable[[Grid, State], list[dict[str, float]]]
 
 
 class Training(NamedTuple):
@@ -47,7 +54,14 @@ def claim(folder: Path, plan: dict[str, Any]) -> None:
         write_atomic(path, text)
 
 
-def complete(training: Training, folder: Path, measure: Measure, samples: int, progress: Progress) -> list[dict]:
+def complete(
+    training: Training,
+    folder: Path,
+    measure: Measure,
+    samples: int,
+    progress: Progress,
+    inspect: Inspect | None = None,
+) -> list[dict]:
     """The finished training's results, one dict for each member; trained now as far as it is not yet.
 
     A result holds `beta`, `seed`, what `measure` says of the member's samples, `gradient_variance` (mean over the
@@ -55,6 +69,7 @@ def complete(training: Training, folder: Path, measure: Measure, samples: int, p
 
     Args:
         measure: distances of one member's samples (samples, *event), in original units.
+        inspect: more numbers for each member, from the trained grid itself.
     """
     place = folder / "trainings" / training.name
     path = place / "result.json"
@@ -70,6 +85,7 @@ def complete(training: Training, folder: Path, measure: Measure, samples: int, p
     outcome = loop.train(grid, place, progress)
     drawn = grid.sample(outcome.state, samples)
     variance = _variance_history(place, grid.size)
+    inspected = [{}] * grid.size if inspect is None else inspect(grid, outcome.state)
     members = []
     for index in range(grid.size):
         steps, values = variance[index]
@@ -84,11 +100,53 @@ def complete(training: Training, folder: Path, measure: Measure, samples: int, p
                 "gradient_variance": float(np.mean(tail)) if tail else None,
                 "variance_history": {"step": steps, "value": values},
                 **(measure(drawn[index]) if np.isfinite(drawn[index]).all() else {}),
+                **inspected[index],
             }
         )
     write_array(place / "samples.npy", drawn.astype(np.float32))
     write_json(path, {"fingerprint": mark, "members": members, "seconds_per_step": outcome.seconds_per_step})
     return members
+
+
+def step_costs(configs: dict[str, TrainConfig], progress: Progress, steps: int = 250, rounds: int = 3) -> dict:
+    """Milliseconds a step of single trainings, taken in turn so that a busy machine slows all alike; the best round."""
+    progress.say("timing single trainings")
+    running, best = {}, {}
+    for label, config in configs.items():
+        grid = Grid(config, data.load(config.data), [0])
+        running[label] = (grid, grid.advance(grid.init(), steps)[0])
+    for _ in range(rounds):
+        for label, (grid, state) in running.items():
+            start = time.perf_counter()
+            running[label] = (grid, grid.advance(state, steps)[0])
+            best[label] = min(best.get(label, np.inf), (time.perf_counter() - start) / steps * 1e3)
+    return {label: float(value) for label, value in best.items()}
+
+
+def exact_error(mixture: GaussianMixture, n: int = 2048, seed: int = 0) -> Inspect:
+    """Distance of every member's average velocity to the exact one of a mixture: a root mean square per dimension.
+
+    `u_error` is over the uniform law of (r, t) with z_t from the data; `jump_error` at r = 0, t = 1, z from the noise:
+    the one jump that one-step sampling takes.
+    """
+    data_key, noise_key, time_key, jump_key = jax.random.split(jax.random.key(2**31 + seed), 4)
+    e, pair = jax.random.normal(noise_key, (n, mixture.dim)), jax.random.uniform(time_key, (2, n))
+    r, t = pair.min(axis=0), pair.max(axis=0)
+    zero, one = jnp.zeros(n), jnp.ones(n)
+    places = {
+        "u_error": (interpolate(mixture.sample(data_key, n), e, t), r, t),
+        "jump_error": (jax.random.normal(jump_key, (n, mixture.dim)), zero, one),
+    }
+    exact = {name: np.asarray(mixture.average_velocity(*place)) for name, place in places.items()}
+
+    def inspect(grid: Grid, state: State) -> list[dict[str, float]]:
+        errors = {
+            name: np.sqrt(np.mean((grid.velocity(state, *place) - exact[name]) ** 2, axis=(1, 2)))
+            for name, place in places.items()
+        }
+        return [{name: float(values[index]) for name, values in errors.items()} for index in range(grid.size)]
+
+    return inspect
 
 
 def load_samples(folder: Path, training: Training) -> np.ndarray:

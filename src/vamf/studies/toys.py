@@ -13,7 +13,6 @@ MeanFlow and the corner recipe side by side, and pictures of samples.
 
 import dataclasses
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +22,17 @@ import numpy as np
 from vamf import __version__, data
 from vamf.data import toys
 from vamf.files import write_atomic, write_json
-from vamf.metrics import sliced_wasserstein
 from vamf.report import figures, tables
 from vamf.report.page import Page
-from vamf.studies import runner
+from vamf.studies import runner, summary
 from vamf.studies.runner import Training
 from vamf.times import TimeLaw
 from vamf.training import presets
 from vamf.training.config import LogConfig, ObjectiveConfig
-from vamf.training.grid import Grid
 from vamf.training.logs import Progress
 
 SAMPLES = 4096
 SWEPT = "mixed tangent, mean and spread over seeds"
-PROJECTIONS = 500
 VARIANCE_BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SWEEP_BETAS = tuple(round(0.1 * index, 1) for index in range(11))
 ALL_BETAS = tuple(sorted({*SWEEP_BETAS, *VARIANCE_BETAS}))
@@ -99,12 +95,18 @@ class ToyStudy:
         for index, training in enumerate(trainings, 1):
             progress.say(f"[{index}/{len(trainings)}] {training.name}: {len(training.seeds)} trainings at once")
             reference = data.load(training.config.data).reference(SAMPLES, 0)
-            members += runner.complete(training, self.folder, _distances_to(reference), SAMPLES, progress)
+            members += runner.complete(training, self.folder, summary.distances_to(reference), SAMPLES, progress)
             if training.config.data not in floors:
-                floors[training.config.data] = _distances_to(reference)(
+                floors[training.config.data] = summary.distances_to(reference)(
                     data.load(training.config.data).reference(SAMPLES, 1)
                 )
-        costs = _step_costs(self.budget.datasets[0], progress)
+        base = presets.for_data(self.budget.datasets[0])
+        timed = {"MeanFlow (beta = 0)": ("meanflow", None), "VaMF (beta = 0.5)": ("vamf", 0.5),
+                 "corner recipe": ("vamf_corner", None)}  # fmt: skip
+        configs = {
+            label: dataclasses.replace(base, method=method, beta=beta) for label, (method, beta) in timed.items()
+        }
+        costs = [{"method": label, "ms": ms} for label, ms in runner.step_costs(configs, progress).items()]
         progress.say(f"all trainings done after {time.perf_counter() - start:,.0f} s; writing the report")
         return self._write(members, floors, costs)
 
@@ -142,7 +144,7 @@ class ToyStudy:
                 "budget": dataclasses.asdict(self.budget),
                 "as_published": self.as_published,
                 "samples": SAMPLES,
-                "projections": PROJECTIONS,
+                "projections": summary.PROJECTIONS,
                 "floors": floors,
                 "matched": matched,
                 "cost": costs,
@@ -160,13 +162,13 @@ class ToyStudy:
     def _figures(self, members: list[dict], floors: dict[str, dict]) -> dict[str, bytes]:
         quality, variance, history, gallery = [], [], [], {}
         for name in self.budget.datasets:
-            sweep, corner = _of(members, name, "vamf"), _of(members, name, "vamf_corner")
+            sweep, corner = summary.of(members, name, "vamf"), summary.of(members, name, "vamf_corner")
             quality.append(
                 figures.Panel(
                     name.replace("_", " "),
-                    [_against_beta(sweep, "sw1", SWEPT, figures.BLUE)],
+                    [summary.against_beta(sweep, "sw1", SWEPT, figures.BLUE)],
                     [
-                        figures.Level(_mean(corner, "sw1"), "corner recipe", figures.ORANGE, "-."),
+                        figures.Level(summary.mean(corner, "sw1"), "corner recipe", figures.ORANGE, "-."),
                         figures.Level(floors[name]["sw1"], "two samples of the data", figures.SOFT, ":"),
                     ],
                 )
@@ -174,13 +176,15 @@ class ToyStudy:
             variance.append(
                 figures.Panel(
                     name.replace("_", " "),
-                    [_against_beta(sweep, "gradient_variance", SWEPT, figures.BLUE)],
-                    [figures.Level(_mean(corner, "gradient_variance"), "corner recipe", figures.ORANGE, "-.")],
+                    [summary.against_beta(sweep, "gradient_variance", SWEPT, figures.BLUE)],
+                    [figures.Level(summary.mean(corner, "gradient_variance"), "corner recipe", figures.ORANGE, "-.")],
                 )
             )
             ends = {0.0: ("beta = 0 (MeanFlow)", figures.RED), 1.0: ("beta = 1", figures.BLUE)}
-            drawn = [_history([row for row in sweep if row["beta"] == beta], *look) for beta, look in ends.items()]
-            drawn.append(_history(corner, "corner recipe", figures.ORANGE))
+            drawn = [
+                summary.history([row for row in sweep if row["beta"] == beta], *look) for beta, look in ends.items()
+            ]
+            drawn.append(summary.history(corner, "corner recipe", figures.ORANGE))
             history.append(figures.Panel(name.replace("_", " "), drawn))
             gallery[name.replace("_", " ")] = self._clouds(name)
         return {
@@ -222,8 +226,8 @@ class ToyStudy:
         page.points([_sentence(row) for row in matched])
         page.section("MeanFlow against the corner recipe")
         page.text(
-            f"Sliced Wasserstein distances to {SAMPLES} fresh points, {PROJECTIONS} fixed directions, mean ± standard "
-            f"deviation over seeds {seeds}. The floor is the distance between two samples of the data itself."
+            f"Sliced Wasserstein distances to {SAMPLES} fresh points, {summary.PROJECTIONS} fixed directions, mean ± "
+            f"standard deviation over seeds {seeds}. The floor is the distance between two samples of the data itself."
             + (" The paper's figures are for 200,000 steps." if budget.steps < 200_000 else "")
         )
         header = ["data", "SW1 MeanFlow", "SW1 corner", "SW2 MeanFlow", "SW2 corner", "floor SW1", "floor SW2",
@@ -280,88 +284,24 @@ class ToyStudy:
         )
 
 
-def _distances_to(reference: np.ndarray):
-    def measure(samples: np.ndarray) -> dict[str, float]:
-        return {f"sw{order}": sliced_wasserstein(samples, reference, order, PROJECTIONS) for order in (1, 2)}
-
-    return measure
-
-
-def _step_costs(name: str, progress: Progress) -> list[dict]:
-    """Milliseconds a step of single trainings, taken in turn so that a busy machine slows all alike."""
-    progress.say("timing single trainings")
-    steps, base = 250, presets.for_data(name)
-    methods = {"MeanFlow (beta = 0)": ("meanflow", None), "VaMF (beta = 0.5)": ("vamf", 0.5),
-               "corner recipe": ("vamf_corner", None)}  # fmt: skip
-    running, best = {}, {}
-    for label, (method, beta) in methods.items():
-        grid = Grid(dataclasses.replace(base, method=method, beta=beta), data.load(name), [0])
-        running[label] = (grid, grid.advance(grid.init(), steps)[0])
-    for _ in range(3):
-        for label, (grid, state) in running.items():
-            start = time.perf_counter()
-            running[label] = (grid, grid.advance(state, steps)[0])
-            best[label] = min(best.get(label, np.inf), (time.perf_counter() - start) / steps * 1e3)
-    return [{"method": label, "ms": float(value)} for label, value in best.items()]
-
-
-def _of(members: list[dict], name: str, method: str) -> list[dict]:
-    return [row for row in members if row["data"] == name and row["method"] == method]
-
-
-def _values(rows: Sequence[dict], key: str) -> list[float]:
-    return [row[key] for row in rows if row.get(key) is not None]
-
-
-def _mean(rows: Sequence[dict], key: str) -> float:
-    values = _values(rows, key)
-    return float(np.mean(values)) if values else float("nan")
-
-
-def _std(rows: Sequence[dict], key: str) -> float:
-    values = _values(rows, key)
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-
-
-def _by_beta(sweep: Sequence[dict]) -> dict[float, list[dict]]:
-    return {beta: [row for row in sweep if row["beta"] == beta] for beta in sorted({row["beta"] for row in sweep})}
-
-
-def _best_beta(sweep: Sequence[dict], key: str = "sw1") -> float:
-    means = {beta: _mean(rows, key) for beta, rows in _by_beta(sweep).items()}
-    return min(means, key=lambda beta: (np.isnan(means[beta]), means[beta]))
-
-
-def _against_beta(sweep: Sequence[dict], key: str, label: str, color: str) -> figures.Curve:
-    groups = _by_beta(sweep)
-    means, stds = [_mean(rows, key) for rows in groups.values()], [_std(rows, key) for rows in groups.values()]
-    return figures.Curve(list(groups), means, stds, label, color)
-
-
-def _history(rows: Sequence[dict], label: str, color: str) -> figures.Curve:
-    steps = rows[0]["variance_history"]["step"]
-    values = np.nanmean([np.array(row["variance_history"]["value"], float) for row in rows], axis=0)
-    return figures.Curve(steps, values.tolist(), None, label, color, "")
-
-
 def _matched_row(name: str, members: list[dict], floor: dict[str, float]) -> dict[str, Any]:
-    sweep, corner = _of(members, name, "vamf"), _of(members, name, "vamf_corner")
+    sweep, corner = summary.of(members, name, "vamf"), summary.of(members, name, "vamf_corner")
     plain = [row for row in sweep if row["beta"] == 0]
-    best, quietest = _best_beta(sweep), _best_beta(sweep, "gradient_variance")
+    best, quietest = summary.best_beta(sweep), summary.best_beta(sweep, "gradient_variance")
     row: dict[str, Any] = {"data": name, "seeds": len(plain)}
     for order in ("sw1", "sw2"):
-        row |= {f"meanflow_{order}": _mean(plain, order), f"meanflow_{order}_std": _std(plain, order)}
-        row |= {f"corner_{order}": _mean(corner, order), f"corner_{order}_std": _std(corner, order)}
+        row |= {f"meanflow_{order}": summary.mean(plain, order), f"meanflow_{order}_std": summary.std(plain, order)}
+        row |= {f"corner_{order}": summary.mean(corner, order), f"corner_{order}_std": summary.std(corner, order)}
         row[f"floor_{order}"] = floor[order]
     at_best = [member for member in sweep if member["beta"] == best]
     return row | {
         "best_beta": best,
-        "best_sw1": _mean(at_best, "sw1"),
-        "best_sw1_std": _std(at_best, "sw1"),
-        "variance_meanflow": _mean(plain, "gradient_variance"),
-        "variance_lowest": _mean([m for m in sweep if m["beta"] == quietest], "gradient_variance"),
+        "best_sw1": summary.mean(at_best, "sw1"),
+        "best_sw1_std": summary.std(at_best, "sw1"),
+        "variance_meanflow": summary.mean(plain, "gradient_variance"),
+        "variance_lowest": summary.mean([m for m in sweep if m["beta"] == quietest], "gradient_variance"),
         "variance_lowest_beta": quietest,
-        "variance_corner": _mean(corner, "gradient_variance"),
+        "variance_corner": summary.mean(corner, "gradient_variance"),
     }
 
 

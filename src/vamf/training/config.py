@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from vamf.errors import UserError, require
 from vamf.networks.mlp import MLPConfig
-from vamf.objectives import Objective, create
-from vamf.objectives.schedules import Coefficient, is_zero, parse
+from vamf.objectives import METHODS, Objective, adaptive, create
+from vamf.objectives.schedules import parse
 from vamf.times import TimeLaw
 
 
@@ -19,8 +19,13 @@ class ObjectiveConfig:
 
     gamma: float | str | None = None
     """Share of the proxy in the target, in [0, 1]: a number or a schedule like --beta."""
-    proxy: Literal["none", "online", "ema"] | None = None
-    """Source of the deterministic velocity v_hat."""
+    proxy: Literal["none", "online", "ema", "bank", "oracle"] | None = None
+    """Source of the deterministic velocity v_hat. bank: the posterior mean over data points; oracle: the exact velocity
+    of data whose law is known."""
+    bank_size: int | None = None
+    """Data points in the bank, the batch among them; 0 is the batch alone."""
+    bank_rest: float | None = None
+    """With a bank: share of the moving average's velocity in what the bank leaves unknown of the tangent, in [0, 1]."""
     anchor_weight: float | None = None
     """lambda, weight of the flow-matching anchor."""
     anchor_range: tuple[float, float] | None = None
@@ -82,7 +87,8 @@ class TrainConfig:
     method: str = "vamf"
     """Named method; see `vamf.objectives.METHODS`."""
     beta: float | str | None = None
-    """Share of the proxy in the tangent, in [0, 1]: a number, or a schedule such as linear:1:0 or cosine:1:0:0:8000."""
+    """Share of the proxy in the tangent, in [0, 1]: a number, a schedule such as linear:1:0 or cosine:1:0:0:8000, or a
+    coefficient that finds itself: binned, per_sample or per_direction."""
     steps: int = 20_000
     """Training steps."""
     batch_size: int = 256
@@ -120,20 +126,18 @@ class TrainConfig:
         given = {field.name: getattr(self.objective, field.name) for field in dataclasses.fields(self.objective)}
         given["beta"] = self.beta
         options = {name: value for name, value in given.items() if value is not None}
+        if self.beta in adaptive.KINDS:
+            options["beta"] = adaptive.KINDS[self.beta]()
         for name in ("beta", "gamma"):
-            if name in options:
-                options[name] = self.coefficient(name, options[name])
+            if isinstance(options.get(name), float | int | str):
+                options[name] = parse(name, options[name], self.steps, tuple(adaptive.KINDS) * (name == "beta"))
         return create(self.method, times=self.times, **options)
-
-    def coefficient(self, name: str, value: float | str) -> Coefficient:
-        """A coefficient as a number or as a schedule over this training's steps."""
-        return parse(name, value, self.steps)
 
     def describe(self) -> str:
         """One line for people."""
         objective = self.build_objective()
         beta = self.beta if self.beta is not None else objective.beta
-        mixed = "" if is_zero(objective.beta) else f", beta {beta}"
+        mixed = "" if "beta" in METHODS[self.method].fixed else f", beta {beta}"
         return f"{self.method}{mixed} on {self.data}, {self.steps:,} steps of {self.batch_size}, seed {self.seed}"
 
 

@@ -21,9 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 
 from vamf import networks, sampling
 from vamf.data import Dataset
+from vamf.errors import UserError
+from vamf.objectives.adaptive import Adaptive
 from vamf.objectives.schedules import value_at
 from vamf.training.config import TrainConfig
 from vamf.training.step import Member, Metrics, State, Trainer, learning_rate, optimiser, streams
@@ -75,7 +78,10 @@ class Grid:
         self.betas = None if betas is None else tuple(betas)
         self.learning_rate = learning_rate(config)
         self.network = networks.build(config.network, dataset.event_shape, dataset.num_classes)
-        self.trainer = Trainer(config, dataset, self.network, config.build_objective(), optimiser(config))
+        objective = config.build_objective()
+        if objective.proxy == "oracle" and getattr(dataset, "mixture", None) is None:
+            raise UserError(f"proxy = oracle: the law of {dataset.name} is not known in closed form")
+        self.trainer = Trainer(config, dataset, self.network, objective, optimiser(config))
         self.devices = jax.devices()[: self.size]
         self.strategy = ("loop" if self.devices[0].platform == "cpu" else "vmap") if strategy == "auto" else strategy
         self._padding = -self.size % len(self.devices)
@@ -139,9 +145,25 @@ class Grid:
         program = self._program(("sample", n, steps, label is None), lambda: draw)
         return self.dataset.to_original(self.collect(program(self._arrays, seeds, labels, state)))
 
-    def beta_at(self, index: int, step: int) -> float:
-        """beta of a member at a training step."""
-        return self.betas[index] if self.betas is not None else float(value_at(self.trainer.objective.beta, step))
+    def velocity(self, state: State, z: ArrayLike, r: ArrayLike, t: ArrayLike) -> np.ndarray:
+        """The average velocity (size, n, *event) of every member's moving average, in the units the network sees.
+
+        Args:
+            z: points (n, *event), the same for every member; r, t: times (n,). Without labels.
+        """
+        places = tuple(jnp.asarray(part, jnp.float32) for part in (z, r, t))
+
+        def evaluate(places, state):
+            z, r, t = places
+            return self.network.bind(state.average)(z, r, t, None)
+
+        program = self._program(("velocity", len(places[0])), lambda: evaluate)
+        return self.collect(program(places, state))
+
+    def beta_at(self, index: int, step: int) -> float | None:
+        """beta of a member at a training step; None where it finds itself."""
+        beta = self.betas[index] if self.betas is not None else self.trainer.objective.beta
+        return None if isinstance(beta, Adaptive) else float(value_at(beta, step))
 
     @cached_property
     def parameters(self) -> int:

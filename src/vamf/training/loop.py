@@ -107,10 +107,11 @@ def _record(grid: Grid, metrics: Metrics, step: int, rate: float) -> dict[str, A
     Means over the chunk, but `grad_norm_max` (its largest gradient norm), and `lr` and `beta` (its last step's).
     """
     record: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
-    record |= {name: _plain(np.mean(values, axis=1)) for name, values in metrics._asdict().items()}
+    means = {name: values for name, values in metrics._asdict().items() if values is not None and name != "beta"}
+    record |= {name: _plain(np.mean(values, axis=1)) for name, values in means.items()}
     record["grad_norm_max"] = _plain(np.max(metrics.grad_norm, axis=1))
     record["lr"] = float(np.asarray(grid.learning_rate(step - 1)))
-    record["beta"] = _plain(np.array([grid.beta_at(index, step - 1) for index in range(grid.size)]))
+    record["beta"] = _plain(np.round(metrics.beta[:, -1].astype(float), 6))
     record["steps_per_second"] = round(rate, 1)
     return record
 

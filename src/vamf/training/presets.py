@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from vamf import data
-from vamf.data import arrays, toys
+from vamf.data import arrays, mixtures, toys
 from vamf.errors import UserError
 from vamf.networks.mlp import MLPConfig
 from vamf.training.config import OptimiserConfig, TrainConfig
 
 
 def toy(name: str) -> TrainConfig:
-    """A 2-D toy with the paper's network, optimiser and time law at a tenth of its 200,000 steps."""
+    """A 2-D toy or a dense mixture with the paper's network, optimiser and time law at a tenth of its 200,000 steps."""
     return TrainConfig(data=name)
 
 
@@ -28,7 +28,7 @@ def table(path: str) -> TrainConfig:
     return TrainConfig(data=path, network=MLPConfig(width=256), optimiser=OptimiserConfig(clip_norm=10.0))
 
 
-PRESETS = {name: toy(name) for name in toys.NAMES} | {"digits": digits()}
+PRESETS = {name: toy(name) for name in (*toys.NAMES, *mixtures.NAMES)} | {"digits": digits()}
 
 
 def for_data(name: str) -> TrainConfig:
@@ -43,5 +43,5 @@ def for_data(name: str) -> TrainConfig:
         if not Path(name).exists():
             raise UserError(f"{name}: no such file")
         return table(str(Path(name).resolve()))
-    data.load(name)  # raises, naming what is allowed
-    raise UserError(f"data = {name!r}: no preset of that name")
+    data.load(name)  # raises, naming what is allowed; what remains are dense mixtures of other dimensions
+    return toy(name)

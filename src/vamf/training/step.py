@@ -12,9 +12,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from vamf.average_velocity import AverageVelocity
 from vamf.data import Dataset
 from vamf.networks import Network
 from vamf.objectives import Objective
+from vamf.objectives.eulerian import Points
 from vamf.training.config import TrainConfig
 
 
@@ -37,6 +39,8 @@ class State(NamedTuple):
     """The optimiser's state."""
     step: Int[Array, ""]
     """Steps taken."""
+    memory: Any = None
+    """What the objective has learnt, where it learns."""
 
 
 class Metrics(NamedTuple):
@@ -52,6 +56,10 @@ class Metrics(NamedTuple):
     """Norm of the gradient before clipping."""
     jvp_norm: Float[Array, ""]
     """Mean ||D_w u|| of the rows with r < t. NaN without such rows."""
+    beta: Float[Array, ""]
+    """Mean tangent mix of the rows with r < t. NaN without such rows."""
+    effective_size: Float[Array, ""] | None
+    """Mean effective number of data points in the bank, where there is one."""
 
 
 class Batch(NamedTuple):
@@ -60,6 +68,8 @@ class Batch(NamedTuple):
     x: Float[Array, "batch *event"]
     label: Int[Array, " batch"] | None
     draw: Any
+    points: Points | None = None
+    """Data that joins the batch as the bank."""
 
 
 class Keys(NamedTuple):
@@ -101,7 +111,8 @@ class Trainer:
     def init(self, member: Member) -> State:
         """The state before the first step."""
         params = self.network.init(streams(member.seed).init)
-        return State(params, params, self.transform.init(params), jnp.zeros((), jnp.int32))
+        opt_state = self.transform.init(params)
+        return State(params, params, opt_state, jnp.zeros((), jnp.int32), self.objective.start())
 
     def batch(self, arrays, member: Member, step) -> Batch:
         """The batch of a step."""
@@ -113,7 +124,7 @@ class Trainer:
         updates, opt_state = self.transform.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = optax.incremental_update(params, state.average, 1 - self.config.optimiser.ema_decay)
-        return State(params, average, opt_state, state.step + 1), metrics
+        return State(params, average, opt_state, state.step + 1, self._adapt(batch, state)), metrics
 
     def gradient_variance(self, arrays, member: Member, state: State) -> Float[Array, ""]:
         """tr Cov of the batch gradient: sum_k ||g_k - mean||^2 / (K - 1) over K fresh batches at the same state."""
@@ -135,17 +146,37 @@ class Trainer:
 
     def _batch(self, arrays, key) -> Batch:
         batch_key, loss_key = jax.random.split(key)
-        x, label = self.dataset.draw(arrays, batch_key, self.config.batch_size)
-        return Batch(x, label if self.dataset.num_classes else None, self.objective.draw(loss_key, x))
+        x, label = self._data(arrays, batch_key, self.config.batch_size)
+        extra = self.objective.extra_points(self.config.batch_size)
+        points = Points(*self._data(arrays, jax.random.fold_in(batch_key, 1), extra)) if extra else None
+        return Batch(x, label, self.objective.draw(loss_key, x), points)
+
+    def _data(self, arrays, key, n: int):
+        x, label = self.dataset.draw(arrays, key, n)
+        return x, label if self.dataset.num_classes else None
+
+    def _proxy(self, objective: Objective, state: State) -> AverageVelocity | None:
+        if objective.proxy == "oracle":
+            return self.dataset.mixture
+        return self.network.bind(state.average) if objective.needs_average else None
+
+    def _adapt(self, batch: Batch, state: State):
+        if not self.objective.adapts:
+            return state.memory
+        x, label, draw, points = batch
+        u, proxy = self.network.bind(state.params), self._proxy(self.objective, state)
+        equal = self.objective.times.count_equal(x.shape[0])
+        return self.objective.adapt(state.memory, u, x, draw, label, state.step, proxy, equal, points)
 
     def _gradient(self, batch: Batch, member: Member, state: State) -> tuple[Any, Metrics]:
-        x, label, draw = batch
+        x, label, draw, points = batch
         equal = self.objective.times.count_equal(x.shape[0])
         objective = self.objective if member.beta is None else dataclasses.replace(self.objective, beta=member.beta)
-        proxy = self.network.bind(state.average) if objective.needs_average else None
+        proxy = self._proxy(objective, state)
 
         def mean_loss(params):
-            loss, aux = objective.evaluate(self.network.bind(params), x, draw, label, state.step, proxy, equal)
+            u = self.network.bind(params)
+            loss, aux = objective.evaluate(u, x, draw, label, state.step, proxy, equal, points, state.memory)
             return loss.mean(), aux
 
         (loss, aux), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
@@ -156,6 +187,8 @@ class Trainer:
             v_loss=_mean_where(aux["residual"], on_diagonal),
             grad_norm=optax.tree.norm(gradient),
             jvp_norm=_mean_where(aux["jvp_norm"], ~on_diagonal),
+            beta=_mean_where(aux["beta"], ~on_diagonal),
+            effective_size=aux["effective_size"].mean() if "effective_size" in aux else None,
         )
         return gradient, metrics
 

@@ -1,0 +1,193 @@
+"""From measured numbers to words: what to change, by how much it would help, and how sure that is.
+
+Every sentence rests on differences of at least two standard errors; what is not clear is called so. The recommended
+constant beta is read off the measured curve, never off a formula.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from vamf.diagnosis.measure import BETAS, CLEAR, Cell, Diagnosis, above, below
+from vamf.theory.estimate import Estimate
+
+WORTHWHILE = 0.95
+"""A variance ratio above this one is not worth a change of settings."""
+
+
+class Finding(NamedTuple):
+    """One thing to know about a training."""
+
+    severity: Literal["good", "note", "advice", "warning", "problem"]
+    """good: nothing to do; note: worth knowing; advice: a gain to be had; warning and problem: something is wrong."""
+    text: str
+    """One or two sentences."""
+    setting: str = ""
+    """What to change on the command line, where something is to be changed."""
+
+
+class Current(NamedTuple):
+    """How the training that is diagnosed is set up."""
+
+    method: str
+    """Its named method."""
+    beta: float | str | None
+    """Its tangent mix: a number, the name of one that finds itself, or None where v_hat is no mix."""
+    ema_decay: float
+    """Decay of its moving average."""
+
+
+def advise(diagnosis: Diagnosis, current: Current | None = None) -> list[Finding]:
+    """What the measurements say, the largest gain first, then what explains it."""
+    options = [
+        _constant(diagnosis, current),
+        *_adaptive(diagnosis, current),
+        *_bank(diagnosis, current),
+    ]
+    ranked = sorted(options, key=lambda option: option[0])
+    return [finding for _, finding in ranked] + [_plane(diagnosis), _source(diagnosis), *_proxy(diagnosis, current)]
+
+
+def _constant(diagnosis: Diagnosis, current: Current | None) -> tuple[float, Finding]:
+    """The recommended constant beta, and how it compares with the present one."""
+    curve, beta = diagnosis.measured, diagnosis.beta
+    name = "gradient variance" if diagnosis.of_gradient else "squared residual"
+    ratio = curve.relative[curve.recommended]
+    reached = f"at beta = 1 it is {_lower(curve.relative[-1])}"
+    if beta == 0:
+        text = f"No constant beta clearly lowers the measured {name}: {reached} than at beta = 0."
+    else:
+        text = f"At beta = {beta:g} the measured {name} is {_lower(ratio)} than at beta = 0"
+        text += "." if beta == BETAS[-1] else f"; {reached}."
+    if current is None:
+        return ratio.value, Finding("advice" if beta else "note", text, f"--beta {beta:g}" if beta else "")
+    now = current.beta
+    if not isinstance(now, float):
+        return ratio.value, Finding("note", text)
+
+    def here(estimates, part):
+        return float(np.interp(now, BETAS, [getattr(estimate, part) for estimate in estimates]))
+
+    present = here(curve.relative, "value")
+    unclear = here(curve.excess, "value") <= CLEAR * here(curve.excess, "error")
+    if unclear or ratio.value > WORTHWHILE * present:
+        text += f" The run's beta = {now:g} is no worse, within 5 % or the error."
+        return ratio.value, Finding("good", text)
+    text += f" The run's beta = {now:g} has {present / ratio.value:.2f} times the variance of beta = {beta:g}."
+    return ratio.value, Finding("advice", text, _setting(current, f"{beta:g}"))
+
+
+def _adaptive(diagnosis: Diagnosis, current: Current | None) -> list[tuple[float, Finding]]:
+    """A beta for each (r, t), where one number is not enough."""
+    best, each = diagnosis.predicted.relative[diagnosis.predicted.best], diagnosis.by_time
+    clear = best.value - each.value > CLEAR * float(np.hypot(best.error, each.error))
+    if not clear or each.value > WORTHWHILE * best.value:
+        return []
+    text = (
+        f"One number is a compromise: with a beta for each (r, t) the noise is predicted to be {_lower(each)} than at "
+        f"beta = 0, with the best constant {_lower(best)}."
+    )
+    if current is not None and isinstance(current.beta, str):
+        return [(each.value, Finding("good", f"{text} The run's beta, {current.beta}, adapts."))]
+    if current is not None and current.beta is None:
+        return [(each.value, Finding("note", text))]
+    return [(each.value, Finding("advice", text, _setting(current, "binned")))]
+
+
+def _bank(diagnosis: Diagnosis, current: Current | None) -> list[tuple[float, Finding]]:
+    """The bank's posterior mean in both roles."""
+    ratio = diagnosis.rao_blackwell
+    if ratio is None:
+        return []
+    if current is not None and current.method == "rao_blackwell":
+        text = f"With a bank of one batch the measured gradient variance is {_lower(ratio)} than MeanFlow's."
+        return [(ratio.value, Finding("good" if below(ratio, 1.0) else "note", text))]
+    if not below(ratio, 1.0) or ratio.value > WORTHWHILE:
+        text = "A bank of one batch in both roles would lower the gradient variance by less than 5 % or the error."
+        return [(ratio.value, Finding("note", text))]
+    text = (
+        f"With a bank of one batch in both roles the measured gradient variance is {_lower(ratio)} than at beta = 0, "
+        "without a proxy and its bias."
+    )
+    return [(ratio.value, Finding("advice", text, "--method rao_blackwell"))]
+
+
+def _plane(diagnosis: Diagnosis) -> Finding:
+    """Where mixing helps and where it harms."""
+    drawn = [cell for cell in diagnosis.cells if cell.weight > 0]
+    better = [cell for cell in drawn if above(cell.amplification, 1.0)]
+    worse = [cell for cell in drawn if below(cell.amplification, 1.0)]
+    parts = []
+    if better:
+        parts.append(f"lower the noise {_total(better):.2f} times on {diagnosis.helps:.0%}")
+    if worse:
+        parts.append(f"raise {'it' if better else 'the noise'} {1 / _total(worse):.2f} times on {diagnosis.harms:.0%}")
+    if not parts:
+        return Finding("note", "Full mixing (beta = 1) would make no clear difference to the noise at any (r, t).")
+    undecided = max(0.0, 1 - diagnosis.helps - diagnosis.harms)
+    rest = f"; on {undecided:.0%} there is no clear difference" if undecided > 0.005 else ""
+    return Finding("note", f"Full mixing (beta = 1) would {' and '.join(parts)} of the pairs (r, t) of training{rest}.")
+
+
+def _source(diagnosis: Diagnosis) -> Finding:
+    """Which times make the noise at beta = 0."""
+    total = sum(cell.weight * cell.noise.value for cell in diagnosis.cells)
+    ranked = sorted(diagnosis.cells, key=lambda cell: -cell.weight * cell.noise.value)
+    chosen, share = [], 0.0
+    for cell in ranked:
+        chosen.append(cell)
+        share += cell.weight * cell.noise.value / max(total, 1e-300)
+        if share >= 0.5:
+            break
+    half = 0.5 / (len(diagnosis.lines) - 1)
+    low, high = min(cell.t for cell in chosen) - half, max(cell.t for cell in chosen) + half
+    pairs = sum(cell.weight for cell in chosen)
+    return Finding(
+        "note",
+        f"At beta = 0, {share:.0%} of the noise comes from {pairs:.0%} of the pairs (r, t), with t from {low:.2f} to "
+        f"{high:.2f}; the largest part from around t = {ranked[0].t:.2f}, t - r = {ranked[0].gap:.2f}.",
+    )
+
+
+def _proxy(diagnosis: Diagnosis, current: Current | None) -> list[Finding]:
+    """How far the moving average trails the network."""
+    trust = diagnosis.shrinkage
+    if diagnosis.tracking_gap.value == 0:
+        return []
+    lag = 1 - trust.value
+    if above(trust, 0.95):
+        return [Finding("good", f"v_hat trails the network by little: {lag:.1%} of the noise.")]
+    text = f"v_hat trails the network: the gap is {lag:.0%} of the noise, so a beta near 1 brings bias with it."
+    setting = "" if current is None else f"--optimiser.ema-decay {max(0.0, 3 * current.ema_decay - 2):.6g}"
+    return [Finding("warning" if trust.value < 0.8 else "note", text, setting)]
+
+
+def _total(cells: Sequence[Cell]) -> float:
+    """Amplification over several cells together."""
+    floor = sum(cell.weight * cell.floor.value for cell in cells)
+    return sum(cell.weight * cell.noise.value for cell in cells) / max(floor, 1e-300)
+
+
+def _setting(current: Current | None, beta: str) -> str:
+    return f"--beta {beta}" if current is None or current.method == "vamf" else f"--method vamf --beta {beta}"
+
+
+def _times(ratio: Estimate) -> str:
+    return f"{with_error(ratio)} times"
+
+
+def _lower(ratio: Estimate) -> str:
+    """A ratio to something as how many times lower or higher, with its error."""
+    if ratio.value >= 1:
+        return f"{_times(ratio)} higher"
+    return f"{_times(Estimate(1 / ratio.value, ratio.error / ratio.value**2))} lower"
+
+
+def with_error(estimate: Estimate) -> str:
+    """`value ± error`, with as many decimals as the error justifies: two of its digits, at most five decimals."""
+    if not math.isfinite(estimate.error):
+        return "not measurable"
+    decimals = 3 if estimate.error == 0 else min(5, max(0, 1 - math.floor(math.log10(estimate.error))))
+    return f"{estimate.value:.{decimals}f} ± {estimate.error:.{decimals}f}"

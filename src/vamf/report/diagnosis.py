@@ -1,0 +1,136 @@
+"""The page of a diagnosis: findings first, then the measurements they rest on."""
+
+from pathlib import Path
+
+import numpy as np
+
+from vamf import __version__
+from vamf.diagnosis import BETAS, Diagnosis, Finding
+from vamf.diagnosis.advice import with_error
+from vamf.diagnosis.run import Visit
+from vamf.files import write_atomic
+from vamf.report import figures
+from vamf.report.page import Page
+from vamf.training.run import Run
+
+
+def write(run: Run, visit: Visit) -> Path:
+    """Write `diagnosis.html` into the run's folder; returns its path."""
+    diagnosis = visit.diagnosis
+    page = Page(f"Diagnosis of {run.folder.name}", f"{run.config.describe()}; measured at step {visit.step:,}.")
+
+    page.section("In short")
+    page.points([_line(finding) for finding in visit.advice])
+    page.text("From the log:")
+    page.points([_line(finding) for finding in visit.log])
+
+    page.section("Where mixing helps and where it harms")
+    page.text(
+        "The noise in the residual is S xi with the tangent v_c (beta = 0) and xi with the deterministic tangent v_hat "
+        "(beta = 1), S the Jacobian of the flow map from t to r. Left: the noise at beta = 0 over that at beta = 1; "
+        "above 1 (red) full mixing lowers it, below 1 (blue) it raises it. Middle: the best beta of each cell. Right: "
+        "the share of the noise at beta = 0 that the pairs (r, t) of training bring into each cell."
+    )
+    page.figure(
+        _maps(diagnosis),
+        "Each number is measured at the centre of its cell. The lower edge is r = t, the diagonal r = 0; the jump from "
+        "noise to data in one step is the upper right corner.",
+    )
+
+    page.section("One beta for all times")
+    page.text(
+        f"Recommended: `{diagnosis.beta:g}`, the smallest beta whose measured variance is within its error of the "
+        "lowest. Formulas for the best constant beta over the times of training say (below 0 or above 1, that end is "
+        "the best value):"
+    )
+    optimum = diagnosis.optimum
+    page.table(
+        ["estimate", "beta*"],
+        [
+            ["traces on real pairs, no bias (upper bound)", with_error(optimum.bound)],
+            ["traces on real pairs, with the lag of v_hat as its bias", with_error(optimum.biased)],
+            ["isotropic formula, signed trace", with_error(optimum.signed)],
+            ["isotropic formula, Frobenius norm (blind to the sign)", with_error(optimum.unsigned)],
+        ],
+    )
+    x = BETAS
+    measured, predicted = diagnosis.measured.relative, diagnosis.predicted.relative
+    page.figure(
+        figures.panels(
+            [
+                figures.Panel(
+                    "",
+                    [
+                        figures.Curve(x, *_band(measured), "measured variance of the gradient"),
+                        figures.Curve(x, *_band(predicted), "predicted noise", figures.ORANGE, "s"),
+                    ],
+                    [figures.Level(1.0, "")],
+                )
+            ],
+            "beta",
+            "relative to beta = 0",
+        ),
+        "Measured: the variance of the loss's gradient over independent batches. Predicted: the noise in the residual, "
+        "with the lag of v_hat as its bias, before the network's parameters weigh its directions. Both are relative to "
+        "beta = 0, with bands of one standard error. Where they differ, the measured one counts.",
+    )
+
+    page.section("The flow map's Jacobian")
+    page.text(
+        "For jumps that end at data, r = 0. tr S / d and ||S||² / d are 1 for the "
+        "identity. The loss varies from sample to sample by the variance in the last two columns, at the same network."
+    )
+    rows = [
+        [
+            f"{cell.t:.2f}",
+            with_error(cell.trace),
+            with_error(cell.frobenius),
+            with_error(cell.amplification),
+            with_error(cell.stochastic),
+            with_error(cell.deterministic),
+        ]
+        for cell in diagnosis.cells
+        if cell.gap == cell.t
+    ]
+    page.table(
+        ["t", "tr S / d", "||S||² / d", "noise amplification", "loss variance, beta = 0", "loss variance, beta = 1"],
+        rows,
+    )
+    page.text(
+        f"Over all times of training the noise at beta = 0 is {with_error(diagnosis.amplification)} times that at "
+        f"beta = 1. On the diagonal, v_hat and network differ by {with_error(diagnosis.tracking_gap)} (squared), which "
+        f"leaves a shrinkage factor of {with_error(diagnosis.shrinkage)}. The curves of the log are in `report.html`."
+    )
+    path = run.folder / "diagnosis.html"
+    write_atomic(path, page.render(f"vamf {__version__}, seed {visit.seed}; all numbers are in `diagnosis.json`"))
+    return path
+
+
+def _line(finding: Finding) -> str:
+    setting = f" Change: `{finding.setting}`." if finding.setting else ""
+    return f"{finding.severity.capitalize()}. {finding.text}{setting}"
+
+
+def _band(estimates) -> tuple[list[float], list[float]]:
+    return [estimate.value for estimate in estimates], [estimate.error for estimate in estimates]
+
+
+def _maps(diagnosis: Diagnosis) -> bytes:
+    size = len(diagnosis.lines) - 1
+    amplification, beta, share = (np.full((size, size), np.nan) for _ in range(3))
+    total = sum(cell.weight * cell.noise.value for cell in diagnosis.cells)
+    for cell in diagnosis.cells:
+        at = int(cell.t * size), int(cell.gap * size)
+        amplification[at] = cell.amplification.value
+        beta[at] = np.clip(cell.beta.value, 0, 1)
+        share[at] = 100 * cell.weight * cell.noise.value / total
+    return figures.heatmaps(
+        [
+            figures.Map("noise at beta = 0 / noise at beta = 1", amplification, about_one=True),
+            figures.Map("best beta", beta, high=1.0),
+            figures.Map("share of the noise, %", share, decimals=1),
+        ],
+        diagnosis.lines,
+        "t",
+        "t - r",
+    )

@@ -1,0 +1,453 @@
+"""Coefficients that find themselves, and Rao-Blackwellised roles, against every fixed beta.
+
+The paper (arXiv:2605.09235) leaves open how the tangent mix should depend on (r, t), sample and direction. Here every
+answer of this package is trained beside the fixed coefficients, from the same seeds and batches:
+
+| arm                  | what it is                                                                                |
+|----------------------|-------------------------------------------------------------------------------------------|
+| `beta_0` ... `beta_1`| the paper's fixed mixes with the moving average, 0 is MeanFlow                             |
+| `corner`             | the paper's recipe: beta = 1 and an anchor                                                |
+| `linear`             | beta from 1 to 0 over training                                                            |
+| `binned`             | beta(r, t), estimated online                                                              |
+| `per_sample`         | beta(z, r, t)                                                                             |
+| `per_direction`      | a matrix B(z, r, t), in two dimensions                                                    |
+| `rao_blackwell`      | both roles are the posterior mean over the batch                                          |
+| `rao_blackwell_rest` | the same, the moving average standing in the tangent for what the batch leaves unknown    |
+| `rao_blackwell_2048` | the posterior mean over 2,048 points                                                      |
+| `rao_blackwell_2048_rest` | both                                                                                 |
+| `oracle`             | the exact v in both roles, where the law of the data is known: the ceiling                |
+
+All are trained for the same number of steps. Those of `TIMED` are then trained again for the time MeanFlow takes: their
+steps are divided by the measured cost of a step relative to beta = 0, and so is the length of their schedule.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vamf import __version__, data
+from vamf.data import toys
+from vamf.files import write_atomic, write_json
+from vamf.networks import MLPConfig
+from vamf.objectives import bank
+from vamf.report import figures, tables
+from vamf.report.page import Page
+from vamf.studies import runner, summary
+from vamf.studies.runner import Training
+from vamf.training import presets
+from vamf.training.config import LogConfig, ObjectiveConfig, TrainConfig
+from vamf.training.logs import Progress
+
+SAMPLES = 4096
+BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+TIMED = ("binned", "per_sample", "rao_blackwell", "rao_blackwell_2048")
+"""Arms that are trained for equal time as well."""
+BANK = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One way to choose the roles."""
+
+    name: str
+    method: str
+    beta: float | str | None = None
+    options: ObjectiveConfig = ObjectiveConfig()
+    thin: bool = False
+    """Only in two dimensions."""
+    wide: bool = False
+    """Only in more."""
+    exact: bool = False
+    """Only where the law of the data is known."""
+
+
+ARMS = (
+    Arm("corner", "vamf_corner"),
+    Arm("linear", "vamf", "linear:1:0"),
+    Arm("binned", "vamf", "binned"),
+    Arm("per_sample", "vamf", "per_sample"),
+    Arm("per_direction", "vamf", "per_direction", thin=True),
+    Arm("rao_blackwell", "rao_blackwell"),
+    Arm("rao_blackwell_rest", "rao_blackwell", None, ObjectiveConfig(bank_rest=1.0), wide=True),
+    Arm("rao_blackwell_2048", "rao_blackwell", None, ObjectiveConfig(bank_size=BANK)),
+    Arm("rao_blackwell_2048_rest", "rao_blackwell", None, ObjectiveConfig(bank_size=BANK, bank_rest=1.0), wide=True),
+    Arm("oracle", "vamf", 1.0, ObjectiveConfig(gamma=1.0, proxy="oracle"), exact=True),
+)
+FIXED = tuple(f"beta_{beta:g}" for beta in BETAS)
+OURS = ("binned", "per_sample", "per_direction", "rao_blackwell", "rao_blackwell_rest", "rao_blackwell_2048",
+        "rao_blackwell_2048_rest")  # fmt: skip
+"""Arms with nothing to tune."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How much of the study to run."""
+
+    name: str
+    """Name on the command line."""
+    datasets: tuple[str, ...]
+    """Toys, dense mixtures `dgmm<d>`, digits."""
+    steps: int
+    """Steps of every training at equal steps."""
+    seeds: tuple[int, ...]
+    """Seeds of every arm."""
+    variance_every: int
+    """Steps between measurements of the gradient variance."""
+
+
+QUICK = Budget("quick", ("swiss_roll",), 1500, (0, 1), 150)
+DEFAULT = Budget("default", (*toys.NAMES, "dgmm2", "dgmm16", "dgmm64", "digits"), 6000, (0, 1, 2, 3, 42), 500)
+FULL = Budget("paper", (*toys.NAMES, *(f"dgmm{d}" for d in (2, 4, 8, 16, 32, 64)), "digits"), 200_000, (0, 1, 2, 3, 42),
+              2000)  # fmt: skip
+
+
+def plan(quick: bool, paper: bool) -> Budget:
+    """The budget that the command line asks for."""
+    return QUICK if quick else FULL if paper else DEFAULT
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptiveStudy:
+    """One execution of the study in one folder."""
+
+    folder: Path
+    budget: Budget = DEFAULT
+
+    def run(self, progress: Progress) -> Path:
+        """Do what is not done yet and write the report; returns its path.
+
+        Raises:
+            UserError: the folder holds something else, or a file cannot be written.
+        """
+        plan = {"study": "adaptive", "version": __version__, "budget": dataclasses.asdict(self.budget)}
+        runner.claim(self.folder, plan)
+        members, floors, costs = [], {}, {}
+        for name in self.budget.datasets:
+            dataset = data.load(name)
+            reference = dataset.reference(SAMPLES, 0)
+            measure = summary.distances_to(reference)
+            drawn = dataset.draw(dataset.arrays, jax.random.key(2**30), SAMPLES)[0]
+            floors[name] = measure(dataset.to_original(np.asarray(drawn)))
+            inspect = None if dataset.mixture is None else runner.exact_error(dataset.mixture)
+            costs[name] = self._costs(name, progress)
+            for arm, training in self.trainings(name, costs[name]).items():
+                progress.say(f"{training.name}: {training.config.steps:,} steps, {len(training.seeds)} trainings")
+                rows = runner.complete(training, self.folder, measure, SAMPLES, progress, inspect)
+                for row in rows:
+                    label = f"beta_{row['beta']:g}" if arm == "sweep" else arm
+                    equal = "time" if training.config.steps != self.budget.steps else "steps"
+                    members.append({**row, "arm": label, "equal": equal, "steps": training.config.steps})
+        sizes = {name: effective_sizes(name) for name in self.budget.datasets}
+        return self._write(members, floors, costs, sizes)
+
+    def arms(self, name: str) -> list[Arm]:
+        """The arms that make sense for a data set."""
+        dataset = data.load(name)
+        thin = dataset.event_shape == (2,)
+        return [
+            arm
+            for arm in ARMS
+            if (thin or not arm.thin) and not (thin and arm.wide) and (dataset.mixture is not None or not arm.exact)
+        ]
+
+    def trainings(self, name: str, costs: dict[str, float]) -> dict[str, Training]:
+        """Every training of a data set by its arm: the fixed betas as one grid, then arm by arm, then for equal time.
+
+        Args:
+            costs: milliseconds a step of each arm.
+        """
+        seeds = list(self.budget.seeds)
+        pairs = [(beta, seed) for beta in BETAS for seed in seeds]
+        chosen = {
+            "sweep": Training(f"{name}-sweep", self._config(name, 0.5), [s for _, s in pairs], [b for b, _ in pairs])
+        }
+        for arm in self.arms(name):
+            chosen[arm.name] = Training(f"{name}-{arm.name}", self._config(name, arm), seeds)
+        for arm in self.arms(name):
+            ratio = costs[arm.name] / costs["beta_0"]
+            if arm.name in TIMED and ratio > 1.02:
+                steps = round(self.budget.steps / ratio, -2)
+                config = self._config(name, arm, int(steps))
+                chosen[f"{arm.name}, equal time"] = Training(f"{name}-{arm.name}-time", config, seeds)
+        return chosen
+
+    def _config(self, name: str, arm: Arm | float, steps: int = 0) -> TrainConfig:
+        every = self.budget.variance_every
+        steps = steps or self.budget.steps
+        base = dataclasses.replace(
+            presets.for_data(name),
+            steps=steps,
+            checkpoint_every=max(every, 2000),
+            log=LogConfig(every=every, variance_every=every),
+        )
+        if name == "digits":  # the preset's network takes hours here
+            base = dataclasses.replace(base, network=MLPConfig(width=256))
+        if isinstance(arm, Arm):
+            return dataclasses.replace(base, method=arm.method, beta=arm.beta, objective=arm.options)
+        return dataclasses.replace(base, method="vamf", beta=arm)
+
+    def _costs(self, name: str, progress: Progress) -> dict[str, float]:
+        """Milliseconds a step of each arm, measured once and kept; 2-D data sets share one measurement."""
+        shape = data.load(name).event_shape
+        place = self.folder / "costs" / f"{'2-D' if shape == (2,) else name}.json"
+        if not place.exists():
+            configs = {"beta_0": self._config(name, 0.0), "beta_0.5": self._config(name, 0.5)}
+            configs |= {arm.name: self._config(name, arm) for arm in self.arms(name)}
+            write_json(place, runner.step_costs(configs, progress, steps=100, rounds=5))
+        return json.loads(place.read_text())
+
+    def _write(self, members: list[dict], floors: dict, costs: dict, sizes: dict) -> Path:
+        flat = [{key: row.get(key) for key in COLUMNS} for row in members]
+        rows = table(members, costs)
+        write_atomic(self.folder / "members.csv", tables.to_csv(flat))
+        write_atomic(self.folder / "arms.csv", tables.to_csv(rows))
+        verdicts = [verdict(name, rows) for name in self.budget.datasets]
+        write_json(
+            self.folder / "results.json",
+            {
+                "study": "adaptive",
+                "version": __version__,
+                "jax": jax.__version__,
+                "device": jax.devices()[0].device_kind,
+                "budget": dataclasses.asdict(self.budget),
+                "samples": SAMPLES,
+                "projections": summary.PROJECTIONS,
+                "floors": floors,
+                "costs": costs,
+                "arms": rows,
+                "verdicts": verdicts,
+                "effective_sizes": sizes,
+                "members": members,
+            },
+        )
+        drawings = self._figures(members, rows, floors, sizes)
+        for name, image in drawings.items():
+            suffix = "png" if image.startswith(b"\x89PNG") else "svg"
+            write_atomic(self.folder / "figures" / f"{name}.{suffix}", image)
+        report = self.folder / "report.html"
+        write_atomic(report, self._page(rows, verdicts, floors, drawings))
+        return report
+
+    def _figures(self, members, rows, floors, sizes) -> dict[str, bytes]:
+        quality, noise, gallery = [], [], {}
+        for name in self.budget.datasets:
+            title = name.replace("_", " ")
+            sweep = [row for row in members if row["data"] == name and row["arm"] in FIXED]
+            for panels, key, floor in ((quality, "sw1", floors[name]["sw1"]), (noise, "gradient_variance", None)):
+                levels = [
+                    figures.Level(found[key], label, color, dashes)
+                    for arm, label, color, dashes in LEVELS
+                    if (found := _row(rows, name, arm)) is not None
+                ]
+                if floor is not None:
+                    levels.append(figures.Level(floor, "real data", figures.SOFT, ":"))
+                curve = summary.against_beta(sweep, key, "fixed beta", figures.BLUE)
+                panels.append(figures.Panel(title, [curve], levels))
+            if data.load(name).event_shape == (2,):
+                gallery[title] = self._clouds(name)
+        drawings = {
+            "sw1": figures.panels(quality, "beta", "SW1"),
+            "variance": figures.panels(noise, "beta", "tr Cov of the gradient", log=True),
+            "effective-size": figures.panels(
+                [
+                    figures.Panel(
+                        name.replace("_", " "),
+                        [
+                            figures.Curve(found["t"], found[size], None, f"{int(size):,} points", color, "")
+                            for size, color in zip((k for k in found if k != "t"), (figures.BLUE, figures.ORANGE),
+                                                   strict=False)
+                        ],
+                    )
+                    for name, found in sizes.items()
+                ],
+                "t", "effective points", log=True,
+            ),
+        }  # fmt: skip
+        return drawings | ({"samples": figures.clouds(gallery)} if gallery else {})
+
+    def _clouds(self, name: str) -> dict[str, np.ndarray]:
+        chosen = self.trainings(name, self._costs(name, Progress(show=False)))
+        clouds = {"data": data.load(name).reference(SAMPLES, 0)}
+        sweep = runner.load_samples(self.folder, chosen["sweep"])
+        clouds["MeanFlow"], clouds["beta = 1"] = sweep[0], sweep[-len(self.budget.seeds)]
+        for arm in ("rao_blackwell", "rao_blackwell_2048", "oracle"):
+            if arm in chosen:
+                clouds[arm.replace("_", " ")] = runner.load_samples(self.folder, chosen[arm])[0]
+        return clouds
+
+    def _page(self, rows: list[dict], verdicts: list[dict], floors: dict, drawings: dict[str, bytes]) -> str:
+        budget = self.budget
+        seeds = ", ".join(map(str, budget.seeds))
+        page = Page(
+            "Coefficients that find themselves, and averaging over a bank of data",
+            f"{len(budget.datasets)} data sets, {budget.steps:,} steps of 256 samples, seeds {seeds}. One-step samples "
+            "of the moving average.",
+        )
+        page.text(
+            "A fixed `beta` mixes the moving average's velocity into the tangent everywhere alike. `binned`, "
+            "`per_sample` and `per_direction` choose it where it lowers the noise; `rao_blackwell` replaces the "
+            "conditional velocity in both roles by its posterior mean over the batch, or over 2,048 points, which "
+            "changes no gradient's mean. `oracle` has the exact velocity in both roles: nothing can be less noisy.",
+            "The best fixed beta is the best of five in hindsight; the others have nothing to tune. A difference is "
+            "called a win or a loss where it exceeds one standard error of the difference.",
+        )
+        page.section("In short")
+        page.points([sentence(row) for row in verdicts])
+        self._table(page, rows, "sw1", "Sample quality: SW1", floors)
+        page.figure(drawings["sw1"], "SW1 of one-step samples; the band is one standard deviation over seeds.")
+        self._table(page, rows, "gradient_variance", "Gradient variance")
+        page.figure(drawings["variance"], "Trace of the gradient's covariance, mean over the second half of training.")
+        self._table(page, rows, "u_error", "Distance to the exact average velocity")
+        self._table(page, rows, "jump_error", "Distance to the exact one-step jump")
+        self._table(page, rows, "sw2", "Sample quality: SW2", floors)
+        self._table(page, rows, "sw1", "Equal time: SW1", equal="time")
+        page.section("Cost of a step, relative to MeanFlow")
+        names = [name for name in self.budget.datasets if _row(rows, name, "beta_0")]
+        order = [arm for arm in (*FIXED, *(arm.name for arm in ARMS)) if any(_row(rows, name, arm) for name in names)]
+        page.text("One training alone on this machine, the best of five rounds; 2-D data sets share one measurement.")
+        page.table(
+            ["arm", *(name.replace("_", " ") for name in names)],
+            [
+                [arm.replace("_", " "),
+                 *(tables.number((_row(rows, name, arm) or {}).get("cost"), 2) for name in names)]
+                for arm in order
+            ],
+        )  # fmt: skip
+        page.section("What the bank knows")
+        page.text(
+            "Median effective number of points, 1 / sum of squared posterior weights, for the batch of 256 and for "
+            "2,048 points. At 1 the bank knows the row's own point only, and nothing is averaged."
+        )
+        page.figure(drawings["effective-size"], "Logarithmic scale.")
+        if "samples" in drawings:
+            page.section("Samples")
+            page.figure(drawings["samples"], f"Data and one-step samples, seed {budget.seeds[0]}.")
+        flags = {"quick": " --quick", "paper": " --paper"}.get(budget.name, "")
+        return page.render(
+            f"`vamf study adaptive{flags}`, vamf {__version__}, jax {jax.__version__}. "
+            "Every number is in `results.json`, `members.csv` and `arms.csv` beside this page."
+        )
+
+    def _table(self, page: Page, rows: list[dict], key: str, title: str, floors=None, equal: str = "steps") -> None:
+        """One row for each data set, one column for each arm; the lowest mean stands out, the ceiling aside."""
+        shown = [row for row in rows if row["equal"] == equal or (equal == "time" and row["arm"] in FIXED)]
+        names = [
+            name for name in self.budget.datasets
+            if any(row["data"] == name and np.isfinite(row[key]) for row in shown)
+        ]  # fmt: skip
+        order = [arm for arm in (*FIXED, *(arm.name for arm in ARMS)) if any(row["arm"] == arm for row in shown)]
+        if not names:
+            return
+        page.section(title)
+        lines, best = [], set()
+        for index, name in enumerate(names):
+            found = {row["arm"]: row for row in shown if row["data"] == name}
+            lines.append([name, *(_cell(found.get(arm), key) for arm in order)])
+            if floors is not None:
+                lines[-1].append(tables.number(floors[name][key]))
+            ranked = [arm for arm in order if arm in found and arm != "oracle" and np.isfinite(found[arm][key])]
+            best.add((index, 1 + order.index(min(ranked, key=lambda arm: found[arm][key]))))
+        header = ["data", *(arm.replace("_", " ") for arm in order)] + (["real data"] if floors is not None else [])
+        page.table(header, lines, best)
+
+
+LEVELS = (
+    ("binned", "binned beta(r, t)", figures.GREEN, "--"),
+    ("rao_blackwell", "Rao-Blackwell, batch", figures.ORANGE, "-."),
+    ("rao_blackwell_2048", "Rao-Blackwell, 2,048 points", figures.RED, "-"),
+    ("oracle", "oracle in both roles", figures.INK, ":"),
+)
+COLUMNS = ("data", "arm", "equal", "method", "beta", "seed", "steps", "finite", "sw1", "sw2", "u_error", "jump_error",
+           "gradient_variance")  # fmt: skip
+MEASURED = ("sw1", "sw2", "u_error", "jump_error", "gradient_variance")
+
+
+def table(members: Sequence[dict], costs: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """Means and standard deviations over seeds: a row for each data set, arm and way of comparing."""
+    rows = []
+    for name, arm, equal in dict.fromkeys((row["data"], row["arm"], row["equal"]) for row in members):
+        group = [row for row in members if (row["data"], row["arm"], row["equal"]) == (name, arm, equal)]
+        arm = arm.removesuffix(", equal time")
+        cost = costs[name].get(arm, costs[name]["beta_0.5"]) / costs[name]["beta_0"]
+        row = {"data": name, "arm": arm, "equal": equal, "seeds": len(group), "steps": group[0]["steps"], "cost": cost}
+        for key in MEASURED:
+            row |= {key: summary.mean(group, key), f"{key}_std": summary.std(group, key)}
+        rows.append(row)
+    return rows
+
+
+def verdict(name: str, rows: Sequence[dict]) -> dict[str, Any]:
+    """How every arm with nothing to tune compares with the best fixed beta of a data set, in SW1."""
+    fixed = [row for row in rows if row["data"] == name and row["arm"] in FIXED]
+    best = min(fixed, key=lambda row: row["sw1"])
+    quietest = min(fixed, key=lambda row: row["gradient_variance"])
+    compared = {}
+    for arm in OURS:
+        for equal in ("steps", "time"):
+            row = _row(rows, name, arm, equal)
+            if row is not None:
+                spread = np.hypot(row["sw1_std"], best["sw1_std"]) / np.sqrt(row["seeds"])
+                gain = best["sw1"] - row["sw1"]
+                compared[arm if equal == "steps" else f"{arm}, equal time"] = {
+                    "gain": gain,
+                    "error": float(spread),
+                    "outcome": "wins" if gain > spread else "loses" if gain < -spread else "ties",
+                    "variance_ratio": quietest["gradient_variance"] / row["gradient_variance"],
+                }
+    return {"data": name, "best_arm": best["arm"], "best_sw1": best["sw1"], "best_sw1_std": best["sw1_std"],
+            "quietest_arm": quietest["arm"], "compared": compared}  # fmt: skip
+
+
+def sentence(found: dict) -> str:
+    """A verdict in words."""
+    groups: dict[str, list[str]] = {"wins": [], "ties": [], "loses": []}
+    for arm, result in found["compared"].items():
+        if "equal time" not in arm:
+            groups[result["outcome"]].append(f"{arm.replace('_', ' ')} ({-result['gain'] / found['best_sw1']:+.0%})")
+    said = "; ".join(f"{outcome}: {', '.join(arms)}" for outcome, arms in groups.items() if arms)
+    text = (
+        f"{found['data'].replace('_', ' ')}: against the best fixed beta ({found['best_arm'][5:]}, SW1 "
+        f"{found['best_sw1']:.3f}) {said}."
+    )
+    bank_ratio = found["compared"].get("rao_blackwell", {}).get("variance_ratio")
+    if bank_ratio:
+        text += f" The batch as bank has {bank_ratio:.1f} times less gradient variance than the quietest fixed beta."
+    return text
+
+
+def effective_sizes(name: str, count: int = 256) -> dict[str, list[float]]:
+    """Median effective number of points against t, for the batch alone and for `BANK` points."""
+    dataset = data.load(name)
+    keys = jax.random.split(jax.random.key(7), 3)
+    x, label = dataset.draw(dataset.arrays, keys[0], count)
+    more, more_label = dataset.draw(dataset.arrays, keys[1], BANK - count)
+    e = jax.random.normal(keys[2], x.shape)
+    times = np.round(np.concatenate([[0.02], np.linspace(0.05, 1, 20)]), 2)
+    if dataset.num_classes == 0:
+        label = more_label = None
+    merged = None if label is None or more_label is None else jnp.concatenate([label, more_label])
+    banks = {str(count): (x, label), str(BANK): (jnp.concatenate([x, more]), merged)}
+
+    @jax.jit
+    def median(points, point_label, t):
+        return jnp.median(bank.posterior(x, e, jnp.full(count, t), points, label, point_label).effective_size)
+
+    found = {size: [float(median(*points, t)) for t in times] for size, points in banks.items()}
+    return {"t": times.tolist(), **found}
+
+
+def _row(rows: Sequence[dict], name: str, arm: str, equal: str = "steps") -> dict | None:
+    found = [row for row in rows if (row["data"], row["arm"], row["equal"]) == (name, arm, equal)]
+    return found[0] if found else None
+
+
+def _cell(row: dict | None, key: str) -> str:
+    if row is None or not np.isfinite(row[key]):
+        return "–"
+    return f"{tables.number(row[key])} ± {tables.number(row[f'{key}_std'])}"

@@ -1,0 +1,91 @@
+"""What the members of a study say together: means, spreads, curves."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from vamf.metrics import sliced_wasserstein
+from vamf.report import figures, tables
+from vamf.theory.estimate import Estimate, mean_of
+
+PROJECTIONS = 500
+
+
+def distances_to(reference: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:
+    """A measure of samples: SW1 and SW2 to the reference points."""
+
+    def measure(samples: np.ndarray) -> dict[str, float]:
+        return {f"sw{order}": sliced_wasserstein(samples, reference, order, PROJECTIONS) for order in (1, 2)}
+
+    return measure
+
+
+def of(members: list[dict], name: str, method: str) -> list[dict]:
+    """The members of one data set and method."""
+    return [row for row in members if row["data"] == name and row["method"] == method]
+
+
+def values(rows: Sequence[dict], key: str) -> list[float]:
+    """The values of a key, where there are any."""
+    return [row[key] for row in rows if row.get(key) is not None]
+
+
+def mean(rows: Sequence[dict], key: str) -> float:
+    """Mean over members; NaN where no member has a value."""
+    found = values(rows, key)
+    return float(np.mean(found)) if found else float("nan")
+
+
+def std(rows: Sequence[dict], key: str) -> float:
+    """Standard deviation (n - 1) over members; 0 for a single one."""
+    found = values(rows, key)
+    return float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
+
+
+def error(rows: Sequence[dict], key: str) -> float:
+    """Standard error of the mean over members."""
+    return std(rows, key) / np.sqrt(max(len(values(rows, key)), 1))
+
+
+def spread(rows: Sequence[dict], key: str, digits: int = 3) -> str:
+    """Mean ± standard deviation, as text."""
+    return tables.spread(values(rows, key), digits)
+
+
+def by_beta(sweep: Sequence[dict]) -> dict[float, list[dict]]:
+    """The members of a sweep, grouped by beta."""
+    return {beta: [row for row in sweep if row["beta"] == beta] for beta in sorted({row["beta"] for row in sweep})}
+
+
+def best_beta(sweep: Sequence[dict], key: str = "sw1") -> float:
+    """The beta with the lowest mean."""
+    means = {beta: mean(rows, key) for beta, rows in by_beta(sweep).items()}
+    return min(means, key=lambda beta: (np.isnan(means[beta]), means[beta]))
+
+
+def paired_change(sweep: Sequence[dict], key: str, beta: float) -> tuple[Estimate, bool]:
+    """Relative change of a quantity from beta = 0, seed by seed: mean and standard error; and whether it is clear.
+
+    Clear is a change with one sign in every seed that exceeds two standard errors.
+    """
+    start, end = ({row["seed"]: row[key] for row in sweep if row["beta"] == at and row.get(key)} for at in (0.0, beta))
+    changes = np.array([end[seed] / value - 1 for seed, value in start.items() if seed in end])
+    if not len(changes):
+        return Estimate(float("nan"), float("nan")), False
+    change = mean_of(changes)
+    one_sign = bool(np.all(changes > 0) or np.all(changes < 0))
+    return change, one_sign and len(changes) > 1 and abs(change.value) > 2 * change.error
+
+
+def against_beta(sweep: Sequence[dict], key: str, label: str, color: str) -> figures.Curve:
+    """A quantity against beta, with its spread over seeds."""
+    groups = by_beta(sweep)
+    means, stds = [mean(rows, key) for rows in groups.values()], [std(rows, key) for rows in groups.values()]
+    return figures.Curve(list(groups), means, stds, label, color)
+
+
+def history(rows: Sequence[dict], label: str, color: str) -> figures.Curve:
+    """Gradient variance over training, mean over seeds."""
+    steps = rows[0]["variance_history"]["step"]
+    measured = np.nanmean([np.array(row["variance_history"]["value"], float) for row in rows], axis=0)
+    return figures.Curve(steps, measured.tolist(), None, label, color, "")

@@ -1,0 +1,206 @@
+"""Rao-Blackwellised roles: Bayes' rule, no bias, less variance."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import gradients
+import oracles
+from vamf import data, networks, objectives
+from vamf.errors import UserError
+from vamf.networks import MLPConfig
+from vamf.objectives import bank
+from vamf.objectives.eulerian import Points
+from vamf.training.config import TrainConfig
+from vamf.training.grid import Grid
+
+# ------------------------------------------------------------------------------------------------- the posterior mean
+
+
+def rows(n, d, seed=0, extra=5):
+    """x, e, t and a bank whose first rows are x."""
+    rng = np.random.default_rng(seed)
+    x, e = rng.normal(size=(2, n, d))
+    return x, e, rng.uniform(0.1, 1.0, n), np.concatenate([x, rng.normal(size=(extra, d))])
+
+
+@pytest.mark.parametrize("d", [1, 2, 7])
+def test_posterior_is_bayes_rule(d):
+    x, e, t, points = rows(9, d)
+    z = (1 - t)[:, None] * x + t[:, None] * e
+    with jax.enable_x64(True):
+        found = bank.posterior(*(jnp.asarray(part) for part in (x, e, t, points)))
+    np.testing.assert_allclose(found.velocity, oracles.Bank(points).velocity(z, t), rtol=1e-9, atol=1e-10)
+    squares = [np.sum(oracles.Bank(points).weights(*row) ** 2) for row in zip(z, t, strict=True)]
+    np.testing.assert_allclose(found.effective_size, 1 / np.array(squares), rtol=1e-9)
+
+
+def test_rows_see_points_of_their_own_class():
+    x, e, t, points = rows(12, 3)
+    label, more = np.arange(12) % 3, np.array([0, 1, 2, 0, 1])
+    with jax.enable_x64(True):
+        arrays = [jnp.asarray(part) for part in (x, e, t, points)]
+        found = bank.posterior(*arrays, jnp.asarray(label), jnp.asarray(np.concatenate([label, more])))
+    z = (1 - t)[:, None] * x + t[:, None] * e
+    allowed = label[:, None] == np.concatenate([label, more])
+    np.testing.assert_allclose(found.velocity, oracles.Bank(points).velocity(z, t, allowed), rtol=1e-9)
+    assert np.all(found.effective_size <= allowed.sum(axis=1) + 1e-9)
+
+
+def test_ends_of_time():
+    x, e, _, points = (jnp.asarray(part, jnp.float32) for part in rows(16, 2))
+    late = bank.posterior(x, e, jnp.ones(16), points)
+    np.testing.assert_allclose(late.velocity, e - points.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(late.effective_size, len(points), rtol=1e-5)
+    for t in (0.0, 1e-6, 1e-4, 1e-3):
+        early = bank.posterior(x, e, jnp.full(16, t), points)
+        np.testing.assert_allclose(early.velocity, e - x, atol=5e-3)
+        np.testing.assert_allclose(early.effective_size, 1, atol=1e-4)
+
+
+def test_single_precision_is_enough():
+    for d in (2, 64):
+        x, e, t, points = rows(64, d, extra=200)
+        z = (1 - t)[:, None] * x + t[:, None] * e
+        found = bank.posterior(*(jnp.asarray(part, jnp.float32) for part in (x, e, t, points)))
+        assert found.velocity.dtype == jnp.float32
+        np.testing.assert_allclose(found.velocity, oracles.Bank(points).velocity(z, t), atol=2e-4)
+
+
+def test_blend_takes_the_average_where_the_bank_knows_nothing():
+    velocity, v_hat = jnp.ones((3, 2)), jnp.full((3, 2), 5.0)
+    known = bank.Posterior(velocity, jnp.array([1.0, 2.0, 1e9]))
+    np.testing.assert_allclose(bank.blend(known, 1.0, v_hat), [[5, 5], [3, 3], [1, 1]], rtol=1e-6)
+    np.testing.assert_allclose(bank.blend(known, 0.0, v_hat), velocity)
+
+
+# ----------------------------------------------------------------------------------------------------- the objective
+
+NETWORK = oracles.Smooth.random(0, 3)
+PROXY = oracles.Smooth.random(1, 3)
+
+
+@pytest.mark.parametrize("anchor_weight", [0.0, 0.5])
+def test_loss_has_the_posterior_mean_in_both_roles(anchor_weight):
+    x, e, t, points = rows(8, 3)
+    r = t * np.random.default_rng(5).uniform(size=8)
+    known = oracles.Bank(points)
+    objective = objectives.create("rao_blackwell", bank_size=len(points), anchor_weight=anchor_weight)
+    roles = {"proxy": lambda z, r, t, label: known.velocity(z, t), "beta": 1.0, "gamma": 1.0}
+    residual, _ = oracles.meanflow_terms(NETWORK, x, e, r, t, **roles)
+    expected = np.sum(residual**2, axis=1)
+    with jax.enable_x64(True):
+        arrays = [jnp.asarray(part) for part in (x, e, r, t)]
+        extra = Points(jnp.asarray(points[8:]))
+        delta = jnp.full(8, 0.05)
+        loss = objective.loss_at(NETWORK, *arrays, delta=delta, points=extra)
+    if anchor_weight:
+        z = (1 - t)[:, None] * x + t[:, None] * e
+        anchor = NETWORK(z, t - 0.05, t) - known.velocity(z, t)
+        expected = expected + anchor_weight * np.sum(anchor**2, axis=1)
+    np.testing.assert_allclose(loss, expected, rtol=1e-8)
+
+
+def test_rest_mixes_the_tangent_only():
+    x, e, t, points = rows(8, 3)
+    r = t * np.random.default_rng(5).uniform(size=8)
+    z = (1 - t)[:, None] * x + t[:, None] * e
+    known = oracles.Bank(points)
+    unknown = np.array([np.sum(known.weights(*row) ** 2) for row in zip(z, t, strict=True)])[:, None]
+    mean, average = known.velocity(z, t), PROXY(z, t, t)
+    w = mean + 0.7 * unknown * (average - mean)
+    total = oracles.directional(lambda s: NETWORK(z + s * w, r, t + s))
+    expected = np.sum((NETWORK(z, r, t) + (t - r)[:, None] * total - mean) ** 2, axis=1)
+    objective = objectives.create("rao_blackwell", bank_size=len(points), bank_rest=0.7)
+    assert objective.needs_average
+    with jax.enable_x64(True):
+        arrays = [jnp.asarray(part) for part in (x, e, r, t)]
+        loss = objective.loss_at(NETWORK, *arrays, proxy=PROXY, points=Points(jnp.asarray(points[8:])))
+    np.testing.assert_allclose(loss, expected, rtol=1e-8)
+
+
+def test_bank_options_belong_to_the_bank():
+    with pytest.raises(UserError, match="only with the proxy bank"):
+        objectives.create("vamf", bank_size=100)
+    with pytest.raises(UserError, match="bank_size"):
+        objectives.create("rao_blackwell", bank_size=-1)
+    with pytest.raises(UserError, match="bank_rest"):
+        objectives.create("rao_blackwell", bank_rest=1.5)
+    assert objectives.create("rao_blackwell", bank_size=100).extra_points(64) == 36
+    assert objectives.create("rao_blackwell", bank_size=10).extra_points(64) == 0
+
+
+# ------------------------------------------------------------------------------------ no bias, and never more variance
+
+BATCH, BATCHES = 32, 400
+
+
+@pytest.fixture(scope="module", params=["random", "trained"])
+def network(request):
+    """A network's `bind` and parameters: with random weights of size 1 (far from any solution), or trained."""
+    config = TrainConfig(data="eight_gaussians", network=MLPConfig(width=16, depth=2), batch_size=64, steps=400)
+    dataset = data.load("eight_gaussians")
+    if request.param == "trained":
+        grid = Grid(config, dataset, [0])
+        state, _ = grid.advance(grid.init(), 400)
+        return grid.network.bind, jax.tree.map(lambda leaf: leaf[0], state.params)
+    network = networks.build(config.network, (2,))
+    flat, rebuild = ravel_pytree(network.init(jax.random.key(0)))
+    return network.bind, rebuild(flat + 0.3 * jax.random.normal(jax.random.key(1), flat.shape))
+
+
+def batch_gradients(network, objective, points, proxy=None):
+    """Gradients (BATCHES, parameters) on batches that are the same for every objective."""
+    bind, params = network
+    dataset = data.load("eight_gaussians")
+
+    @jax.jit
+    def one(key):
+        keys = jax.random.split(key, 3)
+        x = dataset.draw((), keys[0], BATCH)[0]
+        extra = Points(dataset.draw((), keys[1], points)[0]) if points else None
+        draw = objectives.create("meanflow").draw(keys[2], x)
+
+        def loss(params):
+            return objective.evaluate(bind(params), x, draw, None, 0, proxy, points=extra)[0].mean()
+
+        return ravel_pytree(jax.grad(loss)(params))[0]
+
+    return np.asarray(jax.lax.map(one, jax.random.split(jax.random.key(8), BATCHES)))
+
+
+@pytest.mark.parametrize("points", [0, 224])
+def test_gradient_has_the_plain_mean_and_less_variance(network, points):
+    plain = batch_gradients(network, objectives.create("meanflow"), points)
+    quiet = batch_gradients(network, objectives.create("rao_blackwell", bank_size=BATCH + points), points)
+    square, error = gradients.squared_mean(plain - quiet)
+    assert abs(square) < 4 * error
+    (noisy, noisy_error), (small, small_error) = gradients.total_variance(plain), gradients.total_variance(quiet)
+    assert small + 3 * np.hypot(noisy_error, small_error) < noisy
+
+
+def test_the_test_sees_a_bias(network):
+    """A proxy that is off by a constant, in both roles: the same statistic refuses it."""
+    plain = batch_gradients(network, objectives.create("meanflow"), 0)
+    exact = data.load("eight_gaussians").mixture
+    biased = dataclasses.replace(objectives.create("vamf", beta=1.0, gamma=1.0), proxy="oracle")
+
+    def off(z, r, t, label):
+        return exact.velocity(z, t) + 0.5
+
+    square, error = gradients.squared_mean(plain - batch_gradients(network, biased, 0, off))
+    assert square > 10 * error
+
+
+def test_more_points_leave_less_variance(network):
+    found = [
+        gradients.total_variance(
+            batch_gradients(network, objectives.create("rao_blackwell", bank_size=BATCH + points), points)
+        )
+        for points in (0, 992)
+    ]
+    assert found[1][0] + 3 * np.hypot(found[0][1], found[1][1]) < found[0][0]
