@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 EXAMPLES = [
     pytest.param(code, id=f"{page.name}-{number}")
-    for page in (ROOT / "README.md", ROOT / "docs" / "objectives.md")
+    for page in (ROOT / "README.md", ROOT / "docs" / "objectives.md", ROOT / "docs" / "diagnosis.md")
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
 ]
 

@@ -136,12 +136,11 @@ class AdaptiveStudy:
             floors[name] = measure(dataset.to_original(np.asarray(drawn)))
             inspect = None if dataset.mixture is None else runner.exact_error(dataset.mixture)
             costs[name] = self._costs(name, progress)
-            for arm, training in self.trainings(name, costs[name]).items():
+            for (arm, equal), training in self.trainings(name, costs[name]).items():
                 progress.say(f"{training.name}: {training.config.steps:,} steps, {len(training.seeds)} trainings")
                 rows = runner.complete(training, self.folder, measure, SAMPLES, progress, inspect)
                 for row in rows:
                     label = f"beta_{row['beta']:g}" if arm == "sweep" else arm
-                    equal = "time" if training.config.steps != self.budget.steps else "steps"
                     members.append({**row, "arm": label, "equal": equal, "steps": training.config.steps})
         sizes = {name: effective_sizes(name) for name in self.budget.datasets}
         return self._write(members, floors, costs, sizes)
@@ -156,8 +155,8 @@ class AdaptiveStudy:
             if (thin or not arm.thin) and not (thin and arm.wide) and (dataset.mixture is not None or not arm.exact)
         ]
 
-    def trainings(self, name: str, costs: dict[str, float]) -> dict[str, Training]:
-        """Every training of a data set by its arm: the fixed betas as one grid, then arm by arm, then for equal time.
+    def trainings(self, name: str, costs: dict[str, float]) -> dict[tuple[str, str], Training]:
+        """Every training by its arm and what is equal: the fixed betas as one grid, arm by arm, then for equal time.
 
         Args:
             costs: milliseconds a step of each arm.
@@ -165,16 +164,18 @@ class AdaptiveStudy:
         seeds = list(self.budget.seeds)
         pairs = [(beta, seed) for beta in BETAS for seed in seeds]
         chosen = {
-            "sweep": Training(f"{name}-sweep", self._config(name, 0.5), [s for _, s in pairs], [b for b, _ in pairs])
+            ("sweep", "steps"): Training(
+                f"{name}-sweep", self._config(name, 0.5), [seed for _, seed in pairs], [beta for beta, _ in pairs]
+            )
         }
         for arm in self.arms(name):
-            chosen[arm.name] = Training(f"{name}-{arm.name}", self._config(name, arm), seeds)
+            chosen[arm.name, "steps"] = Training(f"{name}-{arm.name}", self._config(name, arm), seeds)
         for arm in self.arms(name):
             ratio = costs[arm.name] / costs["beta_0"]
             if arm.name in TIMED and ratio > 1.02:
                 steps = round(self.budget.steps / ratio, -2)
                 config = self._config(name, arm, int(steps))
-                chosen[f"{arm.name}, equal time"] = Training(f"{name}-{arm.name}-time", config, seeds)
+                chosen[arm.name, "time"] = Training(f"{name}-{arm.name}-time", config, seeds)
         return chosen
 
     def _config(self, name: str, arm: Arm | float, steps: int = 0) -> TrainConfig:
@@ -199,7 +200,7 @@ class AdaptiveStudy:
         if not place.exists():
             configs = {"beta_0": self._config(name, 0.0), "beta_0.5": self._config(name, 0.5)}
             configs |= {arm.name: self._config(name, arm) for arm in self.arms(name)}
-            write_json(place, runner.step_costs(configs, progress, steps=100, rounds=5))
+            write_json(place, runner.step_costs(configs, progress, steps=100, rounds=9))
         return json.loads(place.read_text())
 
     def _write(self, members: list[dict], floors: dict, costs: dict, sizes: dict) -> Path:
@@ -274,11 +275,11 @@ class AdaptiveStudy:
     def _clouds(self, name: str) -> dict[str, np.ndarray]:
         chosen = self.trainings(name, self._costs(name, Progress(show=False)))
         clouds = {"data": data.load(name).reference(SAMPLES, 0)}
-        sweep = runner.load_samples(self.folder, chosen["sweep"])
+        sweep = runner.load_samples(self.folder, chosen["sweep", "steps"])
         clouds["MeanFlow"], clouds["beta = 1"] = sweep[0], sweep[-len(self.budget.seeds)]
         for arm in ("rao_blackwell", "rao_blackwell_2048", "oracle"):
-            if arm in chosen:
-                clouds[arm.replace("_", " ")] = runner.load_samples(self.folder, chosen[arm])[0]
+            if (arm, "steps") in chosen:
+                clouds[arm.replace("_", " ")] = runner.load_samples(self.folder, chosen[arm, "steps"])[0]
         return clouds
 
     def _page(self, rows: list[dict], verdicts: list[dict], floors: dict, drawings: dict[str, bytes]) -> str:
@@ -310,7 +311,7 @@ class AdaptiveStudy:
         page.section("Cost of a step, relative to MeanFlow")
         names = [name for name in self.budget.datasets if _row(rows, name, "beta_0")]
         order = [arm for arm in (*FIXED, *(arm.name for arm in ARMS)) if any(_row(rows, name, arm) for name in names)]
-        page.text("One training alone on this machine, the best of five rounds; 2-D data sets share one measurement.")
+        page.text("One training alone on this machine, the best of nine rounds; 2-D data sets share one measurement.")
         page.table(
             ["arm", *(name.replace("_", " ") for name in names)],
             [
@@ -373,7 +374,6 @@ def table(members: Sequence[dict], costs: dict[str, dict[str, float]]) -> list[d
     rows = []
     for name, arm, equal in dict.fromkeys((row["data"], row["arm"], row["equal"]) for row in members):
         group = [row for row in members if (row["data"], row["arm"], row["equal"]) == (name, arm, equal)]
-        arm = arm.removesuffix(", equal time")
         cost = costs[name].get(arm, costs[name]["beta_0.5"]) / costs[name]["beta_0"]
         row = {"data": name, "arm": arm, "equal": equal, "seeds": len(group), "steps": group[0]["steps"], "cost": cost}
         for key in MEASURED:

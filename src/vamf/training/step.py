@@ -17,6 +17,7 @@ from vamf.data import Dataset
 from vamf.networks import Network
 from vamf.objectives import Objective
 from vamf.objectives.eulerian import Points
+from vamf.theory.estimators import gradient_contrasts
 from vamf.training.config import TrainConfig
 
 
@@ -128,21 +129,12 @@ class Trainer:
 
     def gradient_variance(self, arrays, member: Member, state: State) -> Float[Array, ""]:
         """tr Cov of the batch gradient: sum_k ||g_k - mean||^2 / (K - 1) over K fresh batches at the same state."""
-        count = self.config.log.variance_replicas
         key = jax.random.fold_in(streams(member.seed).variance, state.step)
 
-        def add(carry, key):
-            # Welford's update: two gradients in memory, whatever K is.
-            mean, spread, seen = carry
-            gradient, _ = self._gradient(self._batch(arrays, key), member, state)
-            change = jax.tree.map(jnp.subtract, gradient, mean)
-            mean = jax.tree.map(lambda m, c: m + c / (seen + 1), mean, change)
-            spread = spread + optax.tree.norm(change, squared=True) * seen / (seen + 1)
-            return (mean, spread, seen + 1), None
+        def gradient(key):
+            return self._gradient(self._batch(arrays, key), member, state)[0]
 
-        start = (optax.tree.zeros_like(state.params), jnp.zeros(()), jnp.zeros(()))
-        (_, spread, _), _ = jax.lax.scan(add, start, jax.random.split(key, count))
-        return spread / (count - 1)
+        return gradient_contrasts(gradient, jax.random.split(key, self.config.log.variance_replicas)).mean()
 
     def _batch(self, arrays, key) -> Batch:
         batch_key, loss_key = jax.random.split(key)

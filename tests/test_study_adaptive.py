@@ -1,0 +1,128 @@
+"""The study of adaptive coefficients: complete, resumable, and fair in what it calls a win."""
+
+import csv
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+import oracles
+from vamf import data
+from vamf.studies import adaptive
+from vamf.studies.adaptive import AdaptiveStudy, Budget
+from vamf.training import loop
+from vamf.training.logs import Progress
+
+QUIET = Progress(show=False)
+TINY = Budget("tiny", ("pinwheel",), 200, (4, 5), 100)
+CHOSEN = tuple(arm for arm in adaptive.ARMS if arm.name in ("binned", "rao_blackwell", "oracle"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("studies") / "tiny"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adaptive, "ARMS", CHOSEN)
+        # Costs that a busy machine cannot change: the bank's step takes twice as long, so equal time is half the steps.
+        costs = {"beta_0": 1.0, "beta_0.5": 1.1, "binned": 1.01, "rao_blackwell": 2.0, "oracle": 1.0}
+        patch.setattr(adaptive.runner, "step_costs", lambda *_, **__: costs)
+        AdaptiveStudy(folder, TINY).run(QUIET)
+    return folder
+
+
+def test_every_arm_is_there_with_every_seed(finished):
+    with (finished / "members.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    found = {(row["arm"], row["equal"], int(row["seed"]), int(row["steps"])) for row in rows}
+    arms = [*adaptive.FIXED, "binned", "rao_blackwell", "oracle"]
+    expected = {(arm, "steps", seed, 200) for arm in arms for seed in TINY.seeds}
+    assert found == expected | {("rao_blackwell", "time", seed, 100) for seed in TINY.seeds}
+    for row in rows:
+        assert float(row["sw2"]) >= float(row["sw1"]) > 0
+        assert float(row["u_error"]) > 0
+        assert float(row["jump_error"]) > 0
+        assert float(row["gradient_variance"]) > 0
+
+
+def test_means_and_costs_of_the_arms(finished):
+    results = json.loads((finished / "results.json").read_text())
+    found = {(row["arm"], row["equal"]): row for row in results["arms"]}
+    values = [m["sw1"] for m in results["members"] if m["arm"] == "binned"]
+    assert found["binned", "steps"]["sw1"] == pytest.approx(np.mean(values))
+    assert found["binned", "steps"]["sw1_std"] == pytest.approx(np.std(values, ddof=1))
+    assert found["rao_blackwell", "time"]["cost"] == found["rao_blackwell", "steps"]["cost"] == 2.0
+    assert found["beta_0.25", "steps"]["cost"] == pytest.approx(1.1)
+
+
+def test_report_stands_alone(finished):
+    page = (finished / "report.html").read_text()
+    assert page.count("<figure>") == 4
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert "<script" not in page
+
+
+def test_finished_trainings_are_not_repeated(finished, monkeypatch):
+    monkeypatch.setattr(adaptive, "ARMS", CHOSEN)
+    monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("trained again"))
+    before = (finished / "members.csv").read_text()
+    AdaptiveStudy(finished, TINY).run(QUIET)
+    assert (finished / "members.csv").read_text() == before
+
+
+def rows(**sw1):
+    """Rows of a table, five seeds each with a standard deviation of 0.01; the variance is that of the name's length."""
+    return [
+        {"data": "x", "arm": arm, "equal": "steps", "seeds": 5, "sw1": value, "sw1_std": 0.01,
+         "gradient_variance": 10.0 if arm.startswith("beta") else 2.0}
+        for arm, value in sw1.items()
+    ]  # fmt: skip
+
+
+def test_verdict_counts_differences_above_one_standard_error():
+    error = np.hypot(0.01, 0.01) / np.sqrt(5)
+    near, far = 0.9 * error, 1.1 * error
+    table = rows(**{"beta_0": 0.2, "beta_0.5": 0.1}, binned=0.1 + near, per_sample=0.1 + far, rao_blackwell=0.1 - far)
+    found = adaptive.verdict("x", table)
+    assert found["best_arm"] == "beta_0.5"
+    outcomes = {arm: result["outcome"] for arm, result in found["compared"].items()}
+    assert outcomes == {"binned": "ties", "per_sample": "loses", "rao_blackwell": "wins"}
+    assert found["compared"]["rao_blackwell"]["error"] == pytest.approx(error)
+    assert found["compared"]["rao_blackwell"]["variance_ratio"] == 5
+    text = adaptive.sentence(found)
+    assert "wins: rao blackwell (-7%)" in text
+    assert "loses: per sample (+7%)" in text
+    assert "5.0 times less gradient variance" in text
+
+
+def test_effective_sizes_are_those_of_bayes_rule():
+    found = adaptive.effective_sizes("two_moons", count=32)
+    dataset = data.load("two_moons")
+    keys = jax.random.split(jax.random.key(7), 3)
+    x = np.asarray(dataset.draw((), keys[0], 32)[0], np.float64)
+    e = np.asarray(jax.random.normal(keys[2], x.shape), np.float64)
+    known = oracles.Bank(x)
+    for index in (5, 12, 20):
+        t = found["t"][index]
+        sizes = [1 / np.sum(known.weights((1 - t) * a + t * b, t) ** 2) for a, b in zip(x, e, strict=True)]
+        assert found["32"][index] == pytest.approx(np.median(sizes), rel=1e-3)
+    assert found["32"][-1] == pytest.approx(32, rel=1e-3)
+
+
+def test_arms_fit_the_data(tmp_path):
+    study = AdaptiveStudy(tmp_path, TINY)
+    names = {name: [arm.name for arm in study.arms(name)] for name in ("pinwheel", "dgmm4", "digits")}
+    assert "per_direction" in names["pinwheel"]
+    assert "rao_blackwell_rest" not in names["pinwheel"]
+    assert "per_direction" not in names["dgmm4"]
+    assert "rao_blackwell_rest" in names["dgmm4"]
+    assert "oracle" in names["dgmm4"]
+    assert "oracle" not in names["digits"]
+
+
+def test_default_budget_is_the_one_asked_for():
+    assert len(adaptive.DEFAULT.seeds) == 5
+    assert len([name for name in adaptive.DEFAULT.datasets if name.startswith("dgmm")]) >= 3
+    assert {"digits", "swiss_roll", "dgmm64"} <= set(adaptive.DEFAULT.datasets)
+    assert adaptive.BETAS == (0.0, 0.25, 0.5, 0.75, 1.0)
