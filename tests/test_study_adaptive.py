@@ -16,7 +16,7 @@ from vamf.training import loop
 from vamf.training.logs import Progress
 
 QUIET = Progress(show=False)
-TINY = Budget("tiny", ("pinwheel",), 200, (4, 5), 100)
+TINY = Budget("tiny", ("pinwheel",), 200, (4, 5), 100, 1e-3)
 CHOSEN = tuple(arm for arm in adaptive.ARMS if arm.name in ("binned", "rao_blackwell", "oracle"))
 
 

@@ -23,7 +23,7 @@ from vamf.training.grid import Grid
 from vamf.training.logs import Progress
 
 QUIET = Progress(show=False)
-TINY = Budget("tiny", (2,), 20, (0.0, 0.5, 1.0), (4, 5), 10, points=32)
+TINY = Budget("tiny", (2,), 20, (0.0, 0.5, 1.0), (4, 5), 10, 1e-3, points=32)
 MEANS = np.array([[1.0, 0.5], [-1.2, 0.3], [0.1, -1.4]])
 MIXTURE = GaussianMixture(np.full(3, 1 / 3), MEANS, np.full(3, 0.4))
 ORACLE = oracles.Mixture(np.full(3, 1 / 3), MEANS, 0.4)

@@ -67,7 +67,8 @@ def _page(results: dict[str, Any], drawings: dict[str, bytes]) -> str:
     dims, steps, seeds = budget["dims"], budget["steps"], ", ".join(map(str, budget["seeds"]))
     page = Page(
         f"What the tangent mix does from {min(dims)} to {max(dims)} dimensions",
-        f"Dense Gaussian mixtures in {', '.join(map(str, dims))} dimensions; {steps:,} steps of 256 samples, "
+        f"Dense Gaussian mixtures in {', '.join(map(str, dims))} dimensions; {steps:,} steps of 256 samples at "
+        f"a learning rate of {budget['learning_rate']:g}, "
         f"{len(budget['betas'])} values of beta, seeds {seeds}. One-step samples of the moving average, which is the "
         "proxy too.",
     )
