@@ -72,7 +72,7 @@ def test_finished_trainings_are_not_repeated(finished, monkeypatch):
 
 
 def rows(**sw1):
-    """Rows of a table, five seeds each with a standard deviation of 0.01; the variance is that of the name's length."""
+    """Rows of a table, five seeds each with a standard deviation of 0.01; fixed betas have five times the variance."""
     return [
         {"data": "x", "arm": arm, "equal": "steps", "seeds": 5, "sw1": value, "sw1_std": 0.01,
          "gradient_variance": 10.0 if arm.startswith("beta") else 2.0}

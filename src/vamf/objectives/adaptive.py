@@ -20,6 +20,7 @@ that with an exact v_hat the mean of the gradient is MeanFlow's for every networ
 correlate with it, and E[beta xi | z] = 0 would be lost.
 """
 
+import abc
 import dataclasses
 from typing import NamedTuple
 
@@ -55,9 +56,10 @@ class Adaptive:
         return False
 
 
-class Local(Adaptive):
+class Local(Adaptive, abc.ABC):
     """A coefficient found anew at every sample, from the network's Jacobian there."""
 
+    @abc.abstractmethod
     def derivative(
         self,
         u: AverageVelocity,
@@ -70,7 +72,6 @@ class Local(Adaptive):
         probe: Float[Array, "batch *event"] | None = None,
     ) -> tuple[Float[Array, "batch *event"], Float[Array, "batch *event"], Float[Array, " batch"]]:
         """u, its total derivative along the mixed tangent, and the coefficient (its mean over directions)."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
