@@ -22,11 +22,19 @@ table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabu
 th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { font-weight: 600; background: var(--tint); white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
+.wide { font-size: .82rem; }
+.wide th, .wide td { padding: .3rem .5rem; }
+.wide td { white-space: normal; }
+.wide td:first-child { white-space: nowrap; }
 td.best { font-weight: 700; color: var(--accent); }
 code { background: var(--tint); border: 1px solid var(--line); border-radius: 4px;
        padding: .1em .35em; font-size: .9em; }
 footer { margin-top: 3rem; color: var(--soft); font-size: .85rem; }
 """
+
+
+WIDE = 8
+"""Columns of a table from which on it has to be set smaller."""
 
 
 class Page:
@@ -49,7 +57,8 @@ class Page:
         self._parts.append("<ul>" + "".join(f"<li>{_inline(line)}</li>" for line in lines) + "</ul>")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], best: set[tuple[int, int]] | None = None):
-        """A table; cells (row, column) in `best` stand out."""
+        """A table; cells (row, column) in `best` stand out. One of more than `WIDE` columns is set smaller."""
+        wide = " class=wide" if len(header) > WIDE else ""
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
         body = "".join(
             "<tr>"
@@ -61,7 +70,7 @@ class Page:
             for i, row in enumerate(rows)
         )
         self._parts.append(
-            f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+            f'<div class="scroll"><table{wide}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         )
 
     def figure(self, image: bytes, caption: str) -> None:

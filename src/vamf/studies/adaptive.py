@@ -340,7 +340,7 @@ class AdaptiveStudy:
         )
 
     def _table(self, page: Page, rows: list[dict], key: str, title: str, floors=None, equal: str = "steps") -> None:
-        """One row for each data set, one column for each arm; the lowest mean stands out, the ceiling aside."""
+        """One row for each arm, one column for each data set; the lowest mean stands out, the ceiling aside."""
         shown = [row for row in rows if row["equal"] == equal or (equal == "time" and row["arm"] in FIXED)]
         names = [
             name for name in self.budget.datasets
@@ -350,16 +350,16 @@ class AdaptiveStudy:
         if not names:
             return
         page.section(title)
-        lines, best = [], set()
+        columns, best = [], set()
         for index, name in enumerate(names):
             found = {row["arm"]: row for row in shown if row["data"] == name}
-            lines.append([name, *(_cell(found.get(arm), key) for arm in order)])
-            if floors is not None:
-                lines[-1].append(tables.number(floors[name][key]))
+            columns.append([_cell(found.get(arm), key) for arm in order])
             ranked = [arm for arm in order if arm in found and arm != "oracle" and np.isfinite(found[arm][key])]
-            best.add((index, 1 + order.index(min(ranked, key=lambda arm: found[arm][key]))))
-        header = ["data", *(arm.replace("_", " ") for arm in order)] + (["real data"] if floors is not None else [])
-        page.table(header, lines, best)
+            best.add((order.index(min(ranked, key=lambda arm: found[arm][key])), 1 + index))
+        lines = [[arm.replace("_", " "), *cells] for arm, *cells in zip(order, *columns, strict=True)]
+        if floors is not None:
+            lines.append(["real data", *(tables.number(floors[name][key]) for name in names)])
+        page.table(["arm", *(name.replace("_", " ") for name in names)], lines, best)
 
 
 LEVELS = (
@@ -413,7 +413,8 @@ def sentence(found: dict) -> str:
     groups: dict[str, list[str]] = {"wins": [], "ties": [], "loses": []}
     for arm, result in found["compared"].items():
         if "equal time" not in arm:
-            groups[result["outcome"]].append(f"{arm.replace('_', ' ')} ({-result['gain'] / found['best_sw1']:+.0%})")
+            change = round(-100 * result["gain"] / found["best_sw1"])
+            groups[result["outcome"]].append(f"{arm.replace('_', ' ')} ({change:+d} %)")
     said = "; ".join(f"{outcome}: {', '.join(arms)}" for outcome, arms in groups.items() if arms)
     text = (
         f"{found['data'].replace('_', ' ')}: against the best fixed beta ({found['best_arm'][5:]}, SW1 "
@@ -454,4 +455,4 @@ def _row(rows: Sequence[dict], name: str, arm: str, equal: str = "steps") -> dic
 def _cell(row: dict | None, key: str) -> str:
     if row is None or not np.isfinite(row[key]):
         return "–"
-    return f"{tables.number(row[key])} ± {tables.number(row[f'{key}_std'])}"
+    return f"{tables.number(row[key])} ±\u00a0{tables.number(row[f'{key}_std'])}"  # breaks before the sign, if at all
