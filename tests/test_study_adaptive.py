@@ -91,8 +91,8 @@ def test_verdict_counts_differences_above_one_standard_error():
     assert found["compared"]["rao_blackwell"]["error"] == pytest.approx(error)
     assert found["compared"]["rao_blackwell"]["variance_ratio"] == 5
     text = adaptive.sentence(found)
-    assert "wins: rao blackwell (-7%)" in text
-    assert "loses: per sample (+7%)" in text
+    assert "wins: rao blackwell (-7 %)" in text
+    assert "loses: per sample (+7 %)" in text
     assert "5.0 times less gradient variance" in text
 
 
