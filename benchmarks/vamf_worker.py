@@ -23,8 +23,7 @@ import numpy as np
 
 from vamf import data
 from vamf.networks import MLPConfig
-from vamf.times import TimeLaw
-from vamf.training.config import LogConfig, OptimiserConfig, TrainConfig
+from vamf.training.config import LogConfig, OptimiserConfig, TimesConfig, TrainConfig
 from vamf.training.grid import Grid, keep_on_one_core, spread_over_cores
 from vamf.training.step import Member
 
@@ -39,7 +38,7 @@ def build(width, batch, beta=0.5, grid=False, strategy="auto", equal=0.25, varia
         batch_size=batch,
         steps=steps,
         network=MLPConfig(width),
-        times=TimeLaw(equal_fraction=equal),
+        times=TimesConfig(equal_fraction=equal),
         optimiser=OptimiserConfig(ema_decay=decay),
     )
     members = [(seed, i / (BETAS - 1)) for i in range(BETAS) for seed in range(SEEDS)] if grid else [(0, None)]

@@ -8,3 +8,19 @@ typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 # Has to run before the first import of what it checks.
 install_import_hook("vamf", "conftest.typechecker")
+
+DEAR = ("adaptive", "cli", "couplings", "diagnosis", "studies", "study_adaptive", "study_methods", "study_mixtures",
+        "trained_estimates")  # fmt: skip
+"""Files whose fixtures train: each is one process's, so that they are made once."""
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Tests one by one to whichever process is free, the dear files whole; those come first."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            path = nodeid.split("::")[0]
+            return path if path.removesuffix(".py").rsplit("test_", 1)[-1] in DEAR else nodeid
+
+    return Scheduling(config, log)

@@ -14,7 +14,7 @@ from vamf import data, networks, objectives
 from vamf.errors import UserError
 from vamf.networks import MLPConfig
 from vamf.objectives import bank
-from vamf.objectives.eulerian import Points
+from vamf.objectives.objective import Points
 from vamf.training.config import TrainConfig
 from vamf.training.grid import Grid
 

@@ -1,6 +1,7 @@
 """The command line as its users meet it."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -47,7 +48,7 @@ def table_run(tmp_path_factory):
         (["train"], "train needs a CONFIG"),
         (["train", "swiss_rol"], "did you mean swiss_roll?"),
         (["train", "nothing.csv"], "nothing.csv: no such file"),
-        (["train", "swiss_roll", "--method", "magic"], "method = 'magic': allowed are meanflow, vamf, vamf_corner"),
+        (["train", "swiss_roll", "--method", "magic"], "method = 'magic': allowed are flow_matching, meanflow, vamf"),
         (["train", "swiss_roll", "--beta", "1.5"], "beta = 1.5: allowed is [0, 1]"),
         (["train", "swiss_roll", "--beta", "soon"], "beta = 'soon': allowed is a number or"),
         (["train", "swiss_roll", "--beta", "linear:0:3"], "beta = 3.0: allowed is [0, 1]"),
@@ -66,6 +67,13 @@ def table_run(tmp_path_factory):
         (["sample"], "--run"),
         (["evaluate", "nowhere"], "nowhere: holds no run"),
         (["study", "everything"], "toys"),
+        (["compare"], "--methods"),
+        (["compare", "meanflow", "meanflux", "--data", "swiss_roll"], "method = 'meanflux': allowed are flow_matching"),
+        (["compare", "meanflow", "--data", "swiss_rolls"], "did you mean swiss_roll?"),
+        (["compare", "meanflow", "meanflow", "--data", "swiss_roll"], "named twice"),
+        (["train", "swiss_roll", "--method", "rectified_meanflow"], "--teacher RUN"),
+        (["train", "swiss_roll", "--method", "meanflow_rae"], "--teacher RUN"),
+        (["train", "swiss_roll", "--method", "meanflow_rae", "--teacher", "nowhere"], "nowhere: holds no run"),
         (["study", "toys", "--quick", "--paper"], "choose one of them"),
     ],
 )
@@ -166,6 +174,48 @@ def test_sample_seed(table_run, tmp_path, capsys):
     first, same, other = (np.load(tmp_path / f"{name}.npy") for name in "abc")
     np.testing.assert_array_equal(first, same)
     assert not np.allclose(first, other)
+
+
+def test_samplers_by_name(table_run, tmp_path, capsys):
+    drawn, said = {}, {}
+    for name in ("jumps", "restart", "heun", "euler", "fast_flow"):
+        out = tmp_path / f"{name}.npy"
+        status, said[name], _ = run(
+            "sample", table_run, "--n", 200, "--steps", 9, "--sampler", name, "--out", out, capsys=capsys
+        )
+        assert status == 0
+        drawn[name] = np.load(out)
+        assert drawn[name].shape == (200, 3)
+    run("sample", table_run, "--n", 200, "--steps", 9, "--out", tmp_path / "default.npy", capsys=capsys)
+    np.testing.assert_array_equal(drawn["jumps"], np.load(tmp_path / "default.npy"))
+    assert said["jumps"].startswith("200 samples in 9 steps (training step")
+    assert said["heun"].startswith("200 samples in 9 steps of heun (training step")
+    scale = drawn["euler"].std(axis=0)[:2]
+
+    def apart(name, other):
+        return np.max(np.abs(drawn[name] - drawn[other])[:, :2] / scale)
+
+    assert apart("heun", "euler") < 0.5 < apart("restart", "euler")  # the same ODE, and noise of its own
+    found = re.search(r"9 steps of fast_flow, (\d+) network calls for 4 batches of 64, (\S+) each", said["fast_flow"])
+    assert 9 <= int(found[1]) < 36
+    assert float(found[2]) == pytest.approx(int(found[1]) / 4, abs=0.05)
+    np.testing.assert_allclose(drawn["fast_flow"][:64], drawn["euler"][:64], rtol=1e-5)  # nothing is skipped yet
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--sampler", "fast_flow"], "steps = 1: allowed is 4 or more with fast_flow"),
+        (["--sampler", "restart", "--steps", "0"], "steps = 0: allowed is 1 or more"),
+        (["--sampler", "rk4"], "--sampler"),
+    ],
+)
+def test_samplers_are_refused_in_one_line(options, expected, table_run, tmp_path, capsys):
+    status, _, err = run("sample", table_run, *options, "--out", tmp_path / "s.npy", capsys=capsys)
+    assert status == 2
+    assert expected in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "s.npy").exists()
 
 
 def test_evaluate_json(table_run, capsys):

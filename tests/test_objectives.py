@@ -122,18 +122,6 @@ def test_single_precision_is_enough(beta):
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", objectives.METHODS)
-def test_diagonal_is_flow_matching(name):
-    x, e, _, t = batch()
-    objective = objectives.create(name)
-    if objective.anchor_weight:
-        objective = dataclasses.replace(objective, anchor_weight=0.0)
-    z = (1 - t)[:, None] * x + t[:, None] * e
-    target = oracles.Bank(x).velocity(z, t) if objective.proxy == "bank" else e - x
-    expected = np.sum((NETWORK(z, t, t) - target) ** 2, axis=1)
-    np.testing.assert_allclose(objective.loss_at(NETWORK, *device(x, e, t, t), proxy=PROXY), expected, rtol=1e-10)
-
-
 @pytest.mark.parametrize("shape", [(2, 3), (2, 2, 2)])
 def test_pictures_are_summed_over_all_axes(shape):
     rng = np.random.default_rng(0)
@@ -241,22 +229,6 @@ def test_gradient_is_the_semi_gradient(source, beta, gamma, power, anchor_weight
         expected += 2 / 8 * NETWORK.phi(z, start, t).T @ (fixed[:, None] * error)
     np.testing.assert_allclose(of_network, expected, rtol=1e-7, atol=1e-10)
     assert np.all(of_proxy == 0)
-
-
-@pytest.mark.parametrize("name", objectives.METHODS)
-@pytest.mark.parametrize("power", [0.0, 1.0])
-def test_losses_and_gradients_are_finite_at_the_ends_of_time(name, power):
-    objective = objectives.create(name, weight_power=power)
-    x, e, _, _ = device(*batch(3))
-    r, t = jnp.array([0.0, 0.0, 1.0]), jnp.array([0.0, 1.0, 1.0])
-
-    def mean_loss(matrix):
-        u = oracles.Smooth(NETWORK.features, matrix)
-        return objective.loss_at(u, x, e, r, t, proxy=PROXY).mean()
-
-    loss, gradient = jax.value_and_grad(mean_loss)(jnp.asarray(NETWORK.matrix))
-    assert np.isfinite(loss)
-    assert np.all(np.isfinite(gradient))
 
 
 # ------------------------------------------------------------------------------- mean and noise at the exact velocity
@@ -373,7 +345,7 @@ def test_training_averages_the_very_losses_of_loss_at(name, fraction, labelled):
     label = jnp.arange(n) % 2 if labelled else None
     objective = objectives.create(name, times=TimeLaw(equal_fraction=fraction), **TRAINED[name])
     loss, aux = objective(NETWORK, x, label, key, 0, proxy=PROXY)
-    e, r, t, delta, _ = objective.draw(key, x)
+    e, r, t, delta = objective.draw(key, x)[:4]
     expected = objective.loss_at(NETWORK, x, e, r, t, label, proxy=PROXY, delta=delta)
     np.testing.assert_allclose(loss, expected, rtol=1e-12)
 
@@ -404,7 +376,7 @@ def test_jvp_norm_is_the_norm_of_the_total_derivative():
 def test_draw_has_noise_times_and_offsets_of_their_laws():
     n = 20_000
     objective = objectives.create("vamf_corner", anchor_range=(0.1, 0.3))
-    e, _, t, delta, _ = objective.draw(jax.random.key(0), jnp.zeros((n, 2)))
+    e, _, t, delta = objective.draw(jax.random.key(0), jnp.zeros((n, 2)))[:4]
     np.testing.assert_allclose(np.mean(e, axis=0), 0, atol=5 / np.sqrt(n))
     np.testing.assert_allclose(np.var(e, axis=0), 1, atol=5 * np.sqrt(2 / n))
     assert np.min(delta) >= 0.1
@@ -519,7 +491,7 @@ def test_positive_beta_evaluates_it():
         ("vamf", {"gamma": 2.0}, ["gamma", "2.0", "[0, 1]"]),
         ("vamf", {"proxy": "none"}, ["proxy", "beta"]),
         ("vamf", {"beta": 0.0, "gamma": 0.5, "proxy": "none"}, ["proxy", "gamma"]),
-        ("vamf", {"proxy": "teacher"}, ["proxy", "teacher", "online"]),
+        ("vamf", {"proxy": "tutor"}, ["proxy", "tutor", "online"]),
         ("vamf", {"anchor_weight": -1.0}, ["anchor_weight", "-1.0"]),
         ("vamf", {"anchor_range": (0.2, 0.1)}, ["anchor_range", "0.2"]),
         ("vamf", {"anchor_range": (0.2, 1.1)}, ["anchor_range", "1.1"]),
@@ -542,10 +514,3 @@ def test_refusals_name_option_and_value(name, options, words):
 def test_fixed_options_may_be_repeated():
     assert objectives.create("meanflow", beta=0.0) == objectives.create("meanflow")
     assert objectives.create("vamf_corner", beta=1.0) == objectives.create("vamf_corner")
-
-
-def test_every_method_has_a_summary_and_its_options():
-    for name, method in objectives.METHODS.items():
-        assert method.summary
-        assert set(method.options()) | set(method.fixed) >= {"beta", "gamma", "proxy", "weight_power", "anchor_weight"}
-        assert objectives.create(name) == method()

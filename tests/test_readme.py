@@ -5,18 +5,34 @@ from pathlib import Path
 
 import pytest
 
+from vamf.objectives import METHODS
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = [
     pytest.param(code, id=f"{page.name}-{number}")
-    for page in (ROOT / "README.md", ROOT / "docs" / "objectives.md", ROOT / "docs" / "diagnosis.md")
+    for page in (
+        ROOT / "README.md",
+        *(ROOT / "docs" / f"{name}.md" for name in ("objectives", "diagnosis", "sampling", "extending")),
+    )
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
 ]
 
 
 @pytest.mark.parametrize("code", EXAMPLES)
-def test_example_runs(code):
-    # Long trainings are cut short: it is the code that is tested here, not its result.
-    exec(compile(re.sub(r"STEPS = \d+", "STEPS = 30", code), "example", "exec"), {})
+def test_example_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    known = dict(METHODS)
+    try:
+        # Long trainings are cut short: it is the code that is tested here, not its result.
+        exec(compile(re.sub(r"STEPS = \d+", "STEPS = 30", code), "example", "exec"), {})
+    finally:  # an example may add a method
+        METHODS.clear()
+        METHODS.update(known)
+
+
+def test_the_example_of_a_new_method_is_short():
+    page = (ROOT / "docs" / "extending.md").read_text()
+    assert len(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0].splitlines()) <= 40
 
 
 def test_there_are_examples():

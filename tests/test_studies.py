@@ -72,6 +72,7 @@ def test_finished_trainings_are_not_repeated(finished, monkeypatch):
     assert (finished / "members.csv").read_text() == before
 
 
+@pytest.mark.slow
 def test_interrupted_study_continues_where_it_stopped(finished, tmp_path, monkeypatch):
     folder = tmp_path / "cut"
     train, calls = loop.train, []

@@ -32,6 +32,7 @@ def finished(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_arm_is_there_with_every_seed(finished):
     with (finished / "members.csv").open() as handle:
         rows = list(csv.DictReader(handle))
@@ -46,6 +47,7 @@ def test_every_arm_is_there_with_every_seed(finished):
         assert float(row["gradient_variance"]) > 0
 
 
+@pytest.mark.slow
 def test_means_and_costs_of_the_arms(finished):
     results = json.loads((finished / "results.json").read_text())
     found = {(row["arm"], row["equal"]): row for row in results["arms"]}
@@ -56,6 +58,7 @@ def test_means_and_costs_of_the_arms(finished):
     assert found["beta_0.25", "steps"]["cost"] == pytest.approx(1.1)
 
 
+@pytest.mark.slow
 def test_report_stands_alone(finished):
     page = (finished / "report.html").read_text()
     assert page.count("<figure>") == 4
@@ -63,6 +66,7 @@ def test_report_stands_alone(finished):
     assert "<script" not in page
 
 
+@pytest.mark.slow
 def test_finished_trainings_are_not_repeated(finished, monkeypatch):
     monkeypatch.setattr(adaptive, "ARMS", CHOSEN)
     monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("trained again"))

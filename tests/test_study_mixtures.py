@@ -14,8 +14,8 @@ from vamf import cli, data
 from vamf.data.mixtures import dense_gaussian_mixture
 from vamf.errors import UserError
 from vamf.metrics import sliced_wasserstein
-from vamf.report import mixtures as report
 from vamf.studies import exact_noise, mixtures, runner, summary
+from vamf.studies import mixtures_page as report
 from vamf.studies.mixtures import Budget, MixtureStudy
 from vamf.theory import GaussianMixture
 from vamf.training import loop, presets
@@ -161,6 +161,7 @@ def finished(tmp_path_factory):
         yield folder
 
 
+@pytest.mark.slow
 def test_results_are_complete(finished):
     results = json.loads((finished / "results.json").read_text())
     assert len(results["members"]) == 3 * 2
@@ -177,6 +178,7 @@ def test_results_are_complete(finished):
     assert sliced_wasserstein(samples[3], reference) == pytest.approx(results["members"][3]["sw1"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_matched_row_agrees_with_members(finished):
     results = json.loads((finished / "results.json").read_text())
     row, members = results["matched"][0], results["members"]
@@ -189,6 +191,7 @@ def test_matched_row_agrees_with_members(finished):
     assert row["exact_ratio"] == results["exact_noise"]["2"]["training"]["curve"]["ratio"][10]
 
 
+@pytest.mark.slow
 def test_loss_variance_lines_meet_where_they_share_a_point(finished):
     growth = json.loads((finished / "results.json").read_text())["loss_variance"]
     jumps, gaps = growth["r = 0"], growth["t"]  # both hold r = 0, t = 0.9
@@ -196,6 +199,7 @@ def test_loss_variance_lines_meet_where_they_share_a_point(finished):
         assert jumps[kind][jumps["at"].index(0.9)] == pytest.approx(gaps[kind][gaps["at"].index(0.9)], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_report_stands_alone(finished):
     page = (finished / "report.html").read_text()
     assert page.count("<figure>") == len(list((finished / "figures").iterdir())) == 7
@@ -205,6 +209,7 @@ def test_report_stands_alone(finished):
     assert page.count("<td>0.152</td>") == 1  # the paper's Table 5 at beta = 0
 
 
+@pytest.mark.slow
 def test_finished_trainings_are_not_repeated(finished, monkeypatch):
     monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(exact_noise, "noise", lambda *_: pytest.fail("computed again"))
@@ -213,6 +218,7 @@ def test_finished_trainings_are_not_repeated(finished, monkeypatch):
     assert (finished / "results.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_interrupted_study_continues_where_it_stopped(finished, tmp_path, monkeypatch):
     folder, train, calls = tmp_path / "cut", loop.train, []
     shutil.copytree(finished, folder)  # as an interruption in the last training leaves it
@@ -227,6 +233,7 @@ def test_interrupted_study_continues_where_it_stopped(finished, tmp_path, monkey
     assert (folder / "report.html").read_text() == (finished / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_folder_of_another_study_is_refused(finished, tmp_path):
     with pytest.raises(UserError, match="other settings"):
         MixtureStudy(finished, mixtures.QUICK).run(QUIET)

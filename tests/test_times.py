@@ -88,6 +88,90 @@ def test_the_gap_moves_r_and_leaves_t():
     np.testing.assert_allclose(narrow[0], np.maximum(wide[0], wide[1] - 0.3), atol=1e-6)
 
 
+# ------------------------------------------------------------------------------------------------ laws of the family
+
+FAMILY = {
+    "shifted": {"shift": 3.0},
+    "terminal": {},
+    "u_shaped": {},
+    "dyadic": {},
+    "to_data": {"mean": -1.0, "std": 1.4},
+}
+
+
+@pytest.mark.parametrize("law", FAMILY)
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
+def test_every_law_keeps_order_range_and_its_share_of_the_diagonal(law, fraction):
+    r, t = draw(law=law, equal_fraction=fraction, **FAMILY[law])
+    assert np.all((r >= 0) & (r <= t) & (t <= 1))
+    count = round(fraction * N)
+    assert np.all(r[:count] == t[:count])
+    assert np.mean(r[count:] < t[count:]) > 0.99
+
+
+def test_shifted_times_are_a_mobius_map_of_uniform_ones():
+    r, t = draw(law="shifted", shift=3.0, equal_fraction=0.0)
+    both = np.concatenate([r, t])
+    assert stats.kstest(both, lambda q: q / (3 - 2 * q)).pvalue > 1e-3  # the inverse of u -> 3 u / (1 + 2 u)
+
+
+def test_terminal_gaps_and_starts_have_their_laws():
+    r, t = draw(law="terminal", mean=-0.4, gap_mean=-0.8, gap_std=0.7, equal_fraction=0.0)
+    gap = t - r
+    assert stats.kstest(np.log(gap / (1 - gap)), stats.norm(-0.8, 0.7).cdf).pvalue > 1e-3
+    # Given the gap, the start is a logit-normal cut at 1 - gap: its distribution function there is uniform.
+    start, end = np.log(r / (1 - r)) + 0.4, np.log((1 - gap) / gap) + 0.4
+    assert stats.kstest(stats.norm.cdf(start) / stats.norm.cdf(end), "uniform").pvalue > 1e-3
+
+
+def test_u_shaped_times_have_their_density_and_jump_to_the_data():
+    r, t = draw(law="u_shaped", equal_fraction=0.0)
+    below = t[t < 0.98]
+
+    def cdf(q):
+        return (np.expm1(4 * q) + np.exp(4) - np.exp(4 - 4 * q)) / (2 * np.expm1(4))
+
+    assert stats.kstest(below, lambda q: cdf(q) / cdf(0.98)).pvalue > 1e-3
+    assert t.max() == pytest.approx(80 / 81)
+    late = (t > 0.8) & (r < 0.4)
+    assert late.any()
+    assert np.all(r[late] == 0)
+
+
+def test_dyadic_times_lie_on_their_grids():
+    law = {"law": "dyadic", "equal_fraction": 0.5}
+    r, t = draw(**law)
+    fine = t[: N // 2] * 128
+    np.testing.assert_array_equal(fine, np.round(fine))
+    assert fine.min() >= 1
+    gap, start = (t - r)[N // 2 :], r[N // 2 :]
+    levels = -np.log2(gap)
+    np.testing.assert_array_equal(levels, np.round(levels))
+    assert set(levels) == set(range(7))
+    assert np.all(np.abs(np.bincount(levels.astype(int)) / (N // 2) - 1 / 7) < 5 * np.sqrt(1 / 7 / (N // 2)))
+    np.testing.assert_array_equal(start / gap, np.round(start / gap))
+
+
+def test_jumps_to_the_data_have_log_normal_noise_levels():
+    r, t = draw(law="to_data", mean=-1.0, std=1.4, equal_fraction=0.0)
+    assert np.all(r == 0)
+    assert stats.kstest(np.log(t / (1 - t)), stats.norm(-1.0, 1.4).cdf).pvalue > 1e-3
+
+
+def test_the_diagonal_and_the_second_draw_may_have_laws_of_their_own():
+    _, t = draw(law="logit_normal", mean=2.0, equal_mean=-1.0, equal_fraction=1.0)
+    assert stats.kstest(np.log(t / (1 - t)), stats.norm(-1.0, 1.0).cdf).pvalue > 1e-3
+    r, t = draw(law="logit_normal", mean=0.4, second_mean=-1.2, equal_fraction=0.0)
+    logits = np.log(np.concatenate([r, t]) / (1 - np.concatenate([r, t])))
+    mixture = [stats.norm(mean, 1.0) for mean in (0.4, -1.2)]
+    assert stats.kstest(logits, lambda q: sum(part.cdf(q) for part in mixture) / 2).pvalue > 1e-3
+
+
+def test_mean_gap_is_that_off_the_diagonal():
+    assert TimeLaw(eps=0.0, equal_fraction=0.75).mean_gap() == pytest.approx(1 / 3, abs=2e-3)
+    assert TimeLaw("to_data", mean=0.0).mean_gap() == pytest.approx(0.5, abs=2e-3)
+
+
 def test_keys_decide():
     assert np.array_equal(draw(seed=1), draw(seed=1))
     assert not np.array_equal(draw(seed=1), draw(seed=2))
@@ -104,6 +188,8 @@ def test_keys_decide():
         ({"std": 0.0}, "std"),
         ({"eps": 0.5}, "eps"),
         ({"eps": -1e-3}, "eps"),
+        ({"shift": 0.0}, "shift"),
+        ({"gap_std": -1.0}, "gap-std"),
     ],
 )
 def test_refusals_name_the_field(options, name):

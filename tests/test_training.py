@@ -236,7 +236,9 @@ def newest(run: Run) -> Path:
     return max((run.folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
+@pytest.mark.parametrize(
+    "damage", ["truncate", pytest.param("flip", marks=pytest.mark.slow), pytest.param("empty", marks=pytest.mark.slow)]
+)
 def test_damaged_checkpoint_falls_back_and_says_so(tmp_path, damage):
     run = interrupted(small(), tmp_path / "run", at=30)
     expected = Run.create(small(), tmp_path / "whole").train(QUIET).state

@@ -1,4 +1,4 @@
-"""The command line: `vamf train | sample | evaluate | diagnose | study`.
+"""The command line: `vamf train | sample | evaluate | diagnose | compare | study`.
 
 Commands import what they need when they run, so that help is fast. Bad input is one line and exit status 2.
 """
@@ -22,9 +22,11 @@ USAGE = """usage: vamf COMMAND ...
 
   train CONFIG [--field value ...] [--out RUN]    train a generator; CONFIG: a preset or a .npy, .npz, .csv table
   train --resume RUN                              continue a training where it stopped
-  sample RUN --n N [--steps K] --out FILE         draw samples: .npy, .csv for tables, .png for images
+  sample RUN --n N [--steps K] [--sampler NAME] --out FILE
+                                                  draw samples: .npy, .csv for tables, .png for images
   evaluate RUN [--json]                           distances of a run's samples to unseen data
   diagnose RUN [--json]                           where a run's noise comes from, what beta should be, what its log says
+  compare METHOD ... --data NAME                  methods side by side: equal steps, equal time, cost, a ranking
   study NAME [--quick | --paper] [--out DIR]      a grid of trainings with tables, figures and a report
 
 studies: {studies}
@@ -34,8 +36,17 @@ methods: {methods}
 
 PRESETS = "checkerboard eight_gaussians two_moons swiss_roll two_spirals pinwheel"
 PRESETS += " dgmm2 dgmm4 dgmm8 dgmm16 dgmm32 dgmm64 digits"
-METHODS = "meanflow vamf vamf_corner rao_blackwell"
-STUDIES = {"toys": "ToyStudy", "mixtures": "MixtureStudy", "adaptive": "AdaptiveStudy"}
+METHODS = (
+    "flow_matching meanflow vamf vamf_corner rao_blackwell alphaflow improved_meanflow modular_meanflow "
+    "accelerated_meanflow terminal_velocity rectified_meanflow decoupled_meanflow split_meanflow shortcut "
+    "progressive_map lagrangian_map eulerian_map meanflow_rae flow_consist consistency"
+)
+STUDIES = {
+    "toys": "ToyStudy",
+    "mixtures": "MixtureStudy",
+    "adaptive": "AdaptiveStudy",
+    "methods": "MethodStudy",
+}
 """A study's name, which is that of its module too, and its class in there."""
 
 
@@ -50,7 +61,9 @@ class Sample:
     n: int = 64
     """Number of samples."""
     steps: int = 1
-    """Network calls for each sample."""
+    """Steps from noise to data; the network calls for each sample, but for heun (twice as many) and fast_flow."""
+    sampler: Literal["jumps", "restart", "heun", "euler", "fast_flow"] = "jumps"
+    """Jumps of the average velocity, jumps to the data and back, or the ODE of u(z, t, t); fast_flow skips calls."""
     seed: int = 0
     """Seed of the noise."""
     label: int | None = None
@@ -83,7 +96,7 @@ class Diagnose:
 class Study:
     """A grid of trainings with tables, figures and a report. The same command continues an interrupted study."""
 
-    name: Literal["toys", "mixtures", "adaptive"]
+    name: Literal["toys", "mixtures", "adaptive", "methods"]
     """Which study."""
     quick: bool = False
     """A subset in about two minutes on two cores."""
@@ -93,6 +106,26 @@ class Study:
     """The published code's settings where they differ from the paper's text; toys only."""
     out: Path | None = None
     """Folder of the study; default studies/NAME-BUDGET."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Methods side by side on one data set. The same command continues an interrupted comparison."""
+
+    methods: tuple[str, ...]
+    """Named methods; the first is the yardstick of time."""
+    data: str
+    """A preset's name or a .npy, .npz or .csv table."""
+    steps: int = 4000
+    """Steps of every training at equal steps."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of every method."""
+    learning_rate: float = 3e-3
+    """First learning rate, for every method."""
+    bank: bool = False
+    """Train every method with Rao-Blackwellised roles too."""
+    out: Path | None = None
+    """Folder; default studies/compare-NAME."""
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -151,6 +184,7 @@ def sample(arguments: Sequence[str]) -> None:
 
     from vamf.files import write_array, write_atomic
     from vamf.report import figures
+    from vamf.sampling import named
     from vamf.training.logs import Progress
     from vamf.training.run import Run
 
@@ -162,7 +196,7 @@ def sample(arguments: Sequence[str]) -> None:
     if suffix == ".png" and picture is None:
         raise UserError(f"out = {wanted.out}: samples of {run.dataset.name} are no images; use .npy or .csv")
     state, step = run.load(Progress())
-    drawn = run.sample(state, wanted.n, wanted.steps, wanted.seed, wanted.label)
+    drawn, calls = run.draw(state, wanted.n, wanted.steps, wanted.seed, wanted.label, wanted.sampler)
     if suffix == ".npy":
         write_array(wanted.out, drawn)
     elif suffix == ".csv":
@@ -175,7 +209,13 @@ def sample(arguments: Sequence[str]) -> None:
         columns = 10 if wanted.n >= 10 else wanted.n
         images = drawn.reshape(wanted.n, *(picture or ()))
         write_atomic(wanted.out, figures.pictures(images, columns, 8, reference.min(), reference.max()))
-    print(f"{wanted.n} samples in {wanted.steps} step{'s' * (wanted.steps > 1)} (training step {step:,}): {wanted.out}")
+    how = f"{wanted.steps} step{'s' * (wanted.steps > 1)}"
+    if wanted.sampler != "jumps":
+        how += f" of {wanted.sampler}"
+    if wanted.sampler == "fast_flow":
+        count, size = named.batches(wanted.n)
+        how += f", {calls:,} network calls for {count} batch{'es' * (count > 1)} of {size}, {calls / count:.1f} each"
+    print(f"{wanted.n} samples in {how} (training step {step:,}): {wanted.out}")
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -241,11 +281,44 @@ def study(arguments: Sequence[str]) -> None:
     print(f"report: {report}")
 
 
+def compare(arguments: Sequence[str]) -> None:
+    """`vamf compare`."""
+    arguments = list(arguments)
+    named = next((index for index, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    if named:
+        arguments.insert(0, "--methods")
+    wanted = _parse(Compare, arguments, "compare")
+    if not wanted.methods or not wanted.seeds:
+        raise UserError("compare: name at least one method and one seed")
+    unknown = [name for name in wanted.methods if name not in METHODS.split()]
+    if unknown:
+        raise UserError(f"method = {unknown[0]!r}: allowed are {', '.join(METHODS.split())}")
+    if len(set(wanted.methods)) < len(wanted.methods) or len(set(wanted.seeds)) < len(wanted.seeds):
+        raise UserError("compare: a method or a seed is named twice")
+    from vamf.training.grid import spread_over_cores
+
+    spread_over_cores()
+    from vamf.studies import methods
+    from vamf.training import presets
+    from vamf.training.logs import Progress
+
+    presets.for_data(wanted.data)  # an unknown name or file is refused before anything is written
+    name = str(Path(wanted.data).resolve()) if Path(wanted.data).suffix else wanted.data
+    budget = methods.compare(wanted.methods, name, wanted.steps, wanted.seeds, wanted.learning_rate, wanted.bank)
+    folder = wanted.out or Path("studies") / f"compare-{Path(wanted.data).stem}"
+    try:
+        report = methods.MethodStudy(folder, budget, f"vamf compare {' '.join(arguments[1:])}").run(Progress())
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command continues the comparison") from None
+    print(f"report: {report}")
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "sample": sample,
     "evaluate": evaluate,
     "diagnose": diagnose,
+    "compare": compare,
     "study": study,
 }
 

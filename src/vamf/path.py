@@ -5,11 +5,11 @@ Geng et al., *Mean Flows for One-step Generative Modeling* (arXiv:2505.13447), s
     z_t = (1 - t) x + t e          v_c = dz_t/dt at fixed (x, e) = e - x
 """
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 
-def expand(t: Float[Array, " batch"], like: Float[Array, "batch *event"]) -> Float[Array, "batch *ones"]:
-    """Times of shape (batch,) with trailing axes of length 1, so that they broadcast against `like`."""
+def expand(t: Shaped[Array, " batch"], like: Float[Array, "batch *event"]) -> Shaped[Array, "batch *ones"]:
+    """Values of shape (batch,) with trailing axes of length 1, so that they broadcast against `like`."""
     return t.reshape(t.shape + (1,) * (like.ndim - t.ndim))
 
 

@@ -37,6 +37,8 @@ class Dataset:
     """Names of a table's columns, where it has them."""
     mixture: GaussianMixture | None = None
     """The exact law of the data in the network's units, where it is known."""
+    noise: Callable[[Any, jax.Array, int], jax.Array] | None = None
+    """(arrays, key, n) -> the noise (n, *event) that belongs to what `draw` returns, where data come in pairs."""
     summary: str = ""
     """One line for people: where the data is from and how large it is."""
 

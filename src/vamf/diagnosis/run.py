@@ -16,7 +16,7 @@ from vamf.training.step import State
 
 ROWS = 4096
 """Data drawn for the measurements."""
-SHARED = ("times", "weight_power", "weight_constant", "anchor_weight", "anchor_range")
+SHARED = ("times", "weight", "weight_power", "weight_constant", "reduction", "anchor_weight", "anchor_range")
 """Options of the run's objective that hold for every beta of the measured curve."""
 
 
@@ -90,7 +90,8 @@ def visit(run: Run, state: State, step: int, seed: int = 0) -> Visit:
     )
     config = run.config
     beta = run.grid.beta_at(0, step - 1)
-    mix = None if objective.proxy == "bank" else str(config.beta) if beta is None else beta
+    adapts = beta is None and config.beta is not None
+    mix = None if objective.proxy == "bank" else str(config.beta) if adapts else beta
     advice = advise(diagnosis, Current(config.method, mix, config.optimiser.ema_decay))
     records = logs.read(run.folder / "metrics.jsonl")
     log = logbook.read(records, config, objective.weight_power, diagnosis)

@@ -21,11 +21,17 @@ class Network(NamedTuple):
     """parameters -> u(z, r, t, label)."""
 
 
-def build(config: MLPConfig, event_shape: tuple[int, ...], num_classes: int = 0) -> Network:
-    """The network that a configuration describes, for events of a shape and a number of classes (0: none)."""
+def build(
+    config: MLPConfig, event_shape: tuple[int, ...], num_classes: int = 0, heads: tuple[str, ...] = ()
+) -> Network:
+    """The network that a configuration describes, for events of a shape and a number of classes (0: none).
+
+    Args:
+        heads: outputs beside u: `velocity` (z, t, label) and `log_variance` (r, t).
+    """
 
     def create(key):
-        return MLP(config, event_shape, num_classes, rngs=nnx.Rngs(key))
+        return MLP(config, event_shape, num_classes, heads, rngs=nnx.Rngs(key))
 
     def init(key):
         return nnx.to_pure_dict(nnx.state(create(key), nnx.Param))

@@ -2,7 +2,8 @@
 
 Inputs z, emb(t), emb(t) - emb(r); SiLU; Xavier-uniform kernels; a last layer that starts near 0, so that u = 0 and the
 flow map is the identity at the start. A class label, where there are classes, adds a learned vector to the first layer;
-class number `num_classes` stands for "no label".
+class number `num_classes`, and every negative one, stands for "no label". Two more outputs on request: a velocity head
+(arXiv:2512.02012) and the learned scale of the loss (arXiv:2510.24474, arXiv:2505.18825).
 """
 
 import dataclasses
@@ -41,7 +42,15 @@ class MLPConfig:
 class MLP(nnx.Module):
     """u(z, r, t, label) for events of any shape, flattened inside."""
 
-    def __init__(self, config: MLPConfig, event_shape: tuple[int, ...], num_classes: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: MLPConfig,
+        event_shape: tuple[int, ...],
+        num_classes: int,
+        heads: tuple[str, ...] = (),
+        *,
+        rngs: nnx.Rngs,
+    ):
         size = math.prod(event_shape)
         xavier = nnx.initializers.xavier_uniform()
         self.time_features = config.time_features
@@ -55,6 +64,12 @@ class MLP(nnx.Module):
         self.last = nnx.Linear(config.width, size, kernel_init=almost_zero, rngs=rngs)
         if num_classes:
             self.classes = nnx.Embed(num_classes + 1, config.width, rngs=rngs)
+        if "velocity" in heads:
+            self.own = nnx.Linear(config.width, config.width, kernel_init=xavier, rngs=rngs)
+            self.head = nnx.Linear(config.width, size, kernel_init=almost_zero, rngs=rngs)
+        if "log_variance" in heads:
+            zeros = nnx.initializers.zeros_init()
+            self.scale = nnx.Linear(2 * config.time_features, 1, kernel_init=zeros, rngs=rngs)
 
     def __call__(
         self,
@@ -63,6 +78,21 @@ class MLP(nnx.Module):
         t: Float[Array, " batch"],
         label: Int[Array, " batch"] | None = None,
     ) -> Float[Array, "batch *event"]:
+        h = self._trunk(z, r, t, label)
+        return (product(h, self.last.kernel[...]) + _bias(self.last)).reshape(z.shape)
+
+    def velocity(
+        self, z: Float[Array, "batch *event"], t: Float[Array, " batch"], label: Int[Array, " batch"] | None = None
+    ) -> Float[Array, "batch *event"]:
+        """The velocity head: one more hidden layer on the trunk at r = t."""
+        h = jax.nn.silu(self.own(self._trunk(z, t, t, label)))
+        return (product(h, self.head.kernel[...]) + _bias(self.head)).reshape(z.shape)
+
+    def log_variance(self, r: Float[Array, " batch"], t: Float[Array, " batch"]) -> Float[Array, " batch"]:
+        """phi(r, t), the learned logarithm of the loss's scale; linear in features of the times, 0 at the start."""
+        return self.scale(jnp.concatenate([sinusoidal(at, self.time_features) for at in (r, t)], axis=1))[:, 0]
+
+    def _trunk(self, z, r, t, label):
         # [z, at_t, at_t - at_r] @ kernel, with the terms in at_t gathered: no concatenation, and as r does not move
         # with t, a forward-mode pass has one product with time's tangent instead of two.
         flat = z.reshape(z.shape[0], -1)
@@ -73,11 +103,12 @@ class MLP(nnx.Module):
         if not diagonal:
             h = h - sinusoidal(r, self.time_features) @ of_gap
         if self.num_classes:
-            h = h + self.classes(jnp.full(t.shape, self.num_classes) if label is None else label)
+            none = jnp.full(t.shape, self.num_classes)
+            h = h + self.classes(none if label is None else jnp.where(label < 0, none, label))
         h = jax.nn.silu(h)
         for layer in self.hidden:
             h = jax.nn.silu(layer(h))
-        return (product(h, self.last.kernel[...]) + _bias(self.last)).reshape(z.shape)
+        return h
 
 
 def product(x: Float[Array, "batch fan_in"], kernel: Float[Array, "fan_in fan_out"]) -> Float[Array, "batch fan_out"]:

@@ -5,9 +5,11 @@
 | `none`     | there is none: beta and gamma must be 0                                |
 | `online`   | u(z, t, t) of the network in training (Improved MeanFlow's boundary)   |
 | `ema`      | u(z, t, t) of its moving average, which the training loop passes in    |
+| `head`     | a second output of the network, trained beside u                       |
 | `bank`     | the posterior mean over the batch or more data points (`bank.py`)      |
 | `oracle`   | the exact v of the data, where its law is known (the caller passes it) |
-| a callable | any average velocity, evaluated at r = t: a teacher, a closed form ... |
+| `teacher`  | a trained model (the caller passes it)                                 |
+| a callable | any average velocity, evaluated at r = t: a closed form ...            |
 """
 
 from collections.abc import Callable
@@ -18,7 +20,9 @@ from jaxtyping import Array, Float, Int
 from vamf.average_velocity import AverageVelocity
 from vamf.errors import UserError
 
-SOURCES = ("none", "online", "ema", "bank", "oracle")
+SOURCES = ("none", "online", "ema", "head", "bank", "oracle", "teacher")
+UNGUIDED = ("bank", "oracle", "teacher")
+"""Sources without guidance. The network's own outputs learn the guided field; callables are taken as is."""
 Source = str | Callable
 
 
@@ -32,10 +36,28 @@ def resolve(source: Source, u: AverageVelocity, given: AverageVelocity | None) -
     """The average velocity whose diagonal is v_hat: the network itself, the one passed in, or the source."""
     if source == "online":
         return u
+    if source == "head":
+        return head(u)
     chosen = given if given is not None else source
     if not callable(chosen):
         raise UserError(f"proxy = {source!r}: pass an average velocity as the objective's `proxy` argument")
     return chosen
+
+
+def head(u: AverageVelocity) -> AverageVelocity:
+    """The velocity head of a network, called like its u."""
+    velocity = getattr(u, "velocity", None)
+    if velocity is None:
+        raise UserError("proxy = 'head': the average velocity has no `velocity(z, t, label)` beside u")
+    return lambda z, r, t, label: velocity(z, t, label)
+
+
+def log_variance(u: AverageVelocity) -> Callable[[Float[Array, " batch"], Float[Array, " batch"]], Array]:
+    """The learned logarithm of the loss's scale, phi(r, t), of a network."""
+    found = getattr(u, "log_variance", None)
+    if found is None:
+        raise UserError("weight = cauchy or learned: the average velocity has no `log_variance(r, t)` beside u")
+    return found
 
 
 def marginal_velocity(

@@ -1,8 +1,8 @@
 """Coefficients that change over training.
 
 A coefficient is a number, or a schedule that goes from `start` to `end` between the steps `begin` and `until` and is
-flat outside. On the command line: `0.5`, `linear:1:0`, `cosine:1:0`, `step:1:0` (over the whole training; `step`
-switches half-way) or, with the steps, `linear:1:0:2000:8000`.
+flat outside. On the command line: `0.5`, `linear:1:0`, `cosine:1:0`, `sigmoid:1:0`, `step:1:0` (over the whole
+training; `step` switches half-way) or, with the steps, `linear:1:0:2000:8000`.
 """
 
 import dataclasses
@@ -17,15 +17,17 @@ from jaxtyping import Array, Float
 
 from vamf.errors import UserError, require
 
-KINDS = ("constant", "linear", "cosine", "step")
+KINDS = ("constant", "linear", "cosine", "step", "sigmoid")
+STEEPNESS = 25.0
+"""gamma of the sigmoid (AlphaFlow, arXiv:2510.20771)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
     """A coefficient as a function of the training step."""
 
-    kind: Literal["constant", "linear", "cosine", "step"]
-    """constant: `start`; linear and cosine: from `start` to `end`; step: `end` from the middle of the range on."""
+    kind: Literal["constant", "linear", "cosine", "step", "sigmoid"]
+    """constant: `start`; linear, cosine, sigmoid: from `start` to `end`; step: `end` from half-way on."""
     start: float
     """Value up to step `begin`."""
     end: float
@@ -50,6 +52,8 @@ class Schedule:
             progress = 0.5 - 0.5 * jnp.cos(jnp.pi * progress)
         elif self.kind == "step":
             progress = (progress >= 0.5).astype(jnp.float32)
+        elif self.kind == "sigmoid":
+            progress = jax.nn.sigmoid(STEEPNESS * (progress - 0.5))
         return self.start + (self.end - self.start) * progress
 
 

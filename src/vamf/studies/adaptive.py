@@ -38,13 +38,13 @@ from vamf.networks import MLPConfig
 from vamf.objectives import bank
 from vamf.report import figures, tables
 from vamf.report.page import Page
-from vamf.studies import runner, summary
+from vamf.studies import comparison, runner, summary
+from vamf.studies.comparison import arm_table, row_of
 from vamf.studies.runner import Training
 from vamf.training import presets
 from vamf.training.config import LogConfig, ObjectiveConfig, TrainConfig
 from vamf.training.logs import Progress
 
-SAMPLES = 4096
 BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 TIMED = ("binned", "per_sample", "rao_blackwell", "rao_blackwell_2048")
 """Arms that are trained for equal time as well."""
@@ -133,15 +133,15 @@ class AdaptiveStudy:
         members, floors, costs = [], {}, {}
         for name in self.budget.datasets:
             dataset = data.load(name)
-            reference = dataset.reference(SAMPLES, 0)
+            reference = dataset.reference(comparison.SAMPLES, 0)
             measure = summary.distances_to(reference)
-            drawn = dataset.draw(dataset.arrays, jax.random.key(2**30), SAMPLES)[0]
+            drawn = dataset.draw(dataset.arrays, jax.random.key(2**30), comparison.SAMPLES)[0]
             floors[name] = measure(dataset.to_original(np.asarray(drawn)))
             inspect = None if dataset.mixture is None else runner.exact_error(dataset.mixture)
             costs[name] = self._costs(name, progress)
             for (arm, equal), training in self.trainings(name, costs[name]).items():
                 progress.say(f"{training.name}: {training.config.steps:,} steps, {len(training.seeds)} trainings")
-                rows = runner.complete(training, self.folder, measure, SAMPLES, progress, inspect)
+                rows = runner.complete(training, self.folder, measure, comparison.SAMPLES, progress, inspect)
                 for row in rows:
                     label = f"beta_{row['beta']:g}" if arm == "sweep" else arm
                     members.append({**row, "arm": label, "equal": equal, "steps": training.config.steps})
@@ -208,8 +208,8 @@ class AdaptiveStudy:
         return json.loads(place.read_text())
 
     def _write(self, members: list[dict], floors: dict, costs: dict, sizes: dict) -> Path:
-        flat = [{key: row.get(key) for key in COLUMNS} for row in members]
-        rows = table(members, costs)
+        flat = [{key: row.get(key) for key in comparison.COLUMNS} for row in members]
+        rows = comparison.table(members, {name: _of_every_arm(found) for name, found in costs.items()})
         write_atomic(self.folder / "members.csv", tables.to_csv(flat))
         write_atomic(self.folder / "arms.csv", tables.to_csv(rows))
         verdicts = [verdict(name, rows) for name in self.budget.datasets]
@@ -221,7 +221,7 @@ class AdaptiveStudy:
                 "jax": jax.__version__,
                 "device": jax.devices()[0].device_kind,
                 "budget": dataclasses.asdict(self.budget),
-                "samples": SAMPLES,
+                "samples": comparison.SAMPLES,
                 "projections": summary.PROJECTIONS,
                 "floors": floors,
                 "costs": costs,
@@ -248,7 +248,7 @@ class AdaptiveStudy:
                 levels = [
                     figures.Level(found[key], label, color, dashes)
                     for arm, label, color, dashes in LEVELS
-                    if (found := _row(rows, name, arm)) is not None
+                    if (found := row_of(rows, name, arm)) is not None
                 ]
                 if floor is not None:
                     levels.append(figures.Level(floor, "real data", figures.SOFT, ":"))
@@ -278,7 +278,7 @@ class AdaptiveStudy:
 
     def _clouds(self, name: str) -> dict[str, np.ndarray]:
         chosen = self.trainings(name, self._costs(name, Progress(show=False)))
-        clouds = {"data": data.load(name).reference(SAMPLES, 0)}
+        clouds = {"data": data.load(name).reference(comparison.SAMPLES, 0)}
         sweep = runner.load_samples(self.folder, chosen["sweep", "steps"])
         clouds["MeanFlow"], clouds["beta = 1"] = sweep[0], sweep[-len(self.budget.seeds)]
         for arm in ("rao_blackwell", "rao_blackwell_2048", "oracle"):
@@ -304,23 +304,24 @@ class AdaptiveStudy:
         )
         page.section("In short")
         page.points([sentence(row) for row in verdicts])
-        self._table(page, rows, "sw1", "Sample quality: SW1", floors)
+        names = [name for name in self.budget.datasets if row_of(rows, name, "beta_0")]
+        order = [arm for arm in (*FIXED, *(arm.name for arm in ARMS)) if any(row_of(rows, name, arm) for name in names)]
+        timed = [row for row in rows if row["equal"] == "time" or row["arm"] in FIXED]
+        arm_table(page, rows, order, names, "sw1", floors)
         page.figure(drawings["sw1"], "SW1 of one-step samples; the band is one standard deviation over seeds.")
-        self._table(page, rows, "gradient_variance", "Gradient variance")
+        arm_table(page, rows, order, names, "gradient_variance")
         page.figure(drawings["variance"], "Trace of the gradient's covariance, mean over the second half of training.")
-        self._table(page, rows, "u_error", "Distance to the exact average velocity")
-        self._table(page, rows, "jump_error", "Distance to the exact one-step jump")
-        self._table(page, rows, "sw2", "Sample quality: SW2", floors)
-        self._table(page, rows, "sw1", "Equal time: SW1", equal="time")
+        arm_table(page, rows, order, names, "u_error")
+        arm_table(page, rows, order, names, "jump_error")
+        arm_table(page, rows, order, names, "sw2", floors)
+        arm_table(page, timed, order, names, "sw1", None, "time", "Equal time: SW1")
         page.section("Cost of a step, relative to MeanFlow")
-        names = [name for name in self.budget.datasets if _row(rows, name, "beta_0")]
-        order = [arm for arm in (*FIXED, *(arm.name for arm in ARMS)) if any(_row(rows, name, arm) for name in names)]
         page.text("One training alone on this machine, the best of nine rounds; 2-D data sets share one measurement.")
         page.table(
             ["arm", *(name.replace("_", " ") for name in names)],
             [
                 [arm.replace("_", " "),
-                 *(tables.number((_row(rows, name, arm) or {}).get("cost"), 2) for name in names)]
+                 *(tables.number((row_of(rows, name, arm) or {}).get("cost"), 2) for name in names)]
                 for arm in order
             ],
         )  # fmt: skip
@@ -339,28 +340,6 @@ class AdaptiveStudy:
             "Every number is in `results.json`, `members.csv` and `arms.csv` beside this page."
         )
 
-    def _table(self, page: Page, rows: list[dict], key: str, title: str, floors=None, equal: str = "steps") -> None:
-        """One row for each arm, one column for each data set; the lowest mean stands out, the ceiling aside."""
-        shown = [row for row in rows if row["equal"] == equal or (equal == "time" and row["arm"] in FIXED)]
-        names = [
-            name for name in self.budget.datasets
-            if any(row["data"] == name and np.isfinite(row[key]) for row in shown)
-        ]  # fmt: skip
-        order = [arm for arm in (*FIXED, *(arm.name for arm in ARMS)) if any(row["arm"] == arm for row in shown)]
-        if not names:
-            return
-        page.section(title)
-        columns, best = [], set()
-        for index, name in enumerate(names):
-            found = {row["arm"]: row for row in shown if row["data"] == name}
-            columns.append([_cell(found.get(arm), key) for arm in order])
-            ranked = [arm for arm in order if arm in found and arm != "oracle" and np.isfinite(found[arm][key])]
-            best.add((order.index(min(ranked, key=lambda arm: found[arm][key])), 1 + index))
-        lines = [[arm.replace("_", " "), *cells] for arm, *cells in zip(order, *columns, strict=True)]
-        if floors is not None:
-            lines.append(["real data", *(tables.number(floors[name][key]) for name in names)])
-        page.table(["arm", *(name.replace("_", " ") for name in names)], lines, best)
-
 
 LEVELS = (
     ("binned", "binned beta(r, t)", figures.GREEN, "--"),
@@ -368,22 +347,11 @@ LEVELS = (
     ("rao_blackwell_2048", "Rao-Blackwell, 2,048 points", figures.RED, "-"),
     ("oracle", "oracle in both roles", figures.INK, ":"),
 )
-COLUMNS = ("data", "arm", "equal", "method", "beta", "seed", "steps", "finite", "sw1", "sw2", "u_error", "jump_error",
-           "gradient_variance")  # fmt: skip
-MEASURED = ("sw1", "sw2", "u_error", "jump_error", "gradient_variance")
 
 
-def table(members: Sequence[dict], costs: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
-    """Means and standard deviations over seeds: a row for each data set, arm and way of comparing."""
-    rows = []
-    for name, arm, equal in dict.fromkeys((row["data"], row["arm"], row["equal"]) for row in members):
-        group = [row for row in members if (row["data"], row["arm"], row["equal"]) == (name, arm, equal)]
-        cost = costs[name].get(arm, costs[name]["beta_0.5"]) / costs[name]["beta_0"]
-        row = {"data": name, "arm": arm, "equal": equal, "seeds": len(group), "steps": group[0]["steps"], "cost": cost}
-        for key in MEASURED:
-            row |= {key: summary.mean(group, key), f"{key}_std": summary.std(group, key)}
-        rows.append(row)
-    return rows
+def _of_every_arm(costs: dict[str, float]) -> dict[str, float]:
+    """Costs with those of every fixed beta above 0, which are one and the same."""
+    return {**{arm: costs["beta_0" if arm == "beta_0" else "beta_0.5"] for arm in FIXED}, **costs}
 
 
 def verdict(name: str, rows: Sequence[dict]) -> dict[str, Any]:
@@ -394,7 +362,7 @@ def verdict(name: str, rows: Sequence[dict]) -> dict[str, Any]:
     compared = {}
     for arm in OURS:
         for equal in ("steps", "time"):
-            row = _row(rows, name, arm, equal)
+            row = row_of(rows, name, arm, equal)
             if row is not None:
                 spread = np.hypot(row["sw1_std"], best["sw1_std"]) / np.sqrt(row["seeds"])
                 gain = best["sw1"] - row["sw1"]
@@ -445,14 +413,3 @@ def effective_sizes(name: str, count: int = 256) -> dict[str, list[float]]:
 
     found = {size: [float(median(*points, t)) for t in times] for size, points in banks.items()}
     return {"t": times.tolist(), **found}
-
-
-def _row(rows: Sequence[dict], name: str, arm: str, equal: str = "steps") -> dict | None:
-    found = [row for row in rows if (row["data"], row["arm"], row["equal"]) == (name, arm, equal)]
-    return found[0] if found else None
-
-
-def _cell(row: dict | None, key: str) -> str:
-    if row is None or not np.isfinite(row[key]):
-        return "–"
-    return f"{tables.number(row[key])} ±\u00a0{tables.number(row[f'{key}_std'])}"  # breaks before the sign, if at all

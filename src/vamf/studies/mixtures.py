@@ -29,9 +29,9 @@ from vamf.average_velocity import AverageVelocity
 from vamf.data import mixtures
 from vamf.files import write_atomic, write_json
 from vamf.path import interpolate
-from vamf.report import mixtures as report
 from vamf.report import tables
 from vamf.studies import exact_noise, runner, summary
+from vamf.studies import mixtures_page as report
 from vamf.studies.runner import Training
 from vamf.theory import GaussianMixture
 from vamf.theory.estimators import loss_variance

@@ -17,7 +17,7 @@ from vamf.path import interpolate
 from vamf.theory import GaussianMixture
 from vamf.training import loop
 from vamf.training.checkpoints import fingerprint
-from vamf.training.config import TrainConfig, to_json
+from vamf.training.config import TrainConfig, identity, to_json
 from vamf.training.grid import Grid
 from vamf.training.logs import Progress, read
 from vamf.training.step import State
@@ -73,7 +73,7 @@ def complete(
     """
     place = folder / "trainings" / training.name
     path = place / "result.json"
-    mark = fingerprint(to_json(training.config), repr((list(training.seeds), training.betas, samples)))
+    mark = fingerprint(identity(training.config), repr((list(training.seeds), training.betas, samples)))
     if path.exists():
         stored = json.loads(path.read_text())
         if stored["fingerprint"] != mark:
@@ -121,6 +121,20 @@ def step_costs(configs: dict[str, TrainConfig], progress: Progress, steps: int =
             running[label] = (grid, grid.advance(state, steps)[0])
             best[label] = min(best.get(label, np.inf), (time.perf_counter() - start) / steps * 1e3)
     return {label: float(value) for label, value in best.items()}
+
+
+def step_memory(config: TrainConfig) -> int:
+    """Bytes that the compiled step of one training needs beside its inputs and outputs."""
+    grid = Grid(config, data.load(config.data), [0])
+    trainer = grid.trainer
+
+    def step(arrays, member, state):
+        return trainer.step(trainer.batch(arrays, member, state.step), member, state)
+
+    member = jax.tree.map(lambda leaf: leaf[0], grid.members)
+    state = jax.eval_shape(trainer.init, member)
+    analysis = jax.jit(step).lower(grid.dataset.arrays, member, state).compile().memory_analysis()
+    return 0 if analysis is None else int(analysis.temp_size_in_bytes)
 
 
 def exact_error(mixture: GaussianMixture, n: int = 2048, seed: int = 0) -> Inspect:

@@ -26,9 +26,8 @@ from vamf.report import figures, tables
 from vamf.report.page import Page
 from vamf.studies import runner, summary
 from vamf.studies.runner import Training
-from vamf.times import TimeLaw
 from vamf.training import presets
-from vamf.training.config import LogConfig, ObjectiveConfig
+from vamf.training.config import LogConfig, ObjectiveConfig, TimesConfig
 from vamf.training.logs import Progress
 
 SAMPLES = 4096
@@ -117,7 +116,7 @@ class ToyStudy:
             steps=self.budget.steps,
             checkpoint_every=max(self.budget.variance_every, 2000),
             log=LogConfig(every=self.budget.variance_every, variance_every=self.budget.variance_every),
-            times=TimeLaw(max_gap=0.5 if self.as_published else 1.0),
+            times=TimesConfig(max_gap=0.5 if self.as_published else 1.0),
         )
         pairs = [(beta, seed) for beta in self.budget.betas for seed in self.budget.seeds]
         swept = dataclasses.replace(base, beta=0.5)  # each member has its own

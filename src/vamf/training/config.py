@@ -10,48 +10,144 @@ from vamf.errors import UserError, require
 from vamf.networks.mlp import MLPConfig
 from vamf.objectives import METHODS, Objective, adaptive, create
 from vamf.objectives.schedules import parse
+from vamf.optimisers import table
 from vamf.times import TimeLaw
+from vamf.training.couplings import CouplingConfig
+
+Mix = float | str | None
+"""A share in [0, 1]: a number, or a schedule such as linear:1:0."""
+
+
+SCHEDULED = ("beta", "gamma", "weight_gap", "through", "correction", "alpha")
+"""Options that may change over training."""
+
+LATER: dict[str, Any] = {
+    "teacher": "",
+    "couplings": dataclasses.asdict(CouplingConfig()),
+    "objective": dict.fromkeys(
+        ("rao_blackwell", "bank_from", "guidance", "guidance_range", "label_dropout", "matching_weight", "mix_diagonal",
+         "weight", "weight_gap", "weight_velocity", "reduction", "through", "correction", "difference", "moving",
+         "alpha", "split", "clip")
+    ),
+    "times": {name: getattr(TimeLaw(), name) for name in ("second_mean", "equal_mean", "gap_mean", "gap_std", "shift")},
+    "optimiser": {"name": "adam", "weight_decay": None},
+}  # fmt: skip
+"""Fields that older runs do not have, by part, and what those did."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
     """Options of the objective; None leaves the method's own default."""
 
-    gamma: float | str | None = None
+    gamma: Mix = None
     """Share of the proxy in the target, in [0, 1]: a number or a schedule like --beta."""
-    proxy: Literal["none", "online", "ema", "bank", "oracle"] | None = None
-    """Source of the deterministic velocity v_hat. bank: the posterior mean over data points; oracle: the exact velocity
-    of data whose law is known."""
+    proxy: Literal["none", "online", "ema", "head", "bank", "oracle", "teacher"] | None = None
+    """Source of the deterministic velocity v_hat. head: a second output of the network; bank: the posterior mean over
+    data points; oracle: the exact velocity of data whose law is known; teacher: the run named by --teacher."""
+    rao_blackwell: bool | None = None
+    """Replace v_c by its posterior mean over a bank of data points wherever it occurs."""
     bank_size: int | None = None
     """Data points in the bank, the batch among them; 0 is the batch alone."""
+    bank_from: float | None = None
+    """Use the bank for t from here on, and v_c below."""
     bank_rest: float | None = None
-    """With a bank: share of the moving average's velocity in what the bank leaves unknown of the tangent, in [0, 1]."""
+    """With the proxy bank: share of the moving average's velocity in what the bank leaves unknown of the tangent, in
+    [0, 1]."""
+    guidance: float | None = None
+    """W: scale of classifier-free guidance, 1 or more; mix it with gamma and beta as the published rules do."""
+    guidance_range: tuple[float, float] | None = None
+    """Times at which guidance acts."""
+    label_dropout: float | None = None
+    """Share of rows whose label is hidden."""
     anchor_weight: float | None = None
     """lambda, weight of the flow-matching anchor."""
     anchor_range: tuple[float, float] | None = None
     """Range of the anchor's offset delta."""
+    matching_weight: float | None = None
+    """Weight of a flow-matching term at a time of its own."""
+    mix_diagonal: bool | None = None
+    """Whether gamma counts at r = t too."""
+    weight: Literal["power", "norm", "cauchy", "learned", "trace"] | None = None
+    """Kind of loss weight."""
     weight_power: float | None = None
     """p of the adaptive loss weight; 0 is the plain squared error."""
     weight_constant: float | None = None
-    """c of the adaptive loss weight."""
+    """c of the loss weight."""
+    weight_gap: Mix = None
+    """How much less long gaps weigh, in [0, 1]: a number or a schedule."""
+    weight_velocity: Literal["none", "min_snr"] | None = None
+    """Weight of the rows with r = t."""
+    reduction: Literal["sum", "mean"] | None = None
+    """Squared errors are summed or averaged over the event."""
+    through: Mix = None
+    """Share of the gradient that runs through the derivative: a number or a schedule."""
+    correction: Mix = None
+    """Factor of the derivative's term; anything but 1 is biased."""
+    difference: float | None = None
+    """Half width of the central difference that replaces the Jacobian-vector product; 0 takes the product."""
+    moving: tuple[float, float] | None = None
+    """Tangent of (r, t) in the Jacobian-vector product; anything but 0 1 is wrong (MeanFlow's ablation)."""
+    alpha: Mix = None
+    """alphaflow: length of the step relative to the gap."""
+    split: Literal["uniform", "midpoint"] | None = None
+    """progressive_map: where an interval is split."""
+    clip: float | None = None
+    """Largest absolute value of a target's numbers, where the method clips; 0 leaves them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TimesConfig:
+    """Law of (r, t); None leaves the method's own."""
+
+    law: Literal["uniform", "logit_normal", "shifted", "terminal", "u_shaped", "dyadic", "to_data"] | None = None
+    """How (r, t) is drawn off the diagonal."""
+    mean: float | None = None
+    """Mean of the normal draw before the sigmoid."""
+    std: float | None = None
+    """Standard deviation of that draw."""
+    second_mean: float | None = None
+    """Mean of the second draw, where it differs from the first."""
+    equal_mean: float | None = None
+    """Mean of the normal draw of the rows with r = t, where they follow a law of their own."""
+    gap_mean: float | None = None
+    """Mean of the gap's normal draw before the sigmoid."""
+    gap_std: float | None = None
+    """Standard deviation of that draw."""
+    shift: float | None = None
+    """a of the law shifted."""
+    equal_fraction: float | None = None
+    """Share of each batch with r = t."""
+    max_gap: float | None = None
+    """Largest t - r."""
+    eps: float | None = None
+    """Distance that the uniform law keeps from t = 0 and t = 1."""
+
+    def over(self, law: TimeLaw) -> TimeLaw:
+        """A law with what is given here in place of its own."""
+        return dataclasses.replace(law, **_given(self))
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimiserConfig:
-    """Adam with cosine decay, gradient clipping and a moving average of the parameters."""
+    """The optimiser, with cosine decay, gradient clipping and a moving average of the parameters."""
 
+    name: table.Name = "adam"
+    """Named optimiser; see `vamf.optimisers.OPTIMISERS`. Each has a learning rate of its own kind."""
     final_learning_rate: float = 0.01
     """Learning rate at the end of the cosine, as a fraction of the first one; 1 keeps it constant."""
     b1: float = 0.9
-    """Adam's decay of the first moment."""
+    """Decay of the first moment (muon: in its Adam)."""
     b2: float = 0.999
-    """Adam's decay of the second moment."""
+    """Decay of the second moment (muon: in its Adam)."""
+    weight_decay: float | None = None
+    """Decay of the parameters; None leaves the optimiser's own default. adam and radam have none."""
     clip_norm: float = 0.0
     """Largest gradient norm; 0 leaves gradients as they are."""
     ema_decay: float = 0.999
     """Decay of the moving average, used for v_hat and for sampling."""
 
     def __post_init__(self):
+        table.check(self.name, self.weight_decay)
         final = self.final_learning_rate
         require(0 <= final <= 1, "optimiser.final-learning-rate", final, "[0, 1]")
         for name in ("b1", "b2", "ema_decay"):
@@ -94,7 +190,7 @@ class TrainConfig:
     batch_size: int = 256
     """Samples a step."""
     learning_rate: float = 1e-3
-    """Adam's first learning rate."""
+    """First learning rate; 1e-3 is one for Adam."""
     seed: int = 42
     """Seed of every random draw."""
     checkpoint_every: int = 2000
@@ -103,9 +199,13 @@ class TrainConfig:
     """Learn one generator for all classes, where the data has classes."""
     holdout: float = 0.1
     """Share of a table's rows kept for evaluation, never trained on."""
+    teacher: str = ""
+    """Folder of a run: the network behind the proxy `teacher` and behind couplings."""
+    couplings: CouplingConfig = CouplingConfig()
+    """Pairs of noise and data that the teacher's flow connects."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """Options of the objective."""
-    times: TimeLaw = TimeLaw()
+    times: TimesConfig = TimesConfig()
     """Law of (r, t)."""
     network: MLPConfig = MLPConfig()
     """The network."""
@@ -119,31 +219,62 @@ class TrainConfig:
             require(getattr(self, name) >= 1, name.replace("_", "-"), getattr(self, name), "1 or more")
         require(self.learning_rate > 0, "learning-rate", self.learning_rate, "any number above 0")
         require(0 <= self.seed < 2**31, "seed", self.seed, "0 to 2147483647")
-        self.build_objective()
+        objective = self.build_objective()
+        if self.couplings.pairs and objective.has_bank:
+            raise UserError("couplings: not with a bank, whose posterior is that of independent noise")
+        if self.method == "rectified_meanflow" and not self.couplings.pairs:
+            raise UserError("method = rectified_meanflow: needs --teacher RUN and --couplings.pairs N")
+        if self.couplings.pairs and not self.teacher:
+            raise UserError("couplings: name the run whose flow makes them with --teacher RUN")
 
     def build_objective(self) -> Objective:
         """The objective that the configuration describes."""
-        given = {field.name: getattr(self.objective, field.name) for field in dataclasses.fields(self.objective)}
-        given["beta"] = self.beta
-        options = {name: value for name, value in given.items() if value is not None}
-        if self.beta in adaptive.KINDS:
-            options["beta"] = adaptive.KINDS[self.beta]()
-        for name in ("beta", "gamma"):
+        options = _given(self.objective)
+        if self.beta is not None:
+            options["beta"] = adaptive.KINDS[self.beta]() if self.beta in adaptive.KINDS else self.beta
+        for name in SCHEDULED:
             if isinstance(options.get(name), float | int | str):
                 options[name] = parse(name, options[name], self.steps, tuple(adaptive.KINDS) * (name == "beta"))
-        return create(self.method, times=self.times, **options)
+        defaults = METHODS[self.method].stretched(self.steps) if self.method in METHODS else {}
+        times = self.times.over(defaults.get("times", TimeLaw()))
+        return create(self.method, **{**defaults, **options, "times": times})
 
     def describe(self) -> str:
         """One line for people."""
         objective = self.build_objective()
-        beta = self.beta if self.beta is not None else objective.beta
-        mixed = "" if "beta" in METHODS[self.method].fixed else f", beta {beta}"
+        beta = self.beta if self.beta is not None else getattr(objective, "beta", None)
+        mixed = "" if beta is None or "beta" in METHODS[self.method].fixed else f", beta {beta}"
         return f"{self.method}{mixed} on {self.data}, {self.steps:,} steps of {self.batch_size}, seed {self.seed}"
+
+
+def _given(options: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are not None."""
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def to_json(config: Any) -> str:
     """A configuration as JSON text."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    return _text(dataclasses.asdict(config))
+
+
+def identity(config: TrainConfig) -> str:
+    """What tells one training's checkpoints from another's, as text.
+
+    It is `to_json` with the law of (r, t) in full and without the fields of LATER while they have the value that
+    trainings had before there was such a field: those can still be resumed.
+    """
+    values = dataclasses.asdict(config) | {"times": dataclasses.asdict(config.build_objective().times)}
+    for part, before in LATER.items():
+        if values[part] == before:
+            del values[part]
+        elif isinstance(before, dict):
+            values[part] = {name: value for name, value in values[part].items() if before.get(name, ...) != value}
+    return _text(values)
+
+
+def _text(values: dict) -> str:
+    return json.dumps(values, indent=2) + "\n"
 
 
 def read_json(kind: type, path: Path) -> Any:

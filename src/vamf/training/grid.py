@@ -15,6 +15,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Literal
 
 import jax
@@ -23,12 +24,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from vamf import networks, sampling
+from vamf import networks
+from vamf.average_velocity import AverageVelocity
 from vamf.data import Dataset
 from vamf.errors import UserError
 from vamf.objectives.adaptive import Adaptive
 from vamf.objectives.schedules import value_at
+from vamf.sampling import named
 from vamf.training.config import TrainConfig
+from vamf.training.couplings import couple
 from vamf.training.step import Member, Metrics, State, Trainer, learning_rate, optimiser, streams
 
 Strategy = Literal["auto", "loop", "vmap"]
@@ -59,6 +63,32 @@ def keep_on_one_core(config: TrainConfig) -> None:
         os.environ.setdefault("NPROC", "1")
 
 
+def needs_teacher(config: TrainConfig) -> bool:
+    """Whether a training asks another run's network."""
+    return config.couplings.pairs > 0 or config.build_objective().proxy == "teacher"
+
+
+def load_teacher(config: TrainConfig, dataset: Dataset) -> AverageVelocity:
+    """The moving average of the run that a configuration names as its teacher.
+
+    Raises:
+        UserError: no run is named, it has no checkpoint, or its data has another shape.
+    """
+    from vamf.training.logs import Progress
+    from vamf.training.run import Run
+
+    if not config.teacher:
+        raise UserError("proxy = teacher: name the teacher's run with --teacher RUN")
+    run = Run.open(Path(config.teacher))
+    if run.dataset.event_shape != dataset.event_shape:
+        raise UserError(
+            f"teacher = {config.teacher}: its samples have shape {run.dataset.event_shape}, "
+            f"those of {dataset.name} {dataset.event_shape}"
+        )
+    state, _ = run.load(Progress(show=False))
+    return run.grid.network.bind(jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf[0])), state.average))
+
+
 class Grid:
     """Trainings that share all but seed and beta."""
 
@@ -72,16 +102,19 @@ class Grid:
     ):
         """One member for each seed; `betas`, where given, has one entry for each of them."""
         self.config = config
+        objective = config.build_objective()
+        teacher = load_teacher(config, dataset) if needs_teacher(config) else None
+        if config.couplings.pairs and teacher is not None:
+            dataset = couple(dataset, teacher, config.couplings)
         self.dataset = dataset
         self.size = len(seeds)
         self.seeds = tuple(seeds)
         self.betas = None if betas is None else tuple(betas)
         self.learning_rate = learning_rate(config)
-        self.network = networks.build(config.network, dataset.event_shape, dataset.num_classes)
-        objective = config.build_objective()
+        self.network = networks.build(config.network, dataset.event_shape, dataset.num_classes, objective.heads)
         if objective.proxy == "oracle" and getattr(dataset, "mixture", None) is None:
             raise UserError(f"proxy = oracle: the law of {dataset.name} is not known in closed form")
-        self.trainer = Trainer(config, dataset, self.network, objective, optimiser(config))
+        self.trainer = Trainer(config, dataset, self.network, objective, optimiser(config), teacher)
         self.devices = jax.devices()[: self.size]
         self.strategy = ("loop" if self.devices[0].platform == "cpu" else "vmap") if strategy == "auto" else strategy
         self._padding = -self.size % len(self.devices)
@@ -125,7 +158,19 @@ class Grid:
     def sample(
         self, state: State, n: int, steps: int = 1, seed: int | None = None, label: np.ndarray | None = None
     ) -> np.ndarray:
-        """n samples (size, n, *event) of every member's moving average, in original units.
+        """n samples (size, n, *event) of every member's moving average, in `steps` jumps; otherwise as `draw`."""
+        return self.draw(state, n, steps, seed, label)[0]
+
+    def draw(
+        self,
+        state: State,
+        n: int,
+        steps: int = 1,
+        seed: int | None = None,
+        label: np.ndarray | None = None,
+        sampler: named.Sampler = "jumps",
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """n samples (size, n, *event) of every member's moving average, in original units, and network calls (size,).
 
         Args:
             seed: of the noise; each member uses its own training seed where none is given.
@@ -136,14 +181,17 @@ class Grid:
         labels = None if label is None else self.place(np.tile(np.asarray(label, np.int32), (self.size, 1)))
 
         def draw(arrays, seed, label, state):
-            noise_key, label_key = jax.random.split(streams(seed).sample)
+            key = streams(seed).sample
+            noise_key, label_key = jax.random.split(key)
             noise = jax.random.normal(noise_key, (n, *self.dataset.event_shape))
             if label is None and self.dataset.num_classes:
                 label = self.dataset.draw(arrays, label_key, n)[1]
-            return sampling.sample(self.network.bind(state.average), noise, steps, label)
+            u = self.network.bind(state.average)
+            return named.draw(sampler, u, noise, steps, jax.random.fold_in(key, 2), label)
 
-        program = self._program(("sample", n, steps, label is None), lambda: draw)
-        return self.dataset.to_original(self.collect(program(self._arrays, seeds, labels, state)))
+        program = self._program(("sample", sampler, n, steps, label is None), lambda: draw)
+        drawn, calls = self.collect(program(self._arrays, seeds, labels, state))
+        return self.dataset.to_original(drawn), calls
 
     def velocity(self, state: State, z: ArrayLike, r: ArrayLike, t: ArrayLike) -> np.ndarray:
         """The average velocity (size, n, *event) of every member's moving average, in the units the network sees.
@@ -161,9 +209,9 @@ class Grid:
         return self.collect(program(places, state))
 
     def beta_at(self, index: int, step: int) -> float | None:
-        """beta of a member at a training step; None where it finds itself."""
-        beta = self.betas[index] if self.betas is not None else self.trainer.objective.beta
-        return None if isinstance(beta, Adaptive) else float(value_at(beta, step))
+        """beta of a member at a training step; None where it finds itself or there is none."""
+        beta = self.betas[index] if self.betas is not None else getattr(self.trainer.objective, "beta", None)
+        return None if beta is None or isinstance(beta, Adaptive) else float(value_at(beta, step))
 
     @cached_property
     def parameters(self) -> int:

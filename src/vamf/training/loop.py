@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vamf.training.checkpoints import Checkpoints, fingerprint
-from vamf.training.config import to_json
+from vamf.training.config import identity
 from vamf.training.grid import Grid
 from vamf.training.logs import MetricsLog, Progress
 from vamf.training.step import Metrics, State
@@ -28,7 +28,7 @@ class Outcome(NamedTuple):
 def open_checkpoints(grid: Grid, folder: Path) -> Checkpoints:
     """The checkpoints of a grid's run folder."""
     members = grid.collect(grid.members)
-    return Checkpoints(folder / "checkpoints", fingerprint(to_json(grid.config), grid.dataset.arrays, members))
+    return Checkpoints(folder / "checkpoints", fingerprint(identity(grid.config), grid.dataset.arrays, members))
 
 
 def restore(grid: Grid, checkpoints: Checkpoints, progress: Progress) -> tuple[State, int]:

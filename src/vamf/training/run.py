@@ -18,9 +18,10 @@ from vamf import data, sampling
 from vamf.errors import UserError, require
 from vamf.files import write_array, write_atomic, write_json
 from vamf.metrics import sliced_wasserstein
+from vamf.sampling import named
 from vamf.training import loop
 from vamf.training.config import TrainConfig, read_json, to_json
-from vamf.training.grid import Grid
+from vamf.training.grid import Grid, load_teacher, needs_teacher
 from vamf.training.logs import Progress
 from vamf.training.step import State
 
@@ -55,8 +56,12 @@ class Run:
             raise UserError(f"{folder}: holds another run; continue it with --resume {folder} or choose another --out")
         elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder}: exists and is not empty; choose another --out")
+        if config.teacher:
+            config = dataclasses.replace(config, teacher=str(Path(config.teacher).resolve()))
         run = cls(folder, config)
-        _ = run.dataset  # bad data is refused before anything is written
+        _ = run.dataset  # bad data and a missing teacher are refused before anything is written
+        if needs_teacher(config):
+            load_teacher(config, run.dataset)
         write_atomic(folder / "config.json", to_json(config))
         return run
 
@@ -106,19 +111,33 @@ class Run:
     def sample(
         self, state: State, n: int, steps: int = 1, seed: int | None = None, label: int | None = None
     ) -> np.ndarray:
-        """n samples (n, *event) in original units; of one class where a label is given.
+        """n samples (n, *event) in `steps` jumps; otherwise as `draw`."""
+        return self.draw(state, n, steps, seed, label)[0]
+
+    def draw(
+        self,
+        state: State,
+        n: int,
+        steps: int = 1,
+        seed: int | None = None,
+        label: int | None = None,
+        sampler: named.Sampler = "jumps",
+    ) -> tuple[np.ndarray, int]:
+        """n samples (n, *event) in original units, of one class where a label is given, and the network calls made.
 
         Raises:
-            UserError: a count below 1, or a label that the run's data does not have.
+            UserError: a count below 1, too few steps for the sampler, or a label that the run's data does not have.
         """
         require(n >= 1, "n", n, "1 or more")
-        require(steps >= 1, "steps", steps, "1 or more")
+        named.check(sampler, steps)
         classes = self.dataset.num_classes
         if label is not None:
             if not classes:
                 raise UserError(f"label = {label}: this run has no classes")
             require(0 <= label < classes, "label", label, f"0 to {classes - 1}")
-        return self.grid.sample(state, n, steps, seed, None if label is None else np.full(n, label))[0]
+        labels = None if label is None else np.full(n, label)
+        drawn, calls = self.grid.draw(state, n, steps, seed, labels, sampler)
+        return drawn[0], int(calls[0])
 
     def evaluate(self, state: State, step: int, seed: int = 0) -> dict:
         """Sliced Wasserstein distances to held-out data in original units, beside those of real data.

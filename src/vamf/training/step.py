@@ -16,7 +16,8 @@ from vamf.average_velocity import AverageVelocity
 from vamf.data import Dataset
 from vamf.networks import Network
 from vamf.objectives import Objective
-from vamf.objectives.eulerian import Points
+from vamf.objectives.objective import Points
+from vamf.optimisers import OPTIMISERS
 from vamf.theory.estimators import gradient_contrasts
 from vamf.training.config import TrainConfig
 
@@ -93,10 +94,15 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
 
 
 def optimiser(config: TrainConfig) -> optax.GradientTransformation:
-    """Adam with cosine decay; one flat vector, since small networks spend more time between kernels than in them."""
+    """The named optimiser with cosine decay, after clipping.
+
+    Where its rule allows it gets one flat vector, since small networks spend more time between kernels than in them.
+    """
     options = config.optimiser
     clip = [optax.clip_by_global_norm(options.clip_norm)] if options.clip_norm else []
-    return optax.flatten(optax.chain(*clip, optax.adam(learning_rate(config), options.b1, options.b2)))
+    named = OPTIMISERS[options.name]
+    chain = optax.chain(*clip, named(learning_rate(config), options.b1, options.b2, options.weight_decay))
+    return optax.flatten(chain) if named.flat else chain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +114,8 @@ class Trainer:
     network: Network
     objective: Objective
     transform: optax.GradientTransformation
+    teacher: AverageVelocity | None = None
+    """A trained model, for the proxy `teacher`."""
 
     def init(self, member: Member) -> State:
         """The state before the first step."""
@@ -141,7 +149,9 @@ class Trainer:
         x, label = self._data(arrays, batch_key, self.config.batch_size)
         extra = self.objective.extra_points(self.config.batch_size)
         points = Points(*self._data(arrays, jax.random.fold_in(batch_key, 1), extra)) if extra else None
-        return Batch(x, label, self.objective.draw(loss_key, x), points)
+        noise = self.dataset.noise
+        e = None if noise is None else noise(arrays, batch_key, self.config.batch_size)
+        return Batch(x, label, self.objective.draw(loss_key, x, e), points)
 
     def _data(self, arrays, key, n: int):
         x, label = self.dataset.draw(arrays, key, n)
@@ -150,6 +160,8 @@ class Trainer:
     def _proxy(self, objective: Objective, state: State) -> AverageVelocity | None:
         if objective.proxy == "oracle":
             return self.dataset.mixture
+        if objective.proxy == "teacher":
+            return self.teacher
         return self.network.bind(state.average) if objective.needs_average else None
 
     def _adapt(self, batch: Batch, state: State):

@@ -1,0 +1,481 @@
+"""What every objective shares. A kind of derivative adds one method: the residual of the rows with r < t.
+
+    z = (1 - t) x + t e          raw = v_c = e - x, or its posterior mean over a bank of data (`bank.py`)
+    guided                       raw <- raw + (W - 1) (raw - v_null)                            (`guidance.py`)
+    roles                        tangent w = mix(beta; raw, v_hat)    target y = mix(gamma; raw, v_hat)
+    r = t                        R = u(z, t, t) - y: flow matching, no derivative
+    r < t                        R = the residual of the kind (`eulerian.py`, `finite_step.py`, `lagrangian.py`,
+                                 `semigroup.py`)
+    anchor                       F = u(z, t - delta, t) - raw,  delta ~ U[anchor_range], t - delta cut at 0
+    flow matching of its own     G = u(z', t', t') - raw' at a time t' of its own
+    loss                         weight(||R||^2) + anchor_weight weight(||F||^2) + matching_weight weight(||G||^2)
+
+| symbol | name            | symbol   | name              |
+|--------|-----------------|----------|-------------------|
+| gamma  | gamma           | p        | weight_power      |
+| v_hat  | proxy           | c        | weight_constant   |
+| W      | guidance        | lambda   | anchor_weight     |
+"""
+
+import abc
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from vamf.average_velocity import AverageVelocity
+from vamf.errors import UserError, require
+from vamf.objectives import bank, guidance, proxies, weights
+from vamf.objectives.adaptive import Memory
+from vamf.objectives.roles import mix
+from vamf.objectives.schedules import Coefficient, check_share, is_zero, value_at
+from vamf.path import conditional_velocity, expand, interpolate
+from vamf.times import TimeLaw
+
+
+class Draw(NamedTuple):
+    """The randomness of one batch."""
+
+    e: Float[Array, "batch *event"]
+    r: Float[Array, " batch"]
+    t: Float[Array, " batch"]
+    delta: Float[Array, " batch"] | None = None
+    probe: Float[Array, "batch *event"] | None = None
+    """Random signs, independent of everything else, where the Jacobian is probed."""
+    share: Float[Array, " batch"] | None = None
+    """lambda of the kinds that split [r, t]: s = t - lambda (t - r)."""
+    matching_t: Float[Array, " batch"] | None = None
+    """Time of the flow-matching term of its own."""
+    matching_e: Float[Array, "batch *event"] | None = None
+    """Its noise, where it has its own."""
+    dropped: Bool[Array, " batch"] | None = None
+    """True where the label is hidden."""
+
+
+class Points(NamedTuple):
+    """Data points beyond the batch, drawn from the same law."""
+
+    x: Float[Array, "bank *event"]
+    label: Int[Array, " bank"] | None = None
+
+
+class Rows(NamedTuple):
+    """The rows with r < t, as a kind of derivative sees them."""
+
+    z: Float[Array, "rows *event"]
+    r: Float[Array, " rows"]
+    t: Float[Array, " rows"]
+    raw: Float[Array, "rows *event"]
+    """v_c, averaged and guided where asked."""
+    v_hat: Float[Array, "rows *event"] | None
+    y: Float[Array, "rows *event"]
+    """The target."""
+    label: Int[Array, " rows"] | None
+    probe: Float[Array, "rows *event"] | None
+    share: Float[Array, " rows"] | None
+
+
+class Found(NamedTuple):
+    """What a kind of derivative makes of its rows."""
+
+    error: Float[Array, "rows *event"]
+    """R; only the gradient's path runs through it."""
+    dudt: Float[Array, "rows *event"]
+    """The derivative it took, for the log; 0 where it takes none."""
+    beta: Float[Array, " rows"] | float = 0.0
+    """Tangent mix of each row."""
+    scale: Float[Array, "*rows"] | float = 1.0
+    """Factor of these rows' loss, after the weight."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective(abc.ABC):
+    """An average velocity, a batch and a key become losses."""
+
+    gamma: Coefficient = 0.0
+    """Share of v_hat in the target, in [0, 1]. Above 0 the target carries v_hat's bias (Proposition 3)."""
+    proxy: proxies.Source = "ema"
+    """Where v_hat comes from: none, online, ema, head, bank, oracle, teacher, or an average velocity. A `proxy`
+    argument at call time goes before ema, oracle, teacher and an average velocity given here."""
+    rao_blackwell: bool = False
+    """Replace v_c by its posterior mean over a bank of data points wherever it occurs."""
+    bank_size: int = 0
+    """Points in the bank; the batch is always part of it, and 0 is the batch alone."""
+    bank_from: float = 0.0
+    """Use the bank for t from here on (Stable Velocity, arXiv:2602.05435: 0.5), and v_c below."""
+    guidance: float = 1.0
+    """W: scale of classifier-free guidance in the target field; 1 is none. Needs labels."""
+    guidance_range: tuple[float, float] = (0.0, 1.0)
+    """Times at which guidance acts."""
+    label_dropout: float = 0.0
+    """Share of rows whose label is hidden, so that the network learns the unconditional velocity too."""
+    anchor_weight: float = 0.0
+    """lambda: weight of the flow-matching anchor close to the diagonal."""
+    anchor_range: tuple[float, float] = (1e-4, 1e-2)
+    """Range of the anchor's offset delta."""
+    matching_weight: float = 0.0
+    """Weight of a flow-matching term of its own for every row, at a time of its own."""
+    matching_times: TimeLaw | None = None
+    """Law of that time (its t); that of `times` where none is given."""
+    matching_noise: Literal["same", "fresh"] = "same"
+    """Whether that term shares the row's noise."""
+    mix_diagonal: bool = True
+    """Whether gamma counts at r = t too; otherwise the target there is v_c, which ties the diagonal to the data."""
+    head_weight: float = 1.0
+    """Weight of the loss of the velocity head, with the proxy head."""
+    weight: Literal["power", "norm", "cauchy", "learned", "trace"] = "power"
+    """Kind of loss weight; see `weights.py`."""
+    weight_power: float = 0.0
+    """p of the power weight; 0 is the plain squared error."""
+    weight_constant: float = 1e-2
+    """c of the weight."""
+    weight_gap: Coefficient = 0.0
+    """s of the weight (1 - s) + s (1 - gap) / E[1 - gap], after the other weight; 0 is none (arXiv:2511.19065)."""
+    weight_velocity: Literal["none", "min_snr"] = "none"
+    """Weight of the rows with r = t: min_snr favours the noise levels where a velocity is learnt fastest."""
+    reduction: Literal["sum", "mean"] = "sum"
+    """Squared errors are summed or averaged over the event's axes; c is absolute, so this matters."""
+    times: TimeLaw = TimeLaw()
+    """Law of (r, t)."""
+
+    def __post_init__(self):
+        check_share("gamma", self.gamma)
+        check_share("weight_gap", self.weight_gap)
+        proxies.check(self.proxy)
+        require(self.bank_size >= 0, "bank_size", self.bank_size, "0 (the batch) or more")
+        if not self.has_bank and (self.bank_size or self.bank_from):
+            raise UserError("bank_size and bank_from: only with the proxy bank or rao_blackwell")
+        if self.proxy == "bank" and self.rao_blackwell:
+            raise UserError("rao_blackwell: already averages what the proxy bank would; choose another proxy")
+        require(0 <= self.bank_from <= 1, "bank_from", self.bank_from, "[0, 1]")
+        require(self.guidance >= 1, "guidance", self.guidance, "1 (none) or more")
+        require(0 <= self.label_dropout < 1, "label_dropout", self.label_dropout, "[0, 1)")
+        if self.guidance > 1 and self.label_dropout == 0:
+            raise UserError("guidance: needs label_dropout above 0, for rows without label")
+        for name in ("anchor_range", "guidance_range"):
+            low, high = getattr(self, name)
+            require(0 <= low <= high <= 1, name, f"{low}, {high}", "0 <= low <= high <= 1")
+        for name in ("anchor_weight", "matching_weight", "head_weight", "weight_power"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        require(self.weight_constant > 0, "weight_constant", self.weight_constant, "any number above 0")
+        require(self.weight in weights.KINDS, "weight", self.weight, ", ".join(weights.KINDS))
+        require(self.weight_velocity in ("none", "min_snr"), "weight_velocity", self.weight_velocity, "none, min_snr")
+        require(self.matching_noise in ("same", "fresh"), "matching_noise", self.matching_noise, "same, fresh")
+        require(self.reduction in ("sum", "mean"), "reduction", self.reduction, "sum, mean")
+
+    # ------------------------------------------------------------------------------------------- what a kind defines
+
+    @abc.abstractmethod
+    def off_diagonal(
+        self, u: AverageVelocity, rows: Rows, step, proxy: AverageVelocity | None, memory: Memory | None
+    ) -> Found:
+        """The residual of the rows with r < t."""
+
+    def noise(self, step: int) -> tuple[float, float] | None:
+        """(a, b) of the noise operator N = a S + b I on the fluctuation of v_c for r < t; None where it is another.
+
+        At the exact u and without a weight the gradient's covariance given z is 4 g^T N Sigma N^T g.
+        """
+        return 0.0, 0.0
+
+    @property
+    def splits(self) -> bool:
+        """Whether `Draw.share` is needed."""
+        return False
+
+    @property
+    def mixes(self) -> bool:
+        """Whether v_hat is used off the diagonal."""
+        return not is_zero(self.gamma)
+
+    def probes(self, size: int) -> bool:
+        """Whether `Draw.probe` is needed, for events of `size` numbers."""
+        return self.weight == "trace"
+
+    # ----------------------------------------------------------------------------------------------- for the trainer
+
+    @property
+    def needs_average(self) -> bool:
+        """Whether the moving average of the network is used, which the caller has to pass as `proxy`."""
+        return self.proxy == "ema" and self.mixes
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """What the network needs beside u: `velocity` (z, t, label) and `log_variance` (r, t)."""
+        wanted = {"velocity": self.proxy == "head", "log_variance": self.weight in ("cauchy", "learned")}
+        return tuple(name for name, needed in wanted.items() if needed)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the objective has a memory, to be updated with `adapt` while training."""
+        return False
+
+    @property
+    def has_bank(self) -> bool:
+        """Whether v_c is averaged over data points, somewhere."""
+        return self.proxy == "bank" or self.rao_blackwell
+
+    def extra_points(self, batch: int) -> int:
+        """How many data points beyond a batch the bank takes."""
+        return max(0, self.bank_size - batch)
+
+    def start(self) -> Memory | None:
+        """The memory before the first step; None for an objective without one."""
+        return None
+
+    def adapt(self, memory, u, x, draw, label, step, proxy=None, equal=0, points=None):
+        """The memory after a batch, for later batches."""
+        return memory
+
+    def draw(self, key: Key[Array, ""], x: Float[Array, "batch *event"], e=None) -> Draw:
+        """Noise, times and whatever else is random; the first `times.count_equal(batch)` rows have r = t.
+
+        Args:
+            e: noise (batch, *event) that belongs to x, where data come in pairs.
+        """
+        noise_key, time_key, anchor_key = jax.random.split(key, 3)
+        n = x.shape[0]
+        if e is None:
+            e = jax.random.normal(noise_key, x.shape, x.dtype)
+        r, t = self.times.draw(time_key, n)
+        found = {}
+        if self.anchor_weight > 0:
+            low, high = self.anchor_range
+            found["delta"] = jax.random.uniform(anchor_key, t.shape, minval=low, maxval=high)
+        if self.probes(x[0].size):
+            found["probe"] = jax.random.rademacher(jax.random.fold_in(key, 3), x.shape, x.dtype)
+        if self.splits:
+            found["share"] = jax.random.uniform(jax.random.fold_in(key, 4), t.shape)
+        if self.matching_weight > 0:
+            found["matching_t"] = (self.matching_times or self.times).draw(jax.random.fold_in(key, 5), n)[1]
+            if self.matching_noise == "fresh":
+                found["matching_e"] = jax.random.normal(jax.random.fold_in(key, 6), x.shape, x.dtype)
+        if self.label_dropout > 0:
+            found["dropped"] = jax.random.bernoulli(jax.random.fold_in(key, 7), self.label_dropout, (n,))
+        return Draw(e, r, t, **found)
+
+    def __call__(
+        self,
+        u: AverageVelocity,
+        x: Float[Array, "batch *event"],
+        label: Int[Array, " batch"] | None,
+        key: Key[Array, ""],
+        step,
+        proxy: AverageVelocity | None = None,
+        points: Points | None = None,
+        memory: Memory | None = None,
+    ) -> tuple[Float[Array, " batch"], dict[str, Float[Array, " batch"]]]:
+        """Per-sample losses of a batch, and what is worth logging about each sample.
+
+        Args:
+            u: the average velocity, parameters closed over.
+            step: training step, for the schedules.
+            proxy: average velocity whose diagonal is v_hat, where the objective needs one.
+            points: data that joins the batch as the bank; the batch alone where none are given.
+            memory: what the objective has learnt so far (`start`, `adapt`), where it learns.
+
+        Returns:
+            losses (batch,) and a dict of arrays (batch,): `r`, `t`, `residual` (||R||^2 without weight or anchor),
+            `jvp_norm` (norm of the derivative, 0 where r = t), `beta` (0 where r = t) and, with a bank,
+            `effective_size`.
+        """
+        equal = self.times.count_equal(x.shape[0])
+        return self.evaluate(u, x, self.draw(key, x), label, step, proxy, equal, points, memory)
+
+    def loss_at(
+        self,
+        u: AverageVelocity,
+        x: Float[Array, "batch *event"],
+        e: Float[Array, "batch *event"],
+        r: Float[Array, " batch"],
+        t: Float[Array, " batch"],
+        label: Int[Array, " batch"] | None = None,
+        proxy: AverageVelocity | None = None,
+        delta: Float[Array, " batch"] | None = None,
+        step=0,
+        points: Points | None = None,
+        memory: Memory | None = None,
+        probe: Float[Array, "batch *event"] | None = None,
+        share: Float[Array, " batch"] | None = None,
+        matching_t: Float[Array, " batch"] | None = None,
+    ) -> Float[Array, " batch"]:
+        """The losses (batch,) that training averages, at given noise and times: no randomness, weight included.
+
+        Args:
+            delta: the anchor's offsets; the middle of `anchor_range` where none are given.
+            probe: random signs, where the Jacobian is probed; ones where none are given.
+            share: lambda of the kinds that split [r, t]; 1/2 where none is given.
+            matching_t: time of the flow-matching term of its own; t where none is given.
+        """
+        if delta is None:
+            delta = jnp.full_like(t, sum(self.anchor_range) / 2)
+        if probe is None:
+            probe = jnp.ones_like(x)
+        if share is None:
+            share = jnp.full_like(t, 0.5)
+        if matching_t is None:
+            matching_t = t
+        draw = Draw(e, r, t, delta, probe, share, matching_t)
+        return self.evaluate(u, x, draw, label, step, proxy, None, points, memory)[0]
+
+    def evaluate(
+        self,
+        u: AverageVelocity,
+        x: Float[Array, "batch *event"],
+        draw: Draw,
+        label: Int[Array, " batch"] | None,
+        step,
+        proxy: AverageVelocity | None = None,
+        equal: int | None = 0,
+        points: Points | None = None,
+        memory: Memory | None = None,
+    ) -> tuple[Float[Array, " batch"], dict[str, Float[Array, " batch"]]]:
+        """As a call, at a given draw whose first `equal` rows have r = t (these pay for no derivative).
+
+        With `equal` None rows with r = t may be anywhere, and every row pays for both cases.
+        """
+        anywhere, equal = equal is None, equal or 0
+        e, r, t = draw.e, draw.r, draw.t
+        z = interpolate(x, e, t)
+        on, off = slice(None, equal), slice(equal, None)  # on and off the diagonal r = t
+        label = guidance.hide(label, draw.dropped)
+        raw, known = self._raw(u, x, e, t, label, points)
+        aux = {"r": r, "t": t}
+        if known is not None:
+            aux["effective_size"] = known.effective_size
+
+        errors, jvp_norm, beta, scale = [], [], [], []
+
+        def matching(rows):
+            """u(z, t, t) - y of the rows."""
+            y, at = raw[rows], t[rows]
+            if self.mix_diagonal and not is_zero(self.gamma):
+                y = mix(self.gamma, step, y, self._v_hat(u, proxy, z, t, label, known, rows))
+            return u(z[rows], at, at, _rows(label, rows)) - y
+
+        if equal:
+            errors.append(matching(on))
+            for column in (jvp_norm, beta):
+                column.append(jnp.zeros(equal, x.dtype))
+            scale.append(jnp.ones(equal, x.dtype))
+        if equal < x.shape[0]:
+            v_hat = self._v_hat(u, proxy, z, t, label, known, off) if self.mixes else None
+            y = mix(self.gamma, step, raw[off], v_hat)
+            v_hat = self._tangent_proxy(u, proxy, z, t, label, known, off, v_hat)
+            parts = (raw[off], v_hat, y, _rows(label, off), _rows(draw.probe, off), _rows(draw.share, off))
+            found = self.off_diagonal(u, Rows(z[off], r[off], t[off], *parts), step, proxy, memory)
+            if anywhere:
+                apart = r < t
+                error = jnp.where(expand(apart, z), found.error, matching(off))
+                found = found._replace(error=error, scale=jnp.where(apart, found.scale, 1.0))
+            errors.append(found.error)
+            jvp_norm.append(jnp.sqrt(_sum_squares(jax.lax.stop_gradient(found.dudt))))
+            for column, value in ((beta, found.beta), (scale, found.scale)):
+                column.append(jnp.broadcast_to(jnp.asarray(value, t.dtype), (x.shape[0] - equal,)))
+
+        residual = jnp.concatenate([self._reduce(error) for error in errors])
+        loss = self._weigh(u, residual, z, r, t, label, draw.probe) * jnp.concatenate(scale)
+        loss = loss * self._emphasis(r, t, step)
+        if self.anchor_weight > 0 and draw.delta is not None:
+            y = raw if known is None or self.rao_blackwell else mix(self.gamma, step, raw, known.velocity)
+            at = jnp.maximum(t - draw.delta, 0)
+            anchor = self._reduce(u(z, at, t, label) - y)
+            loss = loss + self.anchor_weight * self._weigh(u, anchor, z, at, t, label, draw.probe)
+        if self.matching_weight > 0 and draw.matching_t is not None:
+            loss = loss + self.matching_weight * self._matching(u, x, draw, label, step, proxy, points)
+        if self.proxy == "head":
+            head = self._reduce(proxies.head(u)(z, t, t, label) - raw)
+            loss = loss + self.head_weight * weights.power(head, self.weight_power, self.weight_constant)
+        aux |= {"residual": residual, "jvp_norm": jnp.concatenate(jvp_norm), "beta": jnp.concatenate(beta)}
+        return loss, aux
+
+    # ---------------------------------------------------------------------------------------------------- the parts
+
+    def _raw(self, u, x, e, t, label, points: Points | None):
+        """v_c, averaged over the bank and guided where asked, and what the bank says."""
+        raw, known = conditional_velocity(x, e), None
+        if self.rao_blackwell or (self.proxy == "bank" and self.mixes):
+            known = self._posterior(x, e, t, label, points)
+            if self.rao_blackwell:
+                raw = known.velocity
+        if self.guidance > 1:
+            z = interpolate(x, e, t)
+            raw = guidance.guide(u, z, t, label, raw, self.guidance, self.guidance_range)
+        return raw, known
+
+    def _posterior(self, x, e, t, label, points: Points | None) -> bank.Posterior:
+        """What the batch and the points beyond it say about each row."""
+        points = Points(x, label) if points is None else points
+        if points.x is not x:
+            merged = None if label is None or points.label is None else jnp.concatenate([label, points.label])
+            points = Points(jnp.concatenate([x, points.x]), merged)
+        known = bank.posterior(x, e, t, points.x, label, points.label)
+        if self.bank_from > 0:
+            late = t >= self.bank_from
+            v_c = conditional_velocity(x, e)
+            velocity = jnp.where(expand(late, x), known.velocity, v_c)
+            known = bank.Posterior(velocity, jnp.where(late, known.effective_size, 1.0))
+        return known
+
+    def _v_hat(self, u, proxy, z, t, label, known: bank.Posterior | None, rows: slice):
+        z, t, label = z[rows], t[rows], _rows(label, rows)
+        if self.proxy == "bank":
+            assert known is not None
+            v_hat = known.velocity[rows]
+        else:
+            v_hat = proxies.marginal_velocity(proxies.resolve(self.proxy, u, proxy), z, t, label)
+        if self.guidance > 1 and self.proxy in proxies.UNGUIDED:
+            v_hat = guidance.guide(u, z, t, label, v_hat, self.guidance, self.guidance_range)
+        return v_hat
+
+    def _tangent_proxy(self, u, proxy, z, t, label, known, rows: slice, v_hat):
+        """v_hat of the tangent, where it is another than the target's."""
+        return v_hat
+
+    def _matching(self, u, x, draw: Draw, label, step, proxy, points):
+        t = draw.matching_t
+        assert t is not None
+        e = draw.e if draw.matching_e is None else draw.matching_e
+        z = interpolate(x, e, t)
+        y, known = self._raw(u, x, e, t, label, points)
+        if self.mix_diagonal and not is_zero(self.gamma):
+            y = mix(self.gamma, step, y, self._v_hat(u, proxy, z, t, label, known, slice(None)))
+        matching = self._reduce(u(z, t, t, label) - y)
+        return self._weigh(u, matching, z, t, t, label, draw.probe)
+
+    def _reduce(self, error: Float[Array, "rows *event"]) -> Float[Array, " rows"]:
+        total = _sum_squares(error)
+        return total if self.reduction == "sum" else total / error[0].size
+
+    def _weigh(self, u, squared, z, r, t, label, probe):
+        """The loss of each row from its squared error."""
+        if self.weight == "power":
+            return weights.power(squared, self.weight_power, self.weight_constant)
+        if self.weight == "norm":
+            return weights.norm(squared, self.weight_constant)
+        if self.weight == "trace":
+            return weights.trace(squared, u, z, r, t, label, probe)
+        log_variance = proxies.log_variance(u)(r, t)
+        if self.weight == "cauchy":
+            return weights.cauchy(squared, log_variance, self.weight_constant)
+        return weights.learned(squared, log_variance)
+
+    def _emphasis(self, r, t, step):
+        """Factors after the weight: long gaps less at first, and the velocity where it is learnt fastest."""
+        factor = jnp.ones_like(t)
+        if not is_zero(self.weight_gap):
+            by_gap = weights.gap(t - r, value_at(self.weight_gap, step), self.times.mean_gap())
+            factor = jnp.where(r < t, by_gap, factor)
+        if self.weight_velocity == "min_snr":
+            factor = jnp.where(r < t, factor, weights.min_snr(t, self.times))
+        return factor
+
+
+def _rows(values, rows):
+    return None if values is None else values[rows]
+
+
+def _sum_squares(error: Float[Array, "batch *event"]) -> Float[Array, " batch"]:
+    return jnp.sum(error**2, axis=tuple(range(1, error.ndim)))

@@ -1,0 +1,7 @@
+"""From noise to data."""
+
+from vamf.sampling.fast_flow import FastFlow, FastFlowState
+from vamf.sampling.jumps import restart, sample
+from vamf.sampling.ode import integrate
+
+__all__ = ["FastFlow", "FastFlowState", "integrate", "restart", "sample"]

@@ -1,0 +1,34 @@
+"""The ordinary differential equation dz/dt = v(z, t) = u(z, t, t), from noise at t = 1 to data at t = 0.
+
+It uses only the diagonal of u and serves as the reference for the jumps of the same network.
+"""
+
+from typing import Literal
+
+from jaxtyping import Array, Float, Int
+
+from vamf.average_velocity import AverageVelocity
+from vamf.errors import require
+from vamf.path import expand
+from vamf.sampling.grid import times_of, walk
+
+
+def integrate(
+    u: AverageVelocity,
+    noise: Float[Array, "batch *event"],
+    steps: int,
+    label: Int[Array, " batch"] | None = None,
+    method: Literal["euler", "heun"] = "heun",
+) -> Float[Array, "batch *event"]:
+    """Data from noise by `steps` steps of the ODE dz/dt = u(z, t, t): Euler (1 call a step) or Heun (2 calls)."""
+    require(method in ("euler", "heun"), "method", method, "euler or heun")
+
+    def advance(t, r, z):
+        gap = expand(t - r, z)
+        start = u(z, t, t, label)
+        arrival = z - gap * start
+        if method == "euler":
+            return arrival
+        return z - gap * 0.5 * (start + u(arrival, r, r, label))
+
+    return walk(advance, noise, times_of("steps", steps, noise.dtype))

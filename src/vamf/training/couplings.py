@@ -1,0 +1,87 @@
+"""Data in pairs (x, e): noise, and where a teacher's flow takes it. The reflow stage of rectified MeanFlow.
+
+Zhang et al., arXiv:2511.23342, after *Flow Straight and Fast* (arXiv:2209.03003). With x = X_{1->0}(e) the conditional
+velocity e - x of a pair is nearly a function of z_t, so that Cov[v_c | z_t], the source of all the noise, all but
+vanishes. Pairs that lie far apart may be dropped (distance truncation): mean over dimensions of (e - x)^2 >= distance.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from vamf import sampling
+from vamf.average_velocity import AverageVelocity
+from vamf.data.dataset import Dataset
+from vamf.errors import UserError, require
+
+CHUNK = 4096
+"""Pairs whose flow is integrated together."""
+FEWEST = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class CouplingConfig:
+    """Pairs made by the teacher's flow before training starts."""
+
+    pairs: int = 0
+    """Number of pairs; 0 trains on independent noise and data."""
+    steps: int = 32
+    """Heun steps from noise to data (two network calls each)."""
+    distance: float = 0.0
+    """Drop pairs whose mean squared distance over dimensions is this or more; 0 keeps all."""
+
+    def __post_init__(self):
+        require(
+            self.pairs == 0 or self.pairs >= FEWEST, "couplings.pairs", self.pairs, f"0 (none) or {FEWEST} and more"
+        )
+        require(self.steps >= 1, "couplings.steps", self.steps, "1 or more")
+        require(self.distance >= 0, "couplings.distance", self.distance, "0 (off) or more")
+
+
+def couple(dataset: Dataset, teacher: AverageVelocity, config: CouplingConfig, seed: int = 0) -> Dataset:
+    """The data set with its samples replaced by the ends of a teacher's flow, each with the noise it came from.
+
+    Raises:
+        UserError: fewer than 32 pairs are left after truncation.
+    """
+    noise_key, label_key = jax.random.split(jax.random.key(seed))
+    noise = jax.random.normal(noise_key, (config.pairs, *dataset.event_shape))
+    label = None
+    if dataset.num_classes:
+        label = dataset.draw(dataset.arrays, label_key, config.pairs)[1]
+    ends = jax.jit(lambda noise, label: sampling.integrate(teacher, noise, config.steps, label))
+    chunks = range(0, config.pairs, CHUNK)
+    x = jnp.concatenate([ends(*(_rows(part, at) for part in (noise, label))) for at in chunks])
+    if config.distance > 0:
+        apart = np.mean(np.asarray(noise - x) ** 2, axis=tuple(range(1, x.ndim)))
+        kept = np.flatnonzero(apart < config.distance)
+        if len(kept) < FEWEST:
+            raise UserError(
+                f"couplings.distance = {config.distance}: keeps {len(kept)} of {config.pairs} pairs, "
+                f"whose distances are {apart.min():.3g} to {apart.max():.3g}"
+            )
+        x, noise = x[kept], noise[kept]
+        label = None if label is None else label[kept]
+    arrays = {"x": x, "noise": noise} | ({} if label is None else {"label": label})
+
+    def rows(arrays, key, n) -> Int[Array, " n"]:
+        return jax.random.randint(key, (n,), 0, arrays["x"].shape[0])
+
+    def draw(arrays, key, n):
+        chosen = rows(arrays, key, n)
+        return arrays["x"][chosen], arrays["label"][chosen] if "label" in arrays else None
+
+    return dataclasses.replace(
+        dataset,
+        arrays=arrays,
+        draw=draw,
+        noise=lambda arrays, key, n: arrays["noise"][rows(arrays, key, n)],
+        summary=f"{dataset.summary}; {len(x):,} pairs of a teacher's flow in place of the data",
+    )
+
+
+def _rows(part, first: int):
+    return None if part is None else part[first : first + CHUNK]

@@ -1,0 +1,130 @@
+"""Pairs made by a teacher's flow, and the methods that learn from a teacher."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import oracles
+from vamf import data
+from vamf.errors import UserError
+from vamf.networks import MLPConfig
+from vamf.training.config import LogConfig, ObjectiveConfig, TrainConfig
+from vamf.training.couplings import CouplingConfig, couple
+from vamf.training.logs import Progress
+from vamf.training.run import Run
+
+GAUSSIAN = oracles.Gaussian(2.0)
+
+
+def exact(z, r, t, label=None):
+    return GAUSSIAN.velocity(z, t)
+
+
+def coupled(**options):
+    return couple(data.load("two_moons"), exact, CouplingConfig(**{"pairs": 500, **options}))
+
+
+def test_pairs_are_the_two_ends_of_the_flow():
+    dataset = coupled(steps=64)
+    key = jax.random.key(3)
+    x, label = dataset.draw(dataset.arrays, key, 40)
+    noise = dataset.noise(dataset.arrays, key, 40)
+    assert label is None
+    np.testing.assert_allclose(x, 2.0 * noise, rtol=2e-3)  # the flow of N(0, 4 I) from t = 1 to 0 is z -> 2 z
+    assert len({float(value) for value in noise[:, 0]}) > 30
+
+
+def test_more_steps_come_closer():
+    errors = []
+    for steps in (8, 16):
+        arrays = coupled(steps=steps).arrays
+        errors.append(np.max(np.abs(arrays["x"] - 2.0 * arrays["noise"])))
+    assert errors[0] / errors[1] > 3  # Heun's method is of order 2
+
+
+def test_distant_pairs_are_dropped():
+    arrays = coupled(distance=0.5).arrays
+    apart = np.mean(np.asarray(arrays["noise"] - arrays["x"]) ** 2, axis=1)
+    assert np.all(apart < 0.5)
+    assert 32 < len(apart) < 500
+    with pytest.raises(UserError, match=r"couplings.distance = 1e-06: keeps \d+ of 500"):
+        coupled(distance=1e-6)
+
+
+def test_classes_keep_their_noise():
+    seen = []
+
+    def teacher(z, r, t, label):
+        seen.append(label)
+        return jnp.zeros_like(z) + label[:, None]
+
+    arrays = couple(data.load("digits"), teacher, CouplingConfig(pairs=64, steps=4)).arrays
+    # dz/dt = label from t = 1 to 0 moves every number by -label.
+    np.testing.assert_allclose(arrays["noise"] - arrays["x"], np.tile(arrays["label"][:, None], (1, 64)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"pairs": 3}, {"pairs": -1}, {"pairs": 100, "steps": 0}, {"pairs": 100, "distance": -1.0}]
+)
+def test_bad_couplings_are_named(options):
+    with pytest.raises(UserError, match="couplings"):
+        CouplingConfig(**options)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A short run of flow matching."""
+    config = TrainConfig(
+        data="two_moons",
+        method="flow_matching",
+        steps=60,
+        batch_size=64,
+        checkpoint_every=60,
+        network=MLPConfig(width=32, depth=2),
+        log=LogConfig(every=30, variance_every=0),
+    )
+    run = Run.create(config, tmp_path_factory.mktemp("teacher") / "run")
+    run.train(Progress(show=False))
+    return run
+
+
+@pytest.mark.parametrize("method", ["rectified_meanflow", "meanflow_rae"])
+def test_students_train_and_resume_to_the_same_end(method, teacher, tmp_path):
+    pairs = 200 if method == "rectified_meanflow" else 0
+    config = dataclasses.replace(
+        teacher.config,
+        method=method,
+        teacher=str(teacher.folder),
+        couplings=CouplingConfig(pairs, steps=4),
+        steps=20,
+        checkpoint_every=10,
+    )
+    ends = []
+    for name, stop in (("whole", None), ("cut", 10)):
+        run = Run.create(config, tmp_path / name)
+        if stop:
+            state, _ = run.grid.advance(run.grid.init(), stop)
+            state, _ = run.grid.advance(state, 10)
+            ends.append(jax.tree.map(np.asarray, state.params))
+        else:
+            run.train(Progress(show=False))
+            ends.append(jax.tree.map(np.asarray, Run.open(run.folder).load(Progress(show=False))[0].params))
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+    if pairs:
+        assert run.grid.dataset.arrays["x"].shape == (200, 2)
+
+
+def test_a_teacher_of_other_data_is_refused(teacher, tmp_path):
+    config = TrainConfig(data="digits", method="meanflow_rae", teacher=str(teacher.folder))
+    with pytest.raises(UserError, match=r"shape \(2,\), those of digits \(64,\)"):
+        Run.create(config, tmp_path / "run").train(Progress(show=False))
+
+
+def test_a_bank_of_pairs_is_refused():
+    options = {"data": "two_moons", "teacher": "runs/x", "couplings": CouplingConfig(100)}
+    for objective in (ObjectiveConfig(rao_blackwell=True), ObjectiveConfig(proxy="bank")):
+        with pytest.raises(UserError, match="not with a bank"):
+            TrainConfig(method="vamf", objective=objective, **options)

@@ -1,0 +1,682 @@
+"""The shared table: every named method goes through the same checks. A new method is one more row."""
+
+import dataclasses
+import types
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import oracles
+from gradients import squared_mean
+from vamf import objectives
+from vamf.errors import UserError
+from vamf.networks import MLPConfig, build
+from vamf.objectives import METHODS
+from vamf.objectives.schedules import Schedule
+from vamf.times import TimeLaw
+
+D = 2
+NETWORK, PROXY, BASIS = (oracles.Smooth.random(seed, D) for seed in (0, 1, 2))
+GAUSSIAN = oracles.Gaussian(2.0)
+MIXTURE = oracles.Mixture(np.array([0.3, 0.7]), np.array([[1.5, 0.5], [-1.0, -0.5]]), 0.5, steps=12)
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def plain(name, **options):
+    """A method with its derivative and roles alone: squared errors, no further terms."""
+    bare = {"weight": "power", "weight_power": 0.0, "weight_velocity": "none", "weight_gap": 0.0, "reduction": "sum"}
+    bare |= {"anchor_weight": 0.0, "matching_weight": 0.0, "guidance": 1.0}
+    if "clip" in METHODS[name].options():
+        bare["clip"] = 0.0
+    return objectives.create(name, **{**bare, **options})
+
+
+class Row(typing.NamedTuple):
+    """What theory says of a method."""
+
+    options: typing.Mapping = types.MappingProxyType({})
+    """Options under which the checks are made."""
+    noise: typing.Callable | None = None
+    """Noise operator of the gradient for an isotropic Gaussian, from (r, t): a number, since S is one."""
+    bias: typing.Callable | None = None
+    """E[R | z] / z of a Gaussian at the exact u with exact roles, from (r, t); None is 0."""
+    gradient_biased: bool = False
+    """The expected gradient at the exact u is not 0 although the residual's mean is."""
+
+
+def expansion(r, t):
+    return GAUSSIAN.expansion(r, t)
+
+
+def slope(r, t):
+    """u = slope z of the Gaussian, from the flow: (1 - s_r/s_t) / (t - r)."""
+    return (1 - expansion(r, t)) / (t - r)
+
+
+def instant(t):
+    """v = instant z."""
+    return (t - (1 - t) * GAUSSIAN.sd**2) / GAUSSIAN.scale(t) ** 2
+
+
+def alpha_bias(alpha):
+    def bias(r, t):
+        s = alpha * r + (1 - alpha) * t
+        return (slope(r, t) - alpha * instant(t) - (1 - alpha) * slope(r, s) * (1 - (t - s) * instant(t))) / alpha
+
+    return bias
+
+
+def alpha_noise(alpha):
+    return lambda r, t: expansion(r, alpha * r + (1 - alpha) * t)
+
+
+def beta_noise(beta, gamma=0.0):
+    return lambda r, t: (1 - beta) * expansion(r, t) + (beta - gamma)
+
+
+def quiet(r, t):
+    return 0.0
+
+
+TABLE = {
+    "flow_matching": Row(noise=None),
+    "meanflow": Row(noise=beta_noise(0)),
+    "vamf": Row({"beta": 0.5}, beta_noise(0.5)),
+    "vamf_corner": Row({}, beta_noise(1)),
+    "rao_blackwell": Row(noise=None),
+    "alphaflow": Row({"alpha": 0.4}, alpha_noise(0.4), alpha_bias(0.4)),
+    "improved_meanflow": Row({"proxy": "ema"}, beta_noise(1)),
+    "modular_meanflow": Row({"through": 0.7}, beta_noise(0), gradient_biased=True),
+    "accelerated_meanflow": Row({}, beta_noise(0)),
+    "terminal_velocity": Row({}, quiet),
+    "rectified_meanflow": Row({}, beta_noise(0)),
+    "decoupled_meanflow": Row({}, beta_noise(0)),
+    "split_meanflow": Row({}, quiet),
+    "shortcut": Row({}, quiet),
+    "progressive_map": Row({}, quiet),
+    "lagrangian_map": Row({}, quiet),
+    "eulerian_map": Row({"proxy": "ema"}, quiet),
+    "meanflow_rae": Row({"difference": 1e-4}, quiet),
+    "flow_consist": Row({}, quiet),
+    "consistency": Row({"correction": 1.0}, beta_noise(0)),
+}
+
+
+def test_the_table_has_every_method():
+    assert set(TABLE) == set(METHODS)
+
+
+def objective_of(name):
+    return plain(name, **TABLE[name].options)
+
+
+def exact_average(exact):
+    """The exact u on and off the diagonal: a mixture's reference divides by t - r."""
+
+    def u(z, r, t, label=None):
+        apart = r < t
+        away = exact.average_velocity(z, jnp.where(apart, r, t - 0.1), t)
+        return jnp.where(apart[:, None], away, exact.velocity(z, t))
+
+    return u
+
+
+def point_case(exact, z, r, t, n, seed=0):
+    """n posterior draws (x, e) of one point z_t = z, as rows for loss_at."""
+    z, r, t = np.tile(z, (n, 1)), np.full(n, r), np.full(n, t)
+    x = exact.posterior(np.random.default_rng(seed), z, t)
+    return [jnp.asarray(a) for a in (x, (z - (1 - t)[:, None] * x) / t[:, None], r, t)]
+
+
+def residuals(objective, u, x, e, r, t, **options):
+    """R (n, d) through the public loss: its gradient in a constant that is added to u is 2 R."""
+
+    def total(shift):
+        return objective.loss_at(lambda z, r, t, label: u(z, r, t, label) + shift, x, e, r, t, **options).sum()
+
+    return np.asarray(jax.grad(total)(jnp.zeros_like(x))) / 2
+
+
+NOISY = [name for name, row in TABLE.items() if row.noise is not None]
+
+
+@pytest.mark.parametrize(("r", "t"), [(0.0, 1.0), (0.2, 0.7)])
+@pytest.mark.parametrize("name", NOISY)
+def test_mean_and_noise_of_a_gaussian(name, r, t):
+    """At the exact u with exact roles R has the mean and the variance that the theory of the method predicts."""
+    if name == "meanflow_rae" and t == 1.0:
+        r, t = 0.0, 0.9  # its difference looks past t
+    n, row, z = 40_000, TABLE[name], np.array([[0.6, -1.1]])
+    u = exact_average(GAUSSIAN)
+    found = residuals(objective_of(name), u, *point_case(GAUSSIAN, z, r, t, n), proxy=u)
+    variance = GAUSSIAN.variance(t) * row.noise(r, t) ** 2
+    mean = 0.0 if row.bias is None else row.bias(r, t) * z[0]
+    if row.bias is not None:
+        assert np.max(np.abs(mean)) > 0.05  # the bias is there to be seen
+    np.testing.assert_allclose(found.mean(axis=0), mean, atol=5 * np.sqrt(variance / n) + 1e-5)
+    np.testing.assert_allclose(found.var(axis=0), variance, rtol=5 * np.sqrt(2 / n), atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["meanflow", "vamf", "alphaflow", "terminal_velocity"])
+def test_the_bank_takes_its_share_of_the_noise(name):
+    """With rao_blackwell what is left of the noise of R is that of the bank's own mean, and the mean of R stays."""
+    n, size, t, r = 200, 200, 0.9, 0.3
+    rng = np.random.default_rng(0)
+    u = exact_average(GAUSSIAN)
+    row = TABLE[name]
+    means = {False: [], True: []}
+    for _ in range(8):
+        x = 2.0 * rng.normal(size=(size, D))
+        e = rng.normal(size=(size, D))
+        for averaged in means:
+            objective = plain(name, **row.options, rao_blackwell=averaged)
+            found = residuals(
+                objective, u, *(jnp.asarray(a) for a in (x, e, np.full(size, r), np.full(size, t))), proxy=u
+            )
+            means[averaged].append(found[:n])
+    noise = {averaged: np.var(np.concatenate(values)) for averaged, values in means.items()}
+    if row.noise is quiet:
+        assert max(noise.values()) < 1e-6
+    else:
+        assert noise[True] < 0.1 * noise[False]
+
+
+# ---------------------------------------------------------------------------------------------------- stationarity
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_exact_average_velocity_is_stationary(name):
+    """The expected gradient over data, noise and times in a direction of function space, at the exact u, is 0."""
+    row, count, rows = TABLE[name], 64, 64
+    exact = exact_average(GAUSSIAN)
+    objective = objective_of(name)
+
+    @jax.jit
+    def gradient(key):
+        keys = jax.random.split(key, 4)
+        x = 2.0 * jax.random.normal(keys[0], (rows, D))
+        e = jax.random.normal(keys[1], (rows, D))
+        t = jax.random.uniform(keys[2], (rows,), minval=0.1, maxval=0.95)
+        r = t * jax.random.uniform(keys[3], (rows,), maxval=0.9)
+        share = jnp.linspace(0.1, 0.9, rows)
+
+        def mean_loss(matrix):
+            def u(z, r, t, label=None):
+                return exact(z, r, t) + BASIS.phi(z, r, t) @ matrix
+
+            return objective.loss_at(u, x, e, r, t, proxy=exact, share=share).mean()
+
+        return jax.grad(mean_loss)(jnp.zeros_like(jnp.asarray(BASIS.matrix))).ravel()
+
+    samples = jax.lax.map(gradient, jax.random.split(jax.random.key(1), count))
+    found, error = squared_mean(samples)
+    if row.bias is not None or row.gradient_biased:
+        assert found > 5 * error
+    else:
+        assert abs(found) < 4 * error + 1e-9
+
+
+@pytest.mark.parametrize("name", ["meanflow", "vamf_corner", "terminal_velocity", "split_meanflow", "lagrangian_map"])
+def test_a_mixture_too(name):
+    exact, objective = exact_average(MIXTURE), objective_of(name)
+    found = residuals(objective, exact, *point_case(MIXTURE, np.array([[0.3, 0.1]]), 0.2, 0.8, 3000), proxy=exact)
+    error = found.std(axis=0) / np.sqrt(len(found))
+    assert np.all(np.abs(found.mean(axis=0)) < 5 * error + 1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------------ limits
+
+
+def batch(n=8, seed=0):
+    """x, e, r, t; the first two rows on the diagonal, one over all of time."""
+    rng = np.random.default_rng(seed)
+    x, e = rng.normal(size=(2, n, D))
+    t = rng.uniform(0.1, 1.0, n)
+    r = t * rng.uniform(0.0, 0.9, n)
+    r[:2], r[2], t[2] = t[:2], 0.0, 1.0
+    return [jnp.asarray(a) for a in (x, e, r, t)]
+
+
+def gradient(objective, **options):
+    """Of the mean loss in the parameters of a smooth network."""
+
+    def mean_loss(matrix):
+        return objective.loss_at(oracles.Smooth(NETWORK.features, matrix), *batch(), **options).mean()
+
+    return np.asarray(jax.grad(mean_loss)(jnp.asarray(NETWORK.matrix)))
+
+
+def test_alpha_to_zero_is_meanflow():
+    expected = gradient(plain("meanflow"))
+    distance = [
+        np.max(np.abs(gradient(plain("alphaflow", alpha=alpha, eta=1e-9)) - expected)) for alpha in (1e-2, 1e-3, 1e-4)
+    ]
+    assert distance[0] / distance[1] == pytest.approx(10, rel=0.1)  # the first order in alpha
+    assert distance[2] < 1e-3 * np.max(np.abs(expected))
+    np.testing.assert_allclose(gradient(plain("alphaflow", alpha=0.0)), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("step", [0, 500, 1000])
+def test_alpha_follows_its_schedule_down_to_the_derivative(step):
+    schedule = Schedule("linear", 1.0, 0.0, 0, 1000)
+    scheduled = gradient(plain("alphaflow", alpha=schedule), step=step)
+    fixed = gradient(plain("alphaflow", alpha=1 - step / 1000))
+    np.testing.assert_allclose(scheduled, fixed, rtol=1e-5, atol=1e-7)
+
+
+def test_an_alpha_below_eta_is_meanflow():
+    np.testing.assert_array_equal(gradient(plain("alphaflow", alpha=1e-3, eta=5e-3)), gradient(plain("meanflow")))
+    with pytest.raises(UserError, match="through"):
+        objectives.create("alphaflow", through=0.5)
+
+
+def test_the_shortest_jumps_of_a_teacher_are_asked_on_the_diagonal():
+    asked = []
+
+    def spy(z, r, t, label):
+        asked.append(np.asarray(t - r))
+        return z
+
+    x, e, _, t = batch()
+    gap = jnp.array([1 / 64] * 4 + [1 / 32] * 4)
+    objectives.create("shortcut").loss_at(NETWORK, x, e, t - gap, t, proxy=spy)
+    for lengths in asked:
+        np.testing.assert_array_equal(lengths[:4], 0)
+        np.testing.assert_allclose(lengths[4:], 1 / 64)
+
+
+def test_alpha_one_is_flow_matching_along_the_trajectory():
+    x, e, r, t = batch()
+    z = x + t[:, None] * (e - x)
+    expected = np.sum((NETWORK(z, r, t) - (e - x)) ** 2, axis=1)
+    found = plain("alphaflow", alpha=1.0).loss_at(NETWORK, x, e, r, t)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def test_a_short_first_jump_is_the_meanflow_identity():
+    """R_split / lambda -> u - u(z, t, t) + (t - r) D u along the network's own velocity."""
+    share = 1e-5
+    split = residuals(plain("split_meanflow"), NETWORK, *batch(), share=jnp.full(8, share)) / share
+    own = plain("vamf", beta=1.0, gamma=1.0, proxy="online")
+    np.testing.assert_allclose(split[2:], residuals(own, NETWORK, *batch())[2:], rtol=2e-3, atol=2e-3)
+
+
+def test_shortcut_is_the_midpoint_of_progressive_maps():
+    shortcut = plain("shortcut", proxy="online").loss_at(NETWORK, *batch())
+    midpoint = plain("progressive_map", split="midpoint").loss_at(NETWORK, *batch())
+    np.testing.assert_array_equal(shortcut, midpoint)
+    uniform = plain("progressive_map", split="uniform").loss_at(NETWORK, *batch(), share=jnp.full(8, 0.25))
+    split = plain("split_meanflow").loss_at(NETWORK, *batch(), share=jnp.full(8, 0.25))
+    np.testing.assert_array_equal(uniform, split)
+    assert np.all(uniform[2:] != midpoint[2:])
+
+
+def test_terminal_velocity_is_the_lagrangian_map():
+    terminal = gradient(plain("terminal_velocity"), proxy=PROXY)
+    np.testing.assert_array_equal(terminal, gradient(plain("lagrangian_map", proxy="ema"), proxy=PROXY))
+
+
+def test_a_lagrangian_residual_by_differences():
+    x, e, r, t = (np.asarray(a) for a in batch())
+    z, gap = x + t[:, None] * (e - x), (t - r)[:, None]
+    end = oracles.directional(lambda s: z - (gap - s) * NETWORK(z, r + s, t))
+    expected = end - PROXY(z - gap * NETWORK(z, r, t), r, r)
+    found = residuals(plain("terminal_velocity"), NETWORK, *batch(), proxy=PROXY)
+    np.testing.assert_allclose(found[2:], expected[2:], rtol=1e-7)
+
+
+def test_improved_meanflow_is_the_corner_with_the_networks_own_velocity():
+    own = gradient(plain("vamf", beta=1.0, proxy="online"))
+    np.testing.assert_allclose(gradient(plain("improved_meanflow")), own, rtol=1e-12)
+
+
+def test_differences_tend_to_the_derivative():
+    exact = residuals(plain("meanflow_rae", difference=0.0), NETWORK, *batch(), proxy=PROXY)
+    errors = [
+        np.max(np.abs(residuals(plain("meanflow_rae", difference=h), NETWORK, *batch(), proxy=PROXY) - exact))
+        for h in (2e-2, 1e-2)
+    ]
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)  # second order
+    assert errors[1] > 1e-6
+
+
+def test_modular_meanflow_starts_as_meanflow_and_ends_with_the_full_gradient():
+    np.testing.assert_array_equal(gradient(plain("modular_meanflow", through=0.0)), gradient(plain("meanflow")))
+    x, e, r, t = batch()
+
+    def full(matrix):
+        u = oracles.Smooth(NETWORK.features, matrix)
+        z = x + t[:, None] * (e - x)
+        v_c = e - x
+        total = oracles.directional(lambda s: u(z + s * v_c, r, t + s))
+        return jnp.mean(jnp.sum((u(z, r, t) + (t - r)[:, None] * total - v_c) ** 2, axis=1))
+
+    expected = jax.grad(full)(jnp.asarray(NETWORK.matrix))
+    np.testing.assert_allclose(gradient(plain("modular_meanflow", through=1.0)), expected, rtol=1e-7)
+    ends = [gradient(plain("modular_meanflow", through=value)) for value in (0.0, 0.25, 1.0)]
+    np.testing.assert_allclose(ends[1], 0.75 * ends[0] + 0.25 * ends[2], rtol=1e-10)
+
+
+@pytest.mark.parametrize("moving", [(0.0, 0.0), (1.0, 0.0), (1.0, 1.0)])
+def test_the_tangents_of_meanflows_ablation(moving):
+    x, e, r, t = (np.asarray(a) for a in batch())
+    v_c, z = e - x, x + t[:, None] * (e - x)
+    along = oracles.directional(lambda s: NETWORK(z + s * v_c, r + s * moving[0], t + s * moving[1]))
+    expected = NETWORK(z, r, t) + (t - r)[:, None] * along - v_c
+    found = residuals(plain("meanflow", moving=moving), NETWORK, *batch())
+    np.testing.assert_allclose(found, expected, rtol=1e-7)
+
+
+def test_consistency_is_meanflow_once_it_is_warm():
+    x, e, _, t = batch()
+    r = jnp.zeros(8)
+    objective = plain("consistency")
+    warm = objective.loss_at(NETWORK, x, e, r, t, step=10_000)
+    np.testing.assert_allclose(warm, plain("meanflow").loss_at(NETWORK, x, e, r, t), rtol=1e-6)
+    z = x + t[:, None] * (e - x)
+    cold = np.sum((NETWORK(z, r, t) - (e - x)) ** 2, axis=1)
+    np.testing.assert_allclose(objective.loss_at(NETWORK, x, e, r, t, step=0), cold, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_diagonal_is_flow_matching(name):
+    x, e, _, t = batch()
+    z = x + t[:, None] * (e - x)
+    target = e - x
+    objective = objective_of(name)
+    if name == "rao_blackwell":
+        target = oracles.Bank(np.asarray(x)).velocity(np.asarray(z), np.asarray(t))
+    if name == "meanflow_rae":  # distillation: the teacher's velocity, here the exact one
+        target = PROXY(z, t, t)
+    expected = np.sum((NETWORK(z, t, t) - target) ** 2, axis=1)
+    found = objective.loss_at(NETWORK, x, e, t, t, proxy=PROXY)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_losses_and_gradients_are_finite_at_the_ends_of_time(name):
+    """As configured by default, on a real network with whatever it needs beside u."""
+    objective = objectives.create(name)
+    with jax.enable_x64(False):
+        network = build(MLPConfig(width=16, depth=2), (D,), 0, objective.heads)
+        params = network.init(jax.random.key(0))
+        x, e = jax.random.normal(jax.random.key(1), (2, 4, D))
+        r, t = jnp.array([0.0, 0.0, 1.0, 0.0]), jnp.array([0.0, 1.0, 1.0, 1e-4])
+
+        def mean_loss(params):
+            u = network.bind(params)
+            return objective.loss_at(u, x, e, r, t, proxy=network.bind(network.init(jax.random.key(2)))).mean()
+
+        loss, found = jax.value_and_grad(mean_loss)(params)
+        drawn, aux = objective(network.bind(params), x, None, jax.random.key(3), 0, proxy=network.bind(params))
+    assert np.isfinite(loss)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
+    assert drawn.shape == (4,)
+    assert np.all(np.isfinite(drawn))
+    assert {value.shape for value in aux.values()} == {(4,)}
+
+
+# --------------------------------------------------------------------------------------------------------- constants
+
+IMAGES = ("logit_normal", -0.4, 1.0)
+CONSTANTS = {
+    "alphaflow": {"weight_power": 1.0, "weight_constant": 1e-3, "eta": 5e-3, "times": (*IMAGES, 0.5)},
+    "improved_meanflow": {"beta": 1.0, "gamma": 0.0, "weight_power": 1.0, "weight_constant": 1e-2,
+                          "times": (*IMAGES, 0.5)},
+    "accelerated_meanflow": {"weight_power": 1.0, "weight_constant": 1e-2, "times": (*IMAGES, 0.75)},
+    "terminal_velocity": {"reduction": "mean", "matching_weight": 1.0, "times": ("terminal", -0.4, 1.0, 0.0)},
+    "rectified_meanflow": {"weight_power": 0.5, "weight_constant": 1e-2, "reduction": "mean",
+                           "times": ("u_shaped", -0.4, 1.0, 0.75)},
+    "decoupled_meanflow": {"weight": "cauchy", "weight_constant": 1e-2, "matching_noise": "fresh",
+                           "times": ("logit_normal", 0.4, 1.0, 0.0)},
+    "shortcut": {"clip": 4.0, "reduction": "mean", "times": ("dyadic", -0.4, 1.0, 7 / 8)},
+    "progressive_map": {"weight": "learned", "times": ("uniform", -0.4, 1.0, 0.75)},
+    "lagrangian_map": {"weight": "learned", "times": ("uniform", -0.4, 1.0, 0.75)},
+    "eulerian_map": {"weight": "learned", "times": ("uniform", -0.4, 1.0, 0.75)},
+    "meanflow_rae": {"difference": 5e-3, "weight_power": 1.0, "weight_constant": 1e-3,
+                     "times": ("shifted", -0.4, 1.0, 0.75)},
+    "split_meanflow": {"times": (*IMAGES, 0.5)},
+    "consistency": {"weight": "norm", "weight_constant": 0.1, "times": ("to_data", -1.0, 1.4, 0.0)},
+    "vamf_corner": {"anchor_weight": 0.5, "anchor_range": (1e-4, 1e-2), "times": ("uniform", -0.4, 1.0, 0.25)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_defaults_are_the_published_constants(name):
+    objective = objectives.create(name)
+    for option, value in CONSTANTS[name].items():
+        found = getattr(objective, option)
+        if option == "times":
+            found = (found.law, found.mean, found.std, found.equal_fraction)
+        assert found == value
+
+
+def test_schedules_are_the_published_ones():
+    alpha = objectives.create("alphaflow").alpha
+    for step in (0, 100_000, 200_000, 300_000, 400_000):
+        expected = 1 - 1 / (1 + np.exp(-25 * (step - 200_000) / 400_000))
+        np.testing.assert_allclose(alpha(step), expected, rtol=1e-4, atol=1e-6)
+    assert METHODS["alphaflow"].stretched(6000)["alpha"] == Schedule("sigmoid", 1.0, 0.0, 0, 6000)
+    assert METHODS["consistency"].stretched(4000)["correction"] == Schedule("linear", 0.0, 1.0, 0, 100)
+    assert METHODS["modular_meanflow"].stretched(1000)["through"] == Schedule("linear", 0.0, 1.0, 0, 500)
+
+
+def test_every_method_has_a_summary_and_its_options():
+    for name, method in METHODS.items():
+        assert method.summary
+        assert set(method.options()) | set(method.fixed) >= {"gamma", "proxy", "weight_power", "anchor_weight", "times"}
+        assert objectives.create(name) == method()
+
+
+# --------------------------------------------------------------------------------------------------- weights and terms
+
+
+def test_weights_by_hand():
+    x, e, r, t = batch()
+    squared = np.asarray(plain("meanflow").loss_at(NETWORK, x, e, r, t))
+
+    class Scaled:
+        def __call__(self, z, r, t, label=None):
+            return NETWORK(z, r, t)
+
+        def log_variance(self, r, t):
+            return 0.3 + r - t
+
+    phi = np.asarray(0.3 + r - t)
+    expected = {
+        "norm": squared / (np.sqrt(squared) + 0.2),
+        "cauchy": np.log(np.exp(-phi) * squared + 0.2) + phi,
+        "learned": np.exp(-phi) * squared + phi,
+    }
+    for weight, values in expected.items():
+        objective = plain("meanflow", weight=weight, weight_constant=0.2)
+        np.testing.assert_allclose(objective.loss_at(Scaled(), x, e, r, t), values, rtol=1e-10)
+    mean = plain("meanflow", reduction="mean").loss_at(NETWORK, x, e, r, t)
+    np.testing.assert_allclose(mean, squared / D, rtol=1e-12)
+    with pytest.raises(UserError, match="log_variance"):
+        plain("meanflow", weight="learned").loss_at(lambda z, r, t, label: z, x, e, r, t)
+
+
+def test_the_trace_weight_measures_the_noise_amplification():
+    """1 + t^2 tr(S S^T) / d; one probe is enough for a Gaussian, whose S is a multiple of the identity."""
+    u = exact_average(GAUSSIAN)
+    x, e, r, t = batch()
+    squared = plain("meanflow").loss_at(u, x, e, r, t)
+    found = plain("meanflow", weight="trace").loss_at(u, x, e, r, t)
+    np.testing.assert_allclose(found, squared / (1 + t**2 * expansion(r, t) ** 2), rtol=1e-8)
+
+
+def test_long_gaps_weigh_less_at_first():
+    x, e, r, t = batch()
+    law = TimeLaw("logit_normal", mean=-0.4, std=1.0, equal_fraction=0.75)
+    assert 1 / (1 - law.mean_gap()) == pytest.approx(1.3046, abs=2e-3)  # methods of arXiv:2511.19065
+    squared = plain("meanflow").loss_at(NETWORK, x, e, r, t)
+    objective = plain("accelerated_meanflow", weight_gap=Schedule("linear", 1.0, 0.0, 0, 100))
+    early, late = (objective.loss_at(NETWORK, x, e, r, t, step=step) for step in (0, 100))
+    np.testing.assert_allclose(late, squared, rtol=1e-6)
+    np.testing.assert_allclose(early[2:], (squared * 1.3046 * (1 - (t - r)))[2:], rtol=3e-3)
+    np.testing.assert_allclose(early[:2], squared[:2], rtol=1e-6)
+
+
+def test_min_snr_has_mean_one_over_the_law_of_the_diagonal():
+    law = TimeLaw("logit_normal", mean=-0.4, std=1.0, equal_fraction=1.0)
+    t = law.draw(jax.random.key(5), 100_000)[1]
+    x = jnp.zeros((len(t), D))
+    objective = plain("accelerated_meanflow", weight_velocity="min_snr", times=law)
+    found = objective.loss_at(lambda z, r, t, label: jnp.ones_like(z) + z, x, x, t, t) / D
+    assert np.mean(found) == pytest.approx(1, abs=0.02)
+    np.testing.assert_allclose(found[0] / found[1], np.minimum((1 - t[0]) ** 2, 5 * t[0] ** 2)
+                               / np.minimum((1 - t[1]) ** 2, 5 * t[1] ** 2), rtol=1e-6)  # fmt: skip
+
+
+def test_a_flow_matching_term_of_its_own():
+    x, e, r, t = batch()
+    at = jnp.linspace(0.1, 0.8, 8)
+    z = x + at[:, None] * (e - x)
+    term = np.sum((NETWORK(z, at, at) - (e - x)) ** 2, axis=1)
+    base = plain("lagrangian_map").loss_at(NETWORK, x, e, r, t)
+    found = plain("lagrangian_map", matching_weight=0.5).loss_at(NETWORK, x, e, r, t, matching_t=at)
+    np.testing.assert_allclose(found, base + 0.5 * term, rtol=1e-10)
+    drawn = objectives.create("decoupled_meanflow").draw(jax.random.key(0), x)
+    assert np.all(drawn.matching_e != drawn.e)
+    assert objectives.create("terminal_velocity").draw(jax.random.key(0), x).matching_e is None
+
+
+def test_the_velocity_head_is_trained_and_makes_the_tangent():
+    x, e, r, t = batch()
+
+    class Headed:
+        def __call__(self, z, r, t, label=None):
+            return NETWORK(z, r, t)
+
+        def velocity(self, z, t, label=None):
+            return PROXY(z, t, t)
+
+    z = x + t[:, None] * (e - x)
+    own = plain("vamf", beta=1.0, proxy="ema").loss_at(NETWORK, x, e, r, t, proxy=PROXY)
+    head = np.sum((PROXY(z, t, t) - (e - x)) ** 2, axis=1)
+    found = plain("improved_meanflow", proxy="head").loss_at(Headed(), x, e, r, t)
+    np.testing.assert_allclose(found, own + head, rtol=1e-10)
+    assert objectives.create("improved_meanflow", proxy="head").heads == ("velocity",)
+    with pytest.raises(UserError, match="head"):
+        plain("improved_meanflow", proxy="head").loss_at(NETWORK, x, e, r, t)
+
+
+# ---------------------------------------------------------------------------------------------------------- guidance
+
+
+def test_published_guidance_rules_are_one_rule():
+    """MeanFlow's w and kappa, and Decoupled MeanFlow's w, are a scale W and a mix with the network's own velocity."""
+    x, e, _, t = batch()
+    label = jnp.arange(8) % 3
+    z, v_c = x + t[:, None] * (e - x), e - x
+    shown, hidden = NETWORK(z, t, t, label), NETWORK(z, t, t, jnp.full(8, -1))
+    w, kappa = 0.2, 0.92
+    rules = {
+        (kappa, w / (1 - kappa)): w * v_c + kappa * shown + (1 - w - kappa) * hidden,
+        (0.6, 1 / (1 - 0.6)): v_c + 0.6 * (shown - hidden),
+    }
+    for (mix, scale), target in rules.items():
+        objective = plain("vamf", beta=mix, gamma=mix, proxy="online", guidance=scale, label_dropout=0.1)
+        found = objective.loss_at(NETWORK, x, e, t, t, label)
+        np.testing.assert_allclose(found, np.sum((shown - target) ** 2, axis=1), rtol=1e-8)
+
+
+def test_guidance_leaves_hidden_labels_and_other_times_alone():
+    x, e, r, t = batch()
+    label = jnp.array([-1, 0, 1, 2, -1, 0, 1, 2])
+    objective = plain("meanflow", guidance=2.0, guidance_range=(0.0, 0.5), label_dropout=0.1)
+    guided = objective.loss_at(NETWORK, x, e, r, t, label)
+    without = plain("meanflow").loss_at(NETWORK, x, e, r, t, label)
+    alone = (label == -1) | (t > 0.5)
+    assert 0 < np.sum(alone) < 8
+    np.testing.assert_allclose(guided[alone], without[alone], rtol=1e-12)
+    assert np.all(np.abs(guided - without)[~alone] > 1e-6)
+    with pytest.raises(UserError, match="labels"):
+        objective.loss_at(NETWORK, x, e, r, t)
+
+
+def test_sources_that_know_nothing_of_guidance_are_guided():
+    """A guided target in a method whose target is all v_hat: v_hat is guided instead of v_c."""
+    x, e, _, t = batch()
+    label = jnp.zeros(8, jnp.int32)
+    z = x + t[:, None] * (e - x)
+    hidden = NETWORK(z, t, t, jnp.full(8, -1))
+    bank = oracles.Bank(np.asarray(x)).velocity(np.asarray(z), np.asarray(t))
+    for name, v_hat in (("rao_blackwell", bank), ("meanflow_rae", PROXY(z, t, t, label))):
+        objective = plain(name, guidance=2.0, label_dropout=0.1)
+        expected = np.sum((NETWORK(z, t, t, label) - (2 * v_hat - hidden)) ** 2, axis=1)
+        np.testing.assert_allclose(objective.loss_at(NETWORK, x, e, t, t, label, proxy=PROXY), expected, rtol=1e-8)
+
+
+def test_the_flow_matching_term_has_the_target_of_the_diagonal():
+    x, e, r, t = batch()
+    label = jnp.arange(8) % 3
+    options = {"beta": 0.6, "gamma": 0.6, "proxy": "online", "guidance": 2.5, "label_dropout": 0.1}
+    found = plain("decoupled_meanflow", matching_weight=1.0, **options).loss_at(
+        NETWORK, x, e, r, t, label, matching_t=t
+    )
+    without = plain("decoupled_meanflow", **options)
+    parts = without.loss_at(NETWORK, x, e, r, t, label) + without.loss_at(NETWORK, x, e, t, t, label)
+    np.testing.assert_allclose(found, parts, rtol=1e-10)
+
+
+def test_labels_are_dropped_at_their_rate():
+    x = jnp.zeros((4000, D))
+    objective = plain("meanflow", label_dropout=0.25)
+    dropped = objective.draw(jax.random.key(0), x).dropped
+    assert np.mean(dropped) == pytest.approx(0.25, abs=5 * np.sqrt(0.1875 / 4000))
+    seen = []
+
+    def u(z, r, t, label):
+        seen.append(label)
+        return z
+
+    objective(u, x, jnp.ones(4000, jnp.int32), jax.random.key(0), 0)
+    np.testing.assert_array_equal(np.concatenate([np.asarray(label) for label in seen[:1]]) == -1,
+                                  dropped[: len(seen[0])])  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ a method from outside
+
+
+def test_a_method_can_be_added_from_outside():
+    """The example of docs/extending.md, as a user's module would have it."""
+    from vamf.average_velocity import flow_map
+    from vamf.objectives.methods import Method
+    from vamf.objectives.objective import Found, Objective, Rows
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class EndPoint(Objective):
+        """The jump lands where the proxy's jump lands."""
+
+        def off_diagonal(self, u, rows: Rows, step, proxy, memory) -> Found:
+            landing = jax.lax.stop_gradient(flow_map(proxy, rows.z, rows.t, rows.r, rows.label))
+            target = (rows.z - landing) / (rows.t - rows.r)[:, None]
+            error = u(rows.z, rows.r, rows.t, rows.label) - target
+            return Found(error, jnp.zeros_like(error))
+
+        @property
+        def needs_average(self):
+            return True
+
+    try:
+        METHODS["end_point"] = Method("lands with the moving average", EndPoint, defaults={"proxy": "ema"})
+        objective = objectives.create("end_point", weight_power=0.5)
+        u = exact_average(GAUSSIAN)
+        x, e, r, t = batch()
+        r = jnp.minimum(r, 0.9 * t)
+        assert np.max(objective.loss_at(u, x, e, r, t, proxy=u)) < 1e-12
+        assert np.min(objective.loss_at(NETWORK, x, e, r, t, proxy=u)) > 1e-6
+        with pytest.raises(UserError, match="bta"):
+            objectives.create("end_point", bta=1.0)
+    finally:
+        METHODS.pop("end_point", None)

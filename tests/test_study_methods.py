@@ -1,0 +1,172 @@
+"""Comparisons of methods: complete, resumable, and honest in their ranks."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+
+from vamf.objectives import METHODS, create
+from vamf.report.page import Page
+from vamf.studies import comparison, exact_noise, methods
+from vamf.studies.methods import Budget, MethodStudy
+from vamf.times import TimeLaw
+from vamf.training import loop
+from vamf.training.logs import Progress
+
+QUIET = Progress(show=False)
+CHOSEN = ("meanflow", "meanflow_rae")
+TINY = Budget("compare", ("two_moons",), CHOSEN, True, 60, (4, 5), 20, 1e-3)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("studies") / "tiny"
+    with pytest.MonkeyPatch.context() as patch:
+        # Costs that a busy machine cannot change: a step with a teacher takes twice as long.
+        costs = {"meanflow": 1.0, "meanflow + bank": 1.0, "meanflow_rae": 2.0}
+        patch.setattr(comparison.runner, "step_costs", lambda *_, **__: costs)
+        patch.setattr(methods, "POINTS", 64)
+        MethodStudy(folder, TINY, "vamf compare").run(QUIET)
+    return folder
+
+
+@pytest.mark.slow
+def test_every_method_is_there_with_and_without_the_bank(finished):
+    with (finished / "members.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    found = {(row["arm"], row["equal"], int(row["seed"]), int(row["steps"])) for row in rows}
+    arms = ["meanflow", "meanflow + bank", "meanflow_rae"]
+    expected = {(arm, "steps", seed, 60) for arm in arms for seed in (4, 5)}
+    slow = {("meanflow_rae", "time", seed, 100) for seed in (4, 5)}  # never fewer than 100 steps
+    assert found == expected | slow
+    for row in rows:
+        assert float(row["sw2"]) >= float(row["sw1"]) > 0
+        assert float(row["gradient_variance"]) > 0
+    costs = json.loads((finished / "results.json").read_text())["costs"]["two_moons"]
+    assert all(cost["bytes"] > 0 for cost in costs.values())
+
+
+@pytest.mark.slow
+def test_the_bank_changes_nothing_but_the_noise(finished):
+    results = json.loads((finished / "results.json").read_text())
+    variance = {row["arm"]: row["gradient_variance"] for row in results["arms"] if row["equal"] == "steps"}
+    assert variance["meanflow + bank"] < variance["meanflow"]
+    config = json.loads((finished / "trainings" / "two_moons-meanflow-bank" / "config.json").read_text())
+    assert config["objective"]["rao_blackwell"] is True
+
+
+@pytest.mark.slow
+def test_the_report_stands_alone(finished):
+    page = (finished / "report.html").read_text()
+    for words in (
+        "Ranking",
+        "Sample quality: SW1",
+        "Cost of a step",
+        "Noise predicted and measured",
+        "meanflow rae",
+    ):
+        assert words in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert "vamf compare" in page
+
+
+@pytest.mark.slow
+def test_finished_trainings_are_not_repeated(finished, monkeypatch):
+    before = (finished / "members.csv").read_text()
+    monkeypatch.setattr(methods, "POINTS", 64)
+    monkeypatch.setattr(comparison.runner, "complete", _only_stored(comparison.runner.complete, monkeypatch))
+    MethodStudy(finished, TINY, "vamf compare").run(QUIET)
+    assert (finished / "members.csv").read_text() == before
+
+
+def _only_stored(complete, monkeypatch):
+    def call(*arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "train", lambda *_: pytest.fail("trained again"))
+            return complete(*arguments)
+
+    return call
+
+
+def rows(name, **sw1):
+    return [{"data": name, "arm": arm, "equal": "steps", "seeds": 4, "sw1": value, "sw1_std": 0.02}
+            for arm, value in sw1.items()]  # fmt: skip
+
+
+def test_ranks_by_hand():
+    error = np.hypot(0.02, 0.02) / 2
+    table = rows("x", a=0.1, b=0.1 + 0.9 * error, c=0.2) + rows("y", a=0.3, b=0.1, c=0.3 - 1e-6)
+    found = comparison.ranking(table, ("x", "y"), "steps")
+    assert [row["arm"] for row in found] == ["b", "a", "c"]
+    assert [row["mean"] for row in found] == [1.5, 2.0, 2.5]
+    assert found[0]["ranks"] == {"x": "2 =", "y": "1"}
+    assert found[2]["ranks"] == {"x": "3", "y": "2"}
+    # At equal time an entry without a training of its own counts with its equal steps.
+    assert comparison.ranking(table, ("x", "y"), "time") == found
+
+
+def test_a_table_marks_the_lowest_and_leaves_the_ceiling_aside():
+    table = [{**row, "u_error": float("nan")} for row in rows("x", a=0.2, b=0.1, oracle=0.05)]
+    page = Page("t", "l")
+    comparison.arm_table(page, table, ["a", "b", "oracle"], ["x"], "sw1", {"x": {"sw1": 0.04}})
+    text = page.render("")
+    assert re.findall(r"<td class=best>([^<]*)<", text) == ["0.100 ±\u00a00.020"]
+    assert "real data" in text
+    before = text.count("<table")
+    comparison.arm_table(page, table, ["a", "b", "oracle"], ["x"], "u_error")
+    assert page.render("").count("<table") == before  # nothing is known: no table
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "text"),
+    [
+        ("meanflow", {}, "S"),
+        ("vamf", {"beta": 0.25}, "0.75 S + 0.25 I"),
+        ("improved_meanflow", {}, "I"),
+        ("eulerian_map", {}, "0"),
+        ("terminal_velocity", {}, "0"),
+        ("flow_matching", {}, "I"),
+        ("alphaflow", {}, "S"),
+        ("rao_blackwell", {}, "its own"),
+    ],
+)
+def test_operators_as_text(name, options, text):
+    assert methods.operator(create(name, **options)) == text
+
+
+@pytest.mark.parametrize(("beta", "gamma"), [(0.0, 0.0), (0.5, 0.4), (1.0, 0.0)])
+def test_predicted_noise_is_that_of_the_residual_at_the_exact_velocity(beta, gamma):
+    """Against a Monte Carlo estimate of E||R||^2, R at the exact u with exact roles, over the same law."""
+    import jax
+    import jax.numpy as jnp
+
+    mixture = exact_noise.three_modes()
+    objective = create("vamf", beta=beta, gamma=gamma, proxy="oracle", times=TimeLaw(eps=0.05))
+    predicted = methods.predicted_noise(mixture, objective, 1000, n=1500)
+    keys = jax.random.split(jax.random.key(5), 2)
+    x = mixture.sample(keys[0], 6000)
+    draw = objective.draw(keys[1], x)
+    equal = objective.times.count_equal(6000)
+
+    def u(z, r, t, label=None):
+        return mixture.average_velocity(z, jnp.where(r < t, r, t - 1e-3), t)
+
+    residual = objective.evaluate(u, x, draw, None, 0, lambda z, r, t, label: mixture.velocity(z, t), equal)[1][
+        "residual"
+    ]
+    error = np.std(residual) / np.sqrt(6000)
+    assert abs(np.mean(residual) - predicted) < 5 * error + 0.15 * predicted
+
+
+def test_every_method_has_a_configuration_for_every_kind_of_data(tmp_path):
+    study = MethodStudy(tmp_path, Budget("compare", ("swiss_roll",), methods.ALL, True, 1000, (0,), 100, 1e-3))
+    assert set(methods.ALL) == set(METHODS)
+    for name in ("swiss_roll", "dgmm16", "digits"):
+        entries = study.entries(name)
+        assert next(iter(entries)) == "meanflow"
+        assert {entry.split(" + ")[0] for entry in entries} == set(METHODS)
+        assert len({config.learning_rate for config in entries.values()}) == 1
+        for entry, config in entries.items():
+            assert config.build_objective().rao_blackwell == entry.endswith("bank")
