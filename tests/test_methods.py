@@ -629,6 +629,15 @@ def test_the_flow_matching_term_has_the_target_of_the_diagonal():
     np.testing.assert_allclose(found, parts, rtol=1e-10)
 
 
+def test_a_bank_with_nothing_to_average_is_refused():
+    with pytest.raises(UserError, match="no v_c left"):
+        objectives.create("meanflow_rae", rao_blackwell=True)
+    swept = jax.jit(lambda beta: objectives.create("vamf", beta=beta, gamma=1.0, rao_blackwell=True).beta)
+    assert swept(1.0) == 1  # a coefficient inside a program is not known
+    assert objectives.create("flow_consist", rao_blackwell=True).has_bank  # its anchor has v_c
+    assert objectives.create("eulerian_map", rao_blackwell=True).has_bank  # and so has its diagonal
+
+
 def test_labels_are_dropped_at_their_rate():
     x = jnp.zeros((4000, D))
     objective = plain("meanflow", label_dropout=0.25)

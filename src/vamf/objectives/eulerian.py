@@ -19,6 +19,7 @@ At r = t the derivative has no say: R = u(z, t, t) - y is flow matching, and no 
 """
 
 import dataclasses
+from numbers import Real
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +64,10 @@ class Eulerian(Objective):
         require(0 <= self.bank_rest <= 1, "bank_rest", self.bank_rest, "[0, 1]")
         if self.proxy != "bank" and self.bank_rest:
             raise UserError("bank_rest: only with the proxy bank")
+        elsewhere = not self.mix_diagonal or self.anchor_weight or self.matching_weight
+        known = isinstance(self.beta, Real) and isinstance(self.gamma, Real)  # a swept beta is not, in a program
+        if self.rao_blackwell and known and self.beta == self.gamma == 1 and not elsewhere:
+            raise UserError("rao_blackwell: with beta = gamma = 1 there is no v_c left to average")
         require(0 <= self.difference < 0.5, "difference", self.difference, "0 (a JVP) up to 0.5")
         if isinstance(self.beta, Local) and (self.difference or self.moving != (0.0, 1.0)):
             raise UserError("difference and moving: not with a beta that is found at every sample")

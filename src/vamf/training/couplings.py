@@ -34,9 +34,8 @@ class CouplingConfig:
     """Drop pairs whose mean squared distance over dimensions is this or more; 0 keeps all."""
 
     def __post_init__(self):
-        require(
-            self.pairs == 0 or self.pairs >= FEWEST, "couplings.pairs", self.pairs, f"0 (none) or {FEWEST} and more"
-        )
+        enough = self.pairs == 0 or self.pairs >= FEWEST
+        require(enough, "couplings.pairs", self.pairs, f"0 (none), {FEWEST} or more")
         require(self.steps >= 1, "couplings.steps", self.steps, "1 or more")
         require(self.distance >= 0, "couplings.distance", self.distance, "0 (off) or more")
 
