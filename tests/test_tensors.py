@@ -157,9 +157,7 @@ def attacks(flag):
     return {
         "os.system": {"w": shell},
         "posix.system": {"w": call(name("posix", "system"), f"touch {flag}")},
-        "subprocess.Popen": {
-            "state_dict": {"deep": {"deeper": call(name("subprocess", "Popen"), ["touch", str(flag)])}}
-        },
+        "subprocess.Popen": {"state_dict": {"deep": {"deeper": touch}}},
         "builtins.eval": [call(name("builtins", "eval"), f"open({str(flag)!r}, 'w')")],
         "builtins.open": (open_flag,),
         "builtins.getattr": call(name("builtins", "getattr"), name("torch", "FloatStorage"), "kind"),
