@@ -1,0 +1,264 @@
+"""Pictures as data sets: bytes in memory, scaled to [-1, 1] for the network, flipped as they are drawn.
+
+Formats: `image_files.py`; decoding and cropping: `pictures.py`; more pictures than memory: `image_stream.py`.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from vamf.data import image_files, pictures
+from vamf.data.dataset import Dataset
+from vamf.data.pictures import Channels, Damaged, Encoded, Pictures
+from vamf.errors import UserError, require
+from vamf.training.logs import Progress
+
+HALF_RANGE = 127.5
+"""Bytes from 0 to 255 are `value * 127.5 + 127.5`."""
+MINIMUM = 32
+"""Fewest pictures to train on."""
+GIB = 2**30
+AHEAD = 1024
+"""Pictures that are decoded together."""
+QUIET = Progress(show=False)
+KNOWN = {
+    "fashion_mnist": ((28, 28, 1), 10, "train-images-idx3-ubyte.gz and the other three official files"),
+    "cifar10": ((32, 32, 3), 10, "the official archive, binary or Python version, or its batches"),
+}
+"""Data sets by name: the shape of a picture, the number of classes, and what has to be in the folder given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageConfig:
+    """How pictures are prepared."""
+
+    size: int | None = None
+    """Height and width after shrinking and a centre crop; None leaves pictures as they are, all of one size."""
+    flip: bool = False
+    """Mirror a picture left to right in half of its draws."""
+    channels: Channels = "stored"
+    """grey or rgb converts; stored takes grey or RGB pictures as they are and refuses others."""
+    strict: bool = False
+    """Refuse damaged pictures instead of leaving them out."""
+    num_classes: int = 0
+    """Number of classes; 0 takes the largest label's."""
+    memory: float = 4.0
+    """Largest data set to hold in memory, in GiB."""
+
+    def __post_init__(self):
+        require(self.size is None or self.size >= 1, "size", self.size, "1 or more")
+        require(self.num_classes >= 0, "num-classes", self.num_classes, "0 (from the labels) or more")
+        require(self.memory > 0, "memory", self.memory, "any number of GiB above 0")
+
+
+class Decoded(NamedTuple):
+    """Pictures in memory."""
+
+    pixels: UInt8[np.ndarray, "n h w c"]
+    label: Int[np.ndarray, " n"] | None
+    damaged: list[str]
+    """The pictures left out, and why."""
+
+
+def load(
+    path: Path,
+    config: ImageConfig = ImageConfig(),
+    holdout: float = 0.1,
+    name: str = "",
+    progress: Progress = QUIET,
+) -> Dataset:
+    """The pictures of a file or folder as a data set.
+
+    Args:
+        holdout: share of the pictures kept for evaluation, in [0, 0.5], where there is no official test set.
+        name: one of KNOWN, which the pictures are checked against; any other is only a title.
+
+    Raises:
+        UserError: nothing to read, damaged files, pictures of several sizes or kinds, labels out of range, too few
+            pictures or too many for the memory allowed.
+    """
+    if name in KNOWN and not path.exists():
+        raise UserError(f"{path}: no such folder; {name} needs one with {KNOWN[name][2]}")
+    source = image_files.read(path)
+    train = decode(source, config, str(path), progress)
+    if name in KNOWN:
+        shape, classes, files = KNOWN[name]
+        if config.size is None and train.pixels.shape[1:] != shape:
+            raise UserError(f"{path}: pictures of shape {train.pixels.shape[1:]}; {name} is {shape}: {files}")
+        source = source._replace(num_classes=classes)
+    test = None if source.test is None else decode(source.test, config, f"{path} (test set)", progress)
+    return from_pixels(
+        name or path.stem,
+        train.pixels,
+        label=train.label,
+        held_out=None if test is None else test.pixels,
+        holdout=holdout,
+        flip=config.flip,
+        num_classes=config.num_classes or source.num_classes,
+        source=str(path),
+        damaged=train.damaged + (test.damaged if test else []),
+    )
+
+
+def from_pixels(
+    name: str,
+    pixels: UInt8[np.ndarray, "n h w c"],
+    *,
+    label: Int[np.ndarray, " n"] | None = None,
+    held_out: UInt8[np.ndarray, "m _ _ _"] | None = None,
+    holdout: float = 0.1,
+    flip: bool = False,
+    num_classes: int = 0,
+    source: str = "in memory",
+    damaged: Sequence[str] = (),
+) -> Dataset:
+    """Pictures (n, h, w, c) as a data set; original units are bytes, 0 to 255.
+
+    Args:
+        held_out: pictures for evaluation; without them the share `holdout` of `pixels` is kept for it.
+        num_classes: number of classes; 0 takes the largest label's.
+    """
+    require(0 <= holdout <= 0.5, "holdout", holdout, "[0, 0.5], a share of the pictures")
+    left_out = f"; {len(damaged)} damaged and left out, the first: {damaged[0]}" if damaged else ""
+    if len(pixels) < MINIMUM:
+        raise UserError(f"{source}: {len(pixels)} pictures; at least {MINIMUM} are needed{left_out}")
+    if held_out is not None and held_out.shape[1:] != pixels.shape[1:]:
+        raise UserError(
+            f"{source}: the test set has pictures of shape {held_out.shape[1:]}, the training set {pixels.shape[1:]}"
+        )
+    num_classes = _classes(source, label, num_classes)
+    rows = np.arange(len(pixels))
+    if held_out is None:
+        order = np.random.default_rng(0).permutation(len(pixels))
+        held = max(1, round(holdout * len(pixels))) if holdout else 0
+        held_out, rows = pixels[np.sort(order[:held])] if held else pixels, np.sort(order[held:])
+        used = f"{held:,} held out" if held else "none held out"
+    else:
+        used = f"{len(held_out):,} in the official test set"
+    chosen = pixels if len(rows) == len(pixels) else pixels[rows]
+    shape = pixels.shape[1:]
+    # Flat rows: a gather of them copies each in one piece.
+    arrays = {"pixels": jnp.asarray(chosen.reshape(len(chosen), -1))}
+    if label is not None:
+        arrays["label"] = jnp.asarray(label[rows], jnp.int32)
+
+    def draw(arrays, key, n):
+        row_key, flip_key = jax.random.split(key)
+        rows = jax.random.randint(row_key, (n,), 0, arrays["pixels"].shape[0])
+        x = arrays["pixels"][rows].reshape(n, *shape).astype(jnp.float32) / HALF_RANGE - 1
+        if flip:
+            mirrored = jax.random.bernoulli(flip_key, 0.5, (n, 1, 1, 1))
+            x = jnp.where(mirrored, x[:, :, ::-1], x)
+        return x, arrays["label"][rows] if "label" in arrays else None
+
+    def reference(n, seed):
+        return held_out[np.random.default_rng(seed).permutation(len(held_out))[:n]].astype(np.float32)
+
+    kind = "x".join(map(str, shape)) + (f" in {num_classes} classes" if num_classes else "")
+    return Dataset(
+        name=name,
+        event_shape=shape,
+        arrays=arrays,
+        draw=draw,
+        reference=reference,
+        shift=HALF_RANGE,
+        scale=HALF_RANGE,
+        num_classes=num_classes,
+        picture=shape,
+        summary=f"{name}: {len(chosen):,} pictures of {kind} to train on, {used}{left_out}",
+    )
+
+
+def decode(source: Pictures, config: ImageConfig, where: str, progress: Progress = QUIET) -> Decoded:
+    """All pictures of a source, in its order, without the damaged ones.
+
+    Raises:
+        UserError: several sizes or kinds, more than the memory allows, all damaged, or one if `config.strict`.
+    """
+    if isinstance(source.items, np.ndarray) and _as_wanted(source.items.shape[1:], config):
+        _check_memory(where, source.items.shape, config)
+        return Decoded(np.ascontiguousarray(source.items), source.label, [])
+    total = len(source.items)
+    pixels, kept, damaged = None, [], []
+    with progress.task(f"reading {where}", total, unit="pictures") as task:
+        for row, found in enumerate(each(source.items, config)):
+            if row % AHEAD == 0 or row == total - 1:
+                task.update(row + 1)
+            if isinstance(found, Damaged):
+                damaged.append(str(found))
+                continue
+            if pixels is None:
+                _check_memory(where, (total, *found.shape), config)
+                pixels = np.empty((total, *found.shape), np.uint8)
+            if found.shape != pixels.shape[1:]:
+                raise _unequal(source.items, row, found.shape, kept[0], pixels.shape[1:])
+            pixels[len(kept)] = found
+            kept.append(row)
+    if pixels is None:
+        raise UserError(f"{where}: none of {total} pictures can be read; the first: {damaged[0]}")
+    return Decoded(pixels[: len(kept)], None if source.label is None else source.label[kept], damaged)
+
+
+def each(items: np.ndarray | Sequence[Encoded], config: ImageConfig) -> Iterator[np.ndarray | Damaged]:
+    """Every picture prepared, or its damage, in order; decoded on all cores.
+
+    Raises:
+        UserError: a picture of a kind that is refused, or a damaged one if `config.strict`.
+    """
+
+    def prepare(item):
+        try:
+            return pictures.one(item, config.size, config.channels)
+        except Damaged as damage:
+            if config.strict:
+                raise UserError(str(damage)) from None
+            return damage
+
+    waiting = iter(items)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        while batch := list(islice(waiting, AHEAD)):
+            yield from pool.map(prepare, batch)
+
+
+def _as_wanted(shape: tuple[int, ...], config: ImageConfig) -> bool:
+    """Whether pixels of a shape (h, w, c) need no preparation."""
+    height, width, channels = shape
+    right_size = config.size is None or height == width == config.size
+    return right_size and channels == {"stored": channels, "grey": 1, "rgb": 3}[config.channels]
+
+
+def _check_memory(where: str, shape: tuple[int, ...], config: ImageConfig) -> None:
+    size = math.prod(shape) / GIB
+    if size > config.memory:
+        raise UserError(
+            f"{where}: {shape[0]:,} pictures of {'x'.join(map(str, shape[1:]))} are {size:,.1f} GiB, memory = "
+            f"{config.memory:g}; allow more, choose a smaller size, or encode them with `vamf data latents`"
+        )
+
+
+def _classes(where: str, label: np.ndarray | None, num_classes: int) -> int:
+    """The number of classes; 0 without labels."""
+    if label is None:
+        return 0
+    pictures.check_labels(where, label, num_classes)
+    largest = int(label.max())
+    if not num_classes and largest >= len(label):
+        raise UserError(f"{where}: label {largest} among {len(label)} pictures; if it is a class, state num-classes")
+    return num_classes or largest + 1
+
+
+def _unequal(items, row: int, shape: tuple[int, ...], first: int, usual: tuple[int, ...]) -> UserError:
+    """The complaint about a picture whose shape is not that of the first one."""
+    one, other = (f"picture {at + 1}" if isinstance(items, np.ndarray) else items[at].name for at in (row, first))
+    remedy = "channels = rgb or grey" if shape[:2] == usual[:2] else "a size, to which all are shrunk and cropped"
+    return UserError(f"{one} has shape {shape}, {other} {usual}; choose {remedy}")

@@ -1,0 +1,314 @@
+"""Pictures as data sets: preparation, drawing, holding out, and everything that is refused or left out."""
+
+import io
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from test_image_files import labels, pixels, save, write_idx, write_mnist
+from vamf.data import images
+from vamf.data.images import ImageConfig
+from vamf.data.pictures import Damaged, Encoded, one
+from vamf.errors import UserError
+
+
+def refusal(path, name="", holdout=0.1, **options):
+    """The one line that a source is refused with."""
+    with pytest.raises(UserError) as raised:
+        images.load(path, ImageConfig(**options), holdout, name)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+def encoded(array, form="PNG", mode=None, **options):
+    """A picture as a file's content."""
+    buffer = io.BytesIO()
+    Image.fromarray(array.squeeze(), mode).save(buffer, form, **options)
+    return Encoded("a picture", buffer.getvalue())
+
+
+def as_set(pictures):
+    return {picture.tobytes() for picture in np.asarray(pictures)}
+
+
+def drawn(dataset, n=3000, seed=0):
+    """Pictures as bytes, and their labels."""
+    x, label = jax.jit(dataset.draw, static_argnums=2)(dataset.arrays, jax.random.key(seed), n)
+    assert x.dtype == np.float32
+    original = dataset.to_original(np.asarray(x))
+    np.testing.assert_allclose(original, np.rint(original), atol=1e-4)
+    return np.rint(original).astype(np.uint8), label
+
+
+# -------------------------------------------------------------------------------------------------------- preparation
+
+
+def test_a_picture_of_the_right_size_stays_what_it_is():
+    x = pixels(1, 32, 32)[0]
+    np.testing.assert_array_equal(one(x, 32, "stored"), x)
+    np.testing.assert_array_equal(one(encoded(x), 32, "stored"), x)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 20), (20, 8), (8, 8), (9, 8)])
+def test_the_middle_is_kept(height, width):
+    x = pixels(1, height, width)[0]
+    top, left = (height - 8) // 2, (width - 8) // 2
+    np.testing.assert_array_equal(one(x, 8, "stored"), x[top : top + 8, left : left + 8])
+
+
+@pytest.mark.parametrize("halvings", [1, 2, 3])
+def test_halving_averages(halvings):
+    """Blocks of 2 x 2 are averaged, across and then down, and rounded each time."""
+    x = pixels(1, 8 * 2**halvings, 8 * 2**halvings)[0]
+    expected = x.astype(float)
+    for _ in range(halvings):
+        across = np.floor((expected[:, ::2] + expected[:, 1::2]) / 2 + 0.5)
+        expected = np.floor((across[::2] + across[1::2]) / 2 + 0.5)
+    np.testing.assert_array_equal(one(x, 8, "stored"), expected)
+
+
+@pytest.mark.parametrize(("stored", "size"), [(24, 16), (37, 20), (12, 30)])
+def test_resizing_keeps_constants_and_slopes(stored, size):
+    assert np.unique(one(np.full((stored, stored, 3), 77, np.uint8), size, "stored")) == [77]
+    across = np.linspace(20, 220, stored).round().astype(np.uint8)
+    ramp = one(np.tile(across[None, :, None], (stored, 1, 1)), size, "stored")[:, :, 0]
+    assert (ramp == ramp[0]).all()
+    # Pixel centres: place (j + 1/2) stored / size - 1/2 in the old picture; away from the borders of the kernel.
+    places = (np.arange(size) + 0.5) * stored / size - 0.5
+    inside = slice(size // 6, -(size // 6))
+    expected = np.interp(places, np.arange(stored), across)
+    np.testing.assert_allclose(ramp[0, inside].astype(float), expected[inside], atol=1.5)
+
+
+def test_grey_and_rgb():
+    colour, grey = pixels(1)[0], pixels(1, channels=1)[0]
+    weights = np.array([0.299, 0.587, 0.114])  # ITU-R 601
+    np.testing.assert_allclose(one(colour, None, "grey")[..., 0].astype(float), colour @ weights, atol=0.51)
+    np.testing.assert_array_equal(one(grey, None, "rgb"), np.repeat(grey, 3, axis=2))
+    np.testing.assert_array_equal(one(grey, None, "grey"), grey)
+    np.testing.assert_array_equal(one(colour, None, "rgb"), colour)
+
+
+def test_transparency_is_laid_on_white():
+    x = pixels(1, channels=4)[0]
+    x[:3, :, 3], x[3:, :, 3] = 0, 255
+    found = one(encoded(x), None, "rgb")
+    assert (found[:3] == 255).all()
+    np.testing.assert_array_equal(found[3:], x[3:, :, :3])
+
+
+def test_palettes_and_bits():
+    x = np.repeat(np.arange(4, dtype=np.uint8)[:, None] * 40, 5, axis=1)
+    paletted = io.BytesIO()
+    Image.fromarray(np.stack([x, x, 255 - x], axis=2)).quantize(4).save(paletted, "PNG")
+    found = one(Encoded("p", paletted.getvalue()), None, "stored")
+    np.testing.assert_array_equal(found, np.stack([x, x, 255 - x], axis=2))
+    bits = io.BytesIO()
+    Image.fromarray(x > 60).save(bits, "PNG")
+    np.testing.assert_array_equal(one(Encoded("b", bits.getvalue()), None, "stored")[..., 0], 255 * (x > 60))
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        (encoded(pixels(1, channels=4)[0]), "4 channels (RGBA)"),
+        (encoded(pixels(1, channels=2)[0], mode="LA"), "2 channels (LA)"),
+        (encoded(pixels(1, channels=4)[0], "JPEG", mode="CMYK"), "4 channels (CMYK)"),
+        (encoded(np.zeros((5, 5), np.uint16)), "8 bits a channel"),
+    ],
+)
+def test_other_kinds_of_pictures_are_refused(item, said):
+    with pytest.raises(UserError, match="a picture: ") as raised:
+        one(item, None, "stored")
+    assert said in str(raised.value)
+
+
+# ------------------------------------------------------------------------------------------------------------ drawing
+
+
+def test_draws_are_the_stored_pictures_with_their_labels(tmp_path):
+    x, y = pixels(), labels()
+    np.savez(tmp_path / "things.npz", images=x, labels=y)
+    dataset = images.load(tmp_path / "things.npz", holdout=0.0)
+    assert (dataset.name, dataset.event_shape, dataset.picture) == ("things", (6, 5, 3), (6, 5, 3))
+    assert dataset.num_classes == 4
+    assert dataset.arrays["pixels"].dtype == np.uint8
+    found, label = drawn(dataset)
+    # 3,000 draws of 40 pictures miss a given one with probability e^-75.
+    assert as_set(found) == as_set(x)
+    classes = {picture.tobytes(): k for picture, k in zip(x, y, strict=True)}
+    assert all(classes[picture.tobytes()] == k for picture, k in zip(found, np.asarray(label), strict=True))
+    assert "40 pictures of 6x5x3 in 4 classes" in dataset.summary
+
+
+def test_the_network_sees_minus_one_to_one():
+    x = np.full((32, 4, 4, 1), 255, np.uint8)
+    x[:16] = 0
+    dataset = images.from_pixels("two", x)
+    assert set(np.unique(dataset.draw(dataset.arrays, jax.random.key(0), 200)[0])) == {-1.0, 1.0}
+
+
+def test_draws_follow_the_key():
+    dataset = images.from_pixels("x", pixels(), flip=True)
+    (first, _), (again, _), (other, _) = (drawn(dataset, 64, seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_flips():
+    x, y = pixels(50), labels(50)
+    plain, flipped = (images.from_pixels("x", x, label=y, holdout=0.0, flip=flip) for flip in (False, True))
+    found, label = drawn(flipped, 4000)
+    upright = np.array([picture.tobytes() in as_set(x) for picture in found])
+    assert as_set(found[upright]) == as_set(x)
+    assert as_set(found[~upright]) == as_set(x[:, :, ::-1])
+    assert abs(upright.sum() - 2000) < 5 * np.sqrt(1000)
+    # Without them the same key draws the same pictures.
+    straight, same = drawn(plain, 4000)
+    np.testing.assert_array_equal(np.where(upright[:, None, None, None], found, found[:, :, ::-1]), straight)
+    np.testing.assert_array_equal(label, same)
+
+
+def test_held_out_pictures_are_never_drawn():
+    x = pixels()
+    dataset = images.from_pixels("x", x, holdout=0.25)
+    held = dataset.reference(1000, 0)
+    assert held.shape == (10, 6, 5, 3)
+    seen = as_set(drawn(dataset)[0])
+    assert len(seen) == 30
+    assert not seen & as_set(held.astype(np.uint8))
+    assert seen | as_set(held.astype(np.uint8)) == as_set(x)
+    np.testing.assert_array_equal(held, images.from_pixels("x", x, holdout=0.25).reference(1000, 0))
+    assert len(dataset.reference(3, 1)) == 3
+
+
+def test_the_official_test_set_is_the_reference(tmp_path):
+    x = pixels(80, 28, 28, 1)
+    write_mnist(tmp_path, x[:40], labels(40, 10), end=".gz")
+    write_mnist(tmp_path, x[40:], labels(40, 10), prefix="t10k", end=".gz")
+    dataset = images.load(tmp_path, name="fashion_mnist")
+    assert dataset.name == "fashion_mnist"
+    assert (dataset.event_shape, dataset.num_classes) == ((28, 28, 1), 10)
+    assert as_set(drawn(dataset)[0]) == as_set(x[:40])
+    assert as_set(dataset.reference(1000, 3).astype(np.uint8)) == as_set(x[40:])
+    assert "40 in the official test set" in dataset.summary
+
+
+@pytest.mark.parametrize("size", [None, 8])
+@pytest.mark.parametrize("channels", ["stored", "grey", "rgb"])
+def test_folders_and_arrays_are_prepared_alike(tmp_path, size, channels):
+    x = pixels(40, 12, 12)
+    save(tmp_path / "folder", x)
+    np.save(tmp_path / "array.npy", x)
+    config = ImageConfig(size=size, channels=channels)
+    folder, array = (images.load(tmp_path / name, config) for name in ("folder", "array.npy"))
+    assert folder.event_shape == (size or 12, size or 12, 1 if channels == "grey" else 3)
+    np.testing.assert_array_equal(folder.arrays["pixels"], array.arrays["pixels"])
+
+
+# ---------------------------------------------------------------------------------------------------- damaged and bad
+
+
+def damage(file, kind):
+    whole = file.read_bytes()
+    file.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"<html></html>"}[kind])
+
+
+@pytest.mark.parametrize("kind", ["truncated", "empty", "text"])
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_damaged_pictures_are_left_out_and_counted(tmp_path, suffix, kind):
+    for at, animal in enumerate(["ant", "cat"]):
+        save(tmp_path / animal, pixels(20, 24, 24, seed=at), suffix)
+    bad = [tmp_path / "ant" / f"0003.{suffix}", tmp_path / "cat" / f"0000.{suffix}"]
+    for file in bad:
+        damage(file, kind)
+    dataset = images.load(tmp_path, holdout=0.0)
+    assert "38 pictures" in dataset.summary
+    assert f"2 damaged and left out, the first: {bad[0]}" in dataset.summary
+    np.testing.assert_array_equal(np.bincount(dataset.arrays["label"]), [19, 19])
+    assert str(bad[0]) in refusal(tmp_path, strict=True)
+
+
+def test_a_folder_of_damaged_pictures(tmp_path):
+    save(tmp_path, pixels(33))
+    for file in tmp_path.iterdir():
+        damage(file, "empty")
+    assert "none of 33 pictures can be read" in refusal(tmp_path)
+
+
+def test_too_few_are_left(tmp_path):
+    save(tmp_path, pixels(images.MINIMUM))
+    images.load(tmp_path)
+    damage(tmp_path / "0004.png", "empty")
+    message = refusal(tmp_path)
+    assert "31 pictures; at least 32" in message
+    assert "0004.png" in message
+
+
+def test_mixed_sizes_and_kinds(tmp_path):
+    save(tmp_path, pixels(40, 24, 24))
+    save(tmp_path, pixels(1, 24, 20), start=17)
+    message = refusal(tmp_path)
+    assert "0017.png has shape (24, 20, 3)" in message
+    assert "choose a size" in message
+    assert images.load(tmp_path, ImageConfig(size=16)).event_shape == (16, 16, 3)
+    save(tmp_path, pixels(1, 24, 24, 1), start=17)
+    assert "choose channels = rgb or grey" in refusal(tmp_path)
+    assert images.load(tmp_path, ImageConfig(channels="grey")).event_shape == (24, 24, 1)
+    save(tmp_path, pixels(1, 24, 24, 4), start=17)
+    assert "0017.png: 4 channels (RGBA)" in refusal(tmp_path)
+
+
+def test_a_test_set_of_another_shape(tmp_path):
+    np.savez(tmp_path / "x.npz", x_train=pixels(), x_test=pixels(10, 8, 8))
+    assert "(8, 8, 3)" in refusal(tmp_path / "x.npz")
+
+
+def test_labels_and_the_number_of_classes(tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez(path, images=pixels(), labels=labels())
+    assert images.load(path, ImageConfig(num_classes=7)).num_classes == 7
+    assert "label 3 of picture 4 is out of range; allowed is 0 to 2" in refusal(path, num_classes=3)
+    np.savez(path, images=pixels(), labels=np.where(np.arange(40) == 5, 1000, labels()))
+    assert "label 1000 among 40 pictures" in refusal(path)
+    assert images.load(path, ImageConfig(num_classes=1001)).num_classes == 1001
+
+
+def test_more_than_the_memory_allowed(tmp_path):
+    np.save(tmp_path / "x.npy", pixels(64, 64, 64))
+    save(tmp_path / "folder", pixels(64, 64, 64))
+    for path in (tmp_path / "x.npy", tmp_path / "folder"):
+        message = refusal(path, memory=64**3 * 3 / 2**30 * 0.99)
+        assert "64 pictures of 64x64x3" in message
+        assert "vamf data latents" in message
+        images.load(path, ImageConfig(memory=64**3 * 3 / 2**30 * 1.01))
+
+
+def test_named_sets_are_checked(tmp_path):
+    assert "train-images-idx3-ubyte.gz" in refusal(tmp_path / "nowhere", name="fashion_mnist")
+    write_mnist(tmp_path, pixels(40, 20, 20, 1), labels(40, 10))
+    assert "fashion_mnist is (28, 28, 1)" in refusal(tmp_path, name="fashion_mnist")
+    write_mnist(tmp_path, pixels(40, 28, 28, 1), labels(40, 11))
+    assert "allowed is 0 to 9" in refusal(tmp_path, name="fashion_mnist")
+    write_idx(tmp_path / "train-labels-idx1-ubyte", labels(40, 3).astype(np.uint8))
+    assert images.load(tmp_path, name="fashion_mnist").num_classes == 10
+
+
+@pytest.mark.parametrize(("field", "value"), [("size", 0), ("num_classes", -1), ("memory", 0.0)])
+def test_options_out_of_range(field, value):
+    with pytest.raises(UserError, match=field.replace("_", "-")):
+        ImageConfig(**{field: value})
+
+
+@pytest.mark.parametrize("holdout", [-0.1, 0.6, float("nan")])
+def test_holdout_is_a_share(holdout):
+    with pytest.raises(UserError, match="holdout"):
+        images.from_pixels("x", pixels(), holdout=holdout)
+
+
+def test_damage_is_told_from_refusal():
+    with pytest.raises(Damaged, match="a picture: not a readable picture"):
+        one(encoded(pixels(1)[0])._replace(source=b"no picture"), None, "rgb")
