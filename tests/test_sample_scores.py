@@ -126,7 +126,7 @@ def test_fewer_images_than_splits():
         inception_score(normal(9, 3))
 
 
-# -------------------------------------------------------------------------------------------------- precision and recall
+# ------------------------------------------------------------------------------------------------- precision and recall
 
 
 def by_pairs(generated, real, k, k_density):

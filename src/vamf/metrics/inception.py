@@ -195,7 +195,7 @@ def _until(dims: int) -> Chain:
     return NETWORK[: NETWORK.index(Tap(dims)) + 1]
 
 
-def features(parameters: Parameters, x: Float[Array, "n 299 299 3"], dims: int) -> dict[str, Float[Array, "n _"]]:
+def features(parameters: Parameters, x: Float[Array, "n h w 3"], dims: int) -> dict[str, Float[Array, "n _"]]:
     """All features up to those of `dims` numbers, by their number; with 2048 also the logits."""
     found = {}
     for step in _until(dims):
@@ -272,9 +272,9 @@ def _from_state(found: Mapping[str, np.ndarray], kernels: Mapping[str, tuple[int
         )
         scale = scale / np.sqrt(variance + EPSILON)
         kernel = taken[f"{name}.conv.weight"].transpose(2, 3, 1, 0) * scale
-        parameters[name] = kernel.astype(np.float32), (bias - mean * scale).astype(np.float32)
+        parameters[name] = jnp.asarray(kernel, jnp.float32), jnp.asarray(bias - mean * scale, jnp.float32)
     if dims == DIMENSIONS[-1]:
-        parameters["fc"] = taken["fc.weight"].T.astype(np.float32)
+        parameters["fc"] = jnp.asarray(taken["fc.weight"].T, jnp.float32)
     return parameters
 
 
@@ -285,9 +285,9 @@ def _from_folded(found: Mapping[str, np.ndarray], kernels: Mapping[str, tuple[in
     taken = tensors.take(found, needed, path)
     parameters = {}
     for name, (fan_out, fan_in, height, width) in kernels.items():
-        flat = taken[f"weights_{names[name]}"].astype(np.float32)
-        kernel = flat.reshape(fan_out, height, width, fan_in).transpose(1, 2, 3, 0)
-        parameters[name] = kernel, taken[f"bias_{names[name]}"].astype(np.float32)
+        flat = taken[f"weights_{names[name]}"].reshape(fan_out, height, width, fan_in)
+        kernel, bias = flat.transpose(1, 2, 3, 0), taken[f"bias_{names[name]}"]
+        parameters[name] = jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32)
     return parameters
 
 

@@ -1,0 +1,98 @@
+"""Residual networks for CIFAR-10 (arXiv:1512.03385, section 4.2) as feature extractors and judges of class.
+
+Three groups of basic blocks with 16, 32 and 64 channels; where the size halves, the shortcut takes every second pixel
+and pads the channels with zeros. Features: the 64 spatial means before the linear layer; logits: the ten classes.
+Layers are named as in the PyTorch state dictionaries (`layer2.0.conv1`), with or without `module.` in front.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from vamf import tensors
+
+SIZE = 32
+DIMENSIONS = 64
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+WIDTHS = (16, 32, 64)
+EPSILON = 1e-5
+MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
+"""Of ImageNet: what these classifiers were trained with."""
+
+Parameters = Mapping[str, Any]
+"""Layer -> (kernel (height, width, in, out), bias (out,)), batch normalisation folded in; "linear" (64, 10)."""
+
+
+def load(found: Mapping[str, np.ndarray], path: Path) -> dict[str, Any]:
+    """Parameters from the tensors of a file; its depth (20, 32, 44, 56, ...) is read off.
+
+    Raises:
+        UserError: tensors are missing or misshapen, by name.
+    """
+    found = {name.removeprefix("module."): array for name, array in found.items()}
+    needed, layers = {"linear.weight": (len(CLASSES), DIMENSIONS), "linear.bias": (len(CLASSES),)}, {}
+    for layer, (fan_in, fan_out) in _layers(_depth(found)).items():
+        layers[layer] = layer.replace("conv", "bn")
+        needed[f"{layer}.weight"] = (fan_out, fan_in, 3, 3)
+        needed |= {f"{layers[layer]}.{part}": (fan_out,) for part in ("weight", "bias", "running_mean", "running_var")}
+    taken = {name: array.astype(np.float64) for name, array in tensors.take(found, needed, path).items()}
+    parameters: dict[str, Any] = {
+        "linear": (jnp.asarray(taken["linear.weight"].T, jnp.float32), jnp.asarray(taken["linear.bias"], jnp.float32))
+    }
+    for layer, norm in layers.items():
+        scale = taken[f"{norm}.weight"] / np.sqrt(taken[f"{norm}.running_var"] + EPSILON)
+        bias = taken[f"{norm}.bias"] - taken[f"{norm}.running_mean"] * scale
+        kernel = taken[f"{layer}.weight"].transpose(2, 3, 1, 0) * scale
+        parameters[layer] = jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32)
+    return parameters
+
+
+def features(parameters: Parameters, images: Float[Array, "n 32 32 3"]) -> dict[str, Float[Array, "n _"]]:
+    """The 64 features ("64") and the logits of images between 0 and 255."""
+    x = jax.nn.relu(_convolve(parameters, "conv1", (images / 255 - MEAN) / STD))
+    for group in range(len(WIDTHS)):
+        for block in range(_depth(parameters)):
+            x = _block(parameters, f"layer{group + 1}.{block}", x, 2 if group and not block else 1)
+    x = x.mean(axis=(1, 2))
+    kernel, bias = parameters["linear"]
+    return {str(DIMENSIONS): x, "logits": jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST) + bias}
+
+
+def _block(parameters: Parameters, name: str, x: Array, stride: int) -> Array:
+    inner = jax.nn.relu(_convolve(parameters, f"{name}.conv1", x, stride))
+    inner = _convolve(parameters, f"{name}.conv2", inner)
+    shortcut = x[:, ::stride, ::stride]
+    missing = inner.shape[-1] - x.shape[-1]
+    shortcut = jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (missing // 2, missing // 2)))
+    return jax.nn.relu(inner + shortcut)
+
+
+def _convolve(parameters: Parameters, layer: str, x: Array, stride: int = 1) -> Array:
+    kernel, bias = parameters[layer]
+    layout, precision = ("NHWC", "HWIO", "NHWC"), jax.lax.Precision.HIGHEST
+    # Padding 1 on both sides: "SAME" would pad a stride of 2 on one side only.
+    padding = ((1, 1), (1, 1))
+    return bias + jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=layout, precision=precision
+    )
+
+
+def _depth(named: Mapping[str, Any]) -> int:
+    """Blocks in each group."""
+    return len({name.split(".")[1] for name in named if name.startswith("layer1.")})
+
+
+def _layers(depth: int) -> dict[str, tuple[int, int]]:
+    """Convolutions and their numbers of channels."""
+    layers = {"conv1": (3, WIDTHS[0])}
+    for group, width in enumerate(WIDTHS):
+        for block in range(depth):
+            fan_in = WIDTHS[max(group - 1, 0)] if block == 0 else width
+            layers |= {f"layer{group + 1}.{block}.conv1": (fan_in, width)}
+            layers |= {f"layer{group + 1}.{block}.conv2": (width, width)}
+    return layers
