@@ -15,7 +15,7 @@ from vamf.average_velocity import total_derivative
 from vamf.errors import UserError
 from vamf.networks import MLPConfig
 from vamf.objectives.adaptive import KINDS, Binned, Local, PerDirection, PerSample
-from vamf.objectives.schedules import Schedule
+from vamf.schedules import Schedule
 from vamf.training import loop
 from vamf.training.config import LogConfig, TrainConfig
 from vamf.training.grid import Grid

@@ -15,7 +15,7 @@ from vamf.errors import UserError
 from vamf.networks import MLPConfig
 from vamf.objectives import bank
 from vamf.objectives.objective import Points
-from vamf.training.config import TrainConfig
+from vamf.training.config import ObjectiveConfig, TrainConfig
 from vamf.training.grid import Grid
 
 # ------------------------------------------------------------------------------------------------- the posterior mean
@@ -204,3 +204,77 @@ def test_more_points_leave_less_variance(network):
         for points in (0, 992)
     ]
     assert found[1][0] + 3 * np.hypot(found[0][1], found[1][1]) < found[0][0]
+
+
+# ----------------------------------------------------------------------------------------------- the memory of classes
+
+
+def remembered(batches, classes, size):
+    memory = bank.Classes.empty(classes, size, (2,))
+    for x, label in batches:
+        memory = memory.remember(jnp.asarray(x, jnp.float32), None if label is None else jnp.asarray(label))
+    return memory
+
+
+def test_memory_keeps_the_newest_points_of_each_class():
+    rng = np.random.default_rng(0)
+    batches = [(rng.normal(size=(7, 2)).astype(np.float32), rng.integers(0, 3, 7)) for _ in range(9)]
+    size = 5
+    memory = remembered(batches, 3, size)
+    x = np.concatenate([part for part, _ in batches])
+    label = np.concatenate([part for _, part in batches])
+    for part in range(4):
+        of_class = x if part == 3 else x[label == part]
+        assert memory.seen[part] == len(of_class)
+        newest = of_class[-size:]
+        assert {tuple(row) for row in newest} == {tuple(row) for row in np.asarray(memory.x[part])[: len(newest)]}
+
+
+def test_a_batch_larger_than_the_memory():
+    x = np.arange(22.0).reshape(11, 2)
+    memory = remembered([(x[:4], None), (x[4:], None)], 0, 3)
+    assert {tuple(row) for row in np.asarray(memory.x[0])} == {tuple(row) for row in x[-3:]}
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_memory_is_the_bank_of_a_rows_class(labelled):
+    rng = np.random.default_rng(1)
+    earlier = [(rng.normal(size=(6, 2)), rng.integers(0, 2, 6) if labelled else None) for _ in range(3)]
+    memory = remembered(earlier, 2 if labelled else 0, 32)
+    x, e, t, _ = rows(5, 2, seed=2)
+    label = jnp.array([0, 1, -1, 0, 1]) if labelled else None
+    found = memory.posterior(*(jnp.asarray(part, jnp.float32) for part in (x, e, t)), label)
+    z = (1 - t)[:, None] * x + t[:, None] * e
+    points = np.concatenate([part for part, _ in earlier])
+    classes = np.concatenate([part for _, part in earlier]) if labelled else None
+    for row in range(5):
+        own = points if not labelled or label[row] < 0 else points[classes == label[row]]
+        expected = oracles.Bank(np.concatenate([x[row : row + 1], own])).velocity(z[row : row + 1], t[row : row + 1])
+        np.testing.assert_allclose(found.velocity[row], expected[0], atol=2e-4)
+        assert 1 - 1e-5 <= found.effective_size[row] <= len(own) + 1 + 1e-4
+
+
+def test_an_empty_memory_is_the_conditional_velocity():
+    x, e, t, _ = rows(6, 2)
+    found = bank.Classes.empty(0, 8, (2,)).posterior(*(jnp.asarray(part, jnp.float32) for part in (x, e, t)))
+    np.testing.assert_allclose(found.velocity, e - x, atol=1e-6)
+    np.testing.assert_allclose(found.effective_size, 1, atol=1e-6)
+
+
+def test_training_with_a_memory_lowers_the_variance():
+    """Of the gradient, measured at the end of the same training, and the memory fills up."""
+    measured = {}
+    for size in (0, 512):
+        options = ObjectiveConfig(rao_blackwell=size > 0, bank_memory=size or None)
+        config = TrainConfig("two_moons", method="meanflow", steps=200, batch_size=64, objective=options)
+        grid = Grid(config, data.load("two_moons"), [0])
+        state, _ = grid.advance(grid.init(), 200)
+        measured[size] = grid.gradient_variance(state)[0]
+        assert size == 0 or np.asarray(state.memory.seen)[0] == 200 * 64
+    assert measured[512] < 0.8 * measured[0]
+
+
+def test_a_memory_needs_something_to_average():
+    for options in ({"bank_memory": 8}, {"bank_memory": 8, "rao_blackwell": True, "bank_size": 9}):
+        with pytest.raises(UserError, match="bank_memory"):
+            objectives.create("meanflow", **options)

@@ -1,6 +1,7 @@
 """Pairs made by a teacher's flow, and the methods that learn from a teacher."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -128,3 +129,78 @@ def test_a_bank_of_pairs_is_refused():
     for objective in (ObjectiveConfig(rao_blackwell=True), ObjectiveConfig(proxy="bank")):
         with pytest.raises(UserError, match="not with a bank"):
             TrainConfig(method="vamf", objective=objective, **options)
+
+
+# ------------------------------------------------------------------------------------- a start from another training
+
+
+def small(**options):
+    options = {"data": "two_moons", "method": "flow_matching", "steps": 30, "batch_size": 32, **options}
+    return TrainConfig(**{"network": MLPConfig(width=16, depth=2), "log": LogConfig(variance_every=0), **options})
+
+
+def finished(tmp_path, name, **options):
+    run = Run.create(small(**options), tmp_path / name)
+    run.train(Progress(show=False))
+    return run
+
+
+def flat(tree):
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def test_a_training_starts_from_the_average_of_another(tmp_path):
+    first = finished(tmp_path, "first")
+    average = flat(first.load(Progress(show=False))[0].average)
+    second = Run.create(small(method="meanflow", initial=str(first.folder), seed=7), tmp_path / "second")
+    state = second.grid.init()
+    for part in (state.params, state.average):
+        for name, leaf in flat(part).items():
+            np.testing.assert_array_equal(leaf, average[name])
+    assert int(state.step[0]) == 0
+    second.train(Progress(show=False))
+    shutil.rmtree(first.folder)  # once begun, a training stands on its own
+    assert Run.open(second.folder).load(Progress(show=False))[1] == 30
+
+
+def test_what_the_other_training_lacks_starts_afresh(tmp_path):
+    first = finished(tmp_path, "first")
+    average = flat(first.load(Progress(show=False))[0].average)
+    for method, options in (("improved_meanflow", ObjectiveConfig(proxy="head")), ("flow_consist", ObjectiveConfig())):
+        run = Run.create(small(method=method, initial=str(first.folder), objective=options), tmp_path / method)
+        params = flat(run.grid.init().params)
+        taken = {name.replace("['network']", ""): leaf for name, leaf in params.items() if "fake" not in name}
+        assert len(params) > len(average)
+        for name, leaf in average.items():
+            np.testing.assert_array_equal(taken[name], leaf)
+
+
+def test_a_start_that_does_not_fit_is_refused(tmp_path):
+    first = finished(tmp_path, "first")
+    wide = {"network": MLPConfig(width=24, depth=2), "initial": str(first.folder)}
+    with pytest.raises(UserError, match=r"initial: its \S+ has shape"):
+        Run.create(small(**wide), tmp_path / "wide")
+    with pytest.raises(UserError, match="holds no run"):
+        Run.create(small(initial=str(tmp_path / "nowhere")), tmp_path / "second")
+    with pytest.raises(UserError, match=r"initial = .*: its samples have shape"):
+        Run.create(small(data="dgmm4", initial=str(first.folder)), tmp_path / "other")
+    assert not (tmp_path / "wide").exists()
+
+
+def test_mid_training_then_distillation(tmp_path):
+    """The three stages of MeanFlow with representation autoencoders, from one run to the next."""
+    teacher = finished(tmp_path, "teacher")
+    middle = finished(tmp_path, "middle", method="mid_training", teacher=str(teacher.folder))
+    last = finished(
+        tmp_path, "last", method="meanflow_rae", teacher=str(teacher.folder), initial=str(middle.folder), steps=40
+    )
+    assert np.isfinite(last.sample(last.load(Progress(show=False))[0], 100)).all()
+
+
+def test_rectification_trains_two_networks(tmp_path):
+    run = finished(tmp_path, "run", method="flow_consist")
+    before, after = flat(run.grid.init().params), flat(run.load(Progress(show=False))[0].params)
+    moved = {name for name in before if np.any(before[name] != after[name])}
+    assert any("fake" in name for name in moved)
+    assert any("network" in name for name in moved)
+    assert np.isfinite(run.sample(run.load(Progress(show=False))[0], 100)).all()

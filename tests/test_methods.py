@@ -14,8 +14,8 @@ from gradients import squared_mean
 from vamf import objectives
 from vamf.errors import UserError
 from vamf.networks import MLPConfig, build
-from vamf.objectives import METHODS
-from vamf.objectives.schedules import Schedule
+from vamf.objectives import METHODS, rectification
+from vamf.schedules import Schedule
 from vamf.times import TimeLaw
 
 D = 2
@@ -33,7 +33,7 @@ def float64():
 def plain(name, **options):
     """A method with its derivative and roles alone: squared errors, no further terms."""
     bare = {"weight": "power", "weight_power": 0.0, "weight_velocity": "none", "weight_gap": 0.0, "reduction": "sum"}
-    bare |= {"anchor_weight": 0.0, "matching_weight": 0.0, "guidance": 1.0}
+    bare |= {"anchor_weight": 0.0, "matching_weight": 0.0, "guidance": 1.0, "rectify_weight": 0.0}
     if "clip" in METHODS[name].options():
         bare["clip"] = 0.0
     return objectives.create(name, **{**bare, **options})
@@ -105,6 +105,7 @@ TABLE = {
     "lagrangian_map": Row({}, quiet),
     "eulerian_map": Row({"proxy": "ema"}, quiet),
     "meanflow_rae": Row({"difference": 1e-4}, quiet),
+    "mid_training": Row({"proxy": "teacher"}, bias=quiet, gradient_biased=True),  # by its Euler steps
     "flow_consist": Row({}, quiet),
     "consistency": Row({"correction": 1.0}, beta_noise(0)),
 }
@@ -386,6 +387,54 @@ def test_consistency_is_meanflow_once_it_is_warm():
     np.testing.assert_allclose(objective.loss_at(NETWORK, x, e, r, t, step=0), cold, rtol=1e-10)
 
 
+@pytest.mark.parametrize("points", [4, 16])
+def test_mid_training_regresses_the_teachers_trajectory(points):
+    """Of v = a_t z: z_k is the noise times a product of Euler's factors."""
+    x, e = (np.asarray(a) for a in batch()[:2])
+    start, end = np.array([1, 2, 3, 4, 4, 4, 2, 3]), np.array([0, 0, 2, 0, 1, 3, 1, 1])
+    factor = 1 - instant(np.arange(1, points + 1) / points) / points  # from k to k - 1
+    path = np.array([np.prod(factor[k:]) for k in range(points + 1)])
+    z, z_end, gap = path[start, None] * e, path[end, None] * e, (start - end)[:, None] / points
+    expected = NETWORK(z, end / points, start / points) - (z - z_end) / gap
+    times = jnp.asarray(end / points), jnp.asarray(start / points)
+    teacher = exact_average(GAUSSIAN)
+    found = residuals(
+        plain("mid_training", points=points), NETWORK, jnp.asarray(x), jnp.asarray(e), *times, proxy=teacher
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_trajectories_of_many_points_leave_the_exact_average_velocity_stationary():
+    x, e = batch()[:2]
+    t, r = (
+        jnp.array([0.25, 0.5, 0.5, 0.75, 0.75, 1.0, 1.0, 1.0]),
+        jnp.array([0.0, 0.0, 0.25, 0.25, 0.5, 0.0, 0.5, 0.75]),
+    )
+    u = exact_average(GAUSSIAN)
+    errors = [np.abs(residuals(plain("mid_training", points=k), u, x, e, r, t, proxy=u)).max() for k in (64, 128, 256)]
+    np.testing.assert_allclose([errors[0] / errors[1], errors[1] / errors[2]], 2, rtol=0.1)  # Euler's order
+
+
+def test_a_distilled_split_asks_the_teacher_on_the_diagonal_and_itself_for_jumps():
+    x, e, r, t = batch()
+    z = x + t[:, None] * (e - x)
+    objective = plain("split_meanflow", proxy="teacher", gamma=1.0)
+    found = residuals(objective, NETWORK, x, e, r, t, proxy=PROXY)
+    np.testing.assert_allclose(found[:2], (NETWORK(z, t, t) - PROXY(z, t, t))[:2], rtol=1e-12)
+    np.testing.assert_allclose(found[2:], residuals(plain("split_meanflow"), NETWORK, x, e, r, t)[2:], rtol=1e-12)
+
+
+def test_a_distilled_consistency_model_follows_the_teacher():
+    """With the teacher in both roles (sCD) nothing of the pair (x, e) but z is left."""
+    x, e, r, t = batch()
+    z = x + t[:, None] * (e - x)
+    objective = plain("consistency", proxy="teacher", beta=1.0, gamma=1.0, correction=1.0)
+    found = residuals(objective, NETWORK, x, e, r, t, proxy=PROXY)
+    v = PROXY(z, t, t)
+    total = oracles.directional(lambda s: NETWORK(z + s * v, r, t + s))
+    np.testing.assert_allclose(found, NETWORK(z, r, t) + (t - r)[:, None] * total - v, rtol=1e-7)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_the_diagonal_is_flow_matching(name):
     x, e, _, t = batch()
@@ -444,6 +493,9 @@ CONSTANTS = {
     "meanflow_rae": {"difference": 5e-3, "weight_power": 1.0, "weight_constant": 1e-3,
                      "times": ("shifted", -0.4, 1.0, 0.75)},
     "split_meanflow": {"times": (*IMAGES, 0.5)},
+    "flow_consist": {"beta": 1.0, "gamma": 1.0, "anchor_weight": 1.0, "anchor_range": (0.0, 0.0),
+                     "rectify_weight": 1.0},
+    "mid_training": {"points": 16, "times": ("grid", -0.4, 1.0, 0.0)},
     "consistency": {"weight": "norm", "weight_constant": 0.1, "times": ("to_data", -1.0, 1.4, 0.0)},
     "vamf_corner": {"anchor_weight": 0.5, "anchor_range": (1e-4, 1e-2), "times": ("uniform", -0.4, 1.0, 0.25)},
 }  # fmt: skip
@@ -689,3 +741,124 @@ def test_a_method_can_be_added_from_outside():
             objectives.create("end_point", bta=1.0)
     finally:
         METHODS.pop("end_point", None)
+
+
+# ---------------------------------------------------------------------------------- temporal pairs and rectification
+
+
+def test_temporal_pairs_add_the_mirrored_time_and_pull_the_two_together():
+    x, e, r, t = batch()
+    z, mirrored = x + t[:, None] * (e - x), x + (1 - t)[:, None] * (e - x)
+    here, there = NETWORK(z, t, t), NETWORK(mirrored, 1 - t, 1 - t)
+    base = plain("meanflow").loss_at(NETWORK, x, e, r, t)
+    extra = np.sum((there - (e - x)) ** 2, axis=1) + 0.1 * np.sum((here - there) ** 2, axis=1)
+    np.testing.assert_allclose(plain("meanflow", pair_weight=0.1).loss_at(NETWORK, x, e, r, t), base + extra, rtol=1e-9)
+
+
+def test_temporal_pairs_are_biased_where_flows_curve():
+    """At the exact u of a Gaussian the pull of a row given z_t = z is a_t z - a_t' E[z_t' | z], a linear regression."""
+    n, t, z = 200_000, 0.8, np.array([[0.9, -0.4]])
+    x, e, _, _ = point_case(GAUSSIAN, z, t, t, n)
+    exact = exact_average(GAUSSIAN)
+
+    def pull(weight):
+        objective = plain("flow_matching", pair_weight=weight)
+
+        def total(shift):  # at time t alone, so that the mirrored velocity stays
+            def u(z, r, t_, label):
+                return exact(z, r, t_) + jnp.where(t_ == t, 1.0, 0.0)[:, None] * shift
+
+            return objective.loss_at(u, x, e, jnp.full(n, t), jnp.full(n, t)).sum()
+
+        return np.asarray(jax.grad(total)(jnp.zeros_like(x))) / 2
+
+    found = (pull(0.5) - pull(1e-12)) / 0.5
+    sd, other = GAUSSIAN.sd, 1 - t
+    covariance = (1 - t) * (1 - other) * sd**2 + t * other
+    mean = (instant(t) - instant(other) * covariance / GAUSSIAN.scale(t) ** 2) * z[0]
+    assert np.max(np.abs(mean)) > 0.1
+    np.testing.assert_allclose(found.mean(axis=0), mean, atol=5 * found.std() / np.sqrt(n))
+
+
+class Twofold:
+    """u = shift + scale e at (0, 1) and a fake velocity of its own."""
+
+    def __init__(self, shift, scale, fake):
+        self.shift, self.scale, self.fake_velocity = shift, scale, fake
+
+    def __call__(self, z, r, t, label=None):
+        return z - self.shift - self.scale * z  # one jump from the noise ends at shift + scale e
+
+    def fake(self, z, t, label=None):
+        return self.fake_velocity(z, t)
+
+
+def rectified(shift, scale, fake, n=20_000):
+    """Mean gradient of the rectification in the generator's shift and scale, of data N(0, 4 I)."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = jnp.zeros((n, D))
+    e = jax.random.normal(keys[0], x.shape)
+    renoised = rectification.renoise(keys[1], x)
+
+    def loss(shift, scale):
+        return rectification.loss(Twofold(shift, scale, fake), exact_average(GAUSSIAN), e, None, renoised).mean()
+
+    return [np.asarray(part) for part in jax.grad(loss, argnums=(0, 1))(jnp.asarray(shift), jnp.asarray(scale))]
+
+
+def gaussian_velocity(shift, scale):
+    """v of data N(shift, scale^2 I)."""
+
+    def velocity(z, t):
+        t = t[:, None]
+        centred = z - (1 - t) * shift
+        variance = (1 - t) ** 2 * scale**2 + t**2
+        return -shift + (t - (1 - t) * scale**2) / variance * centred
+
+    return velocity
+
+
+def test_rectification_moves_samples_towards_the_data():
+    still = rectified(0.0, 2.0, gaussian_velocity(0.0, 2.0))
+    assert max(np.max(np.abs(part)) for part in still) < 1e-9  # samples with the law of the data are left alone
+    right = rectified(0.7, 2.0, gaussian_velocity(0.7, 2.0))[0]
+    assert right > 0.1  # too far right: descent moves left
+    wide, narrow = (rectified(0.0, scale, gaussian_velocity(0.0, scale))[1] for scale in (3.0, 1.0))
+    assert wide > 0.1
+    assert narrow < -0.1
+
+
+def test_the_fake_velocity_learns_the_samples_flow():
+    """Its loss is stationary at the velocity of the samples' law, in any direction of function space."""
+    n, shift, scale = 60_000, 0.5, 1.5
+    keys = jax.random.split(jax.random.key(1), 2)
+    e = jax.random.normal(keys[0], (n, D))
+    renoised = rectification.renoise(keys[1], e)
+    exact = gaussian_velocity(shift, scale)
+
+    def gradient(wrong):
+        def per_row(matrix, e, noise, tau):
+            def fake(z, t):
+                return exact(z, t) + wrong + BASIS.phi(z, t, t) @ matrix
+
+            u = Twofold(shift, scale, fake)
+            row = rectification.Renoised(noise[None], tau[None])
+            return rectification.loss(u, exact_average(GAUSSIAN), e[None], None, row)[0]
+
+        zero = jnp.zeros_like(jnp.asarray(BASIS.matrix))
+        rows = jax.vmap(jax.grad(per_row), (None, 0, 0, 0))(zero, e, *renoised)
+        return np.asarray(rows).reshape(n, -1)
+
+    found = gradient(0.0)
+    assert np.all(np.abs(found.mean(axis=0)) < 5 * found.std(axis=0) / np.sqrt(n) + 1e-12)
+    assert np.any(np.abs(gradient(0.3).mean(axis=0)) > 5 * found.std(axis=0) / np.sqrt(n))
+
+
+def test_rectification_asks_for_a_second_network():
+    objective = objectives.create("flow_consist")
+    assert objective.heads == ("fake",)
+    assert objective.needs_average
+    with pytest.raises(UserError, match="fake"):
+        objective(NETWORK, jnp.zeros((4, D)), None, jax.random.key(0), 0, proxy=NETWORK)
+    with pytest.raises(UserError, match="rectify_weight"):
+        objectives.create("meanflow", rectify_weight=1.0)

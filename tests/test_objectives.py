@@ -11,7 +11,7 @@ import oracles
 from vamf import objectives
 from vamf.errors import UserError
 from vamf.networks import MLPConfig, build
-from vamf.objectives.schedules import Schedule
+from vamf.schedules import Schedule
 from vamf.times import TimeLaw
 
 D = 3

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vamf.errors import UserError
-from vamf.objectives.schedules import Schedule, check_share, is_zero, parse, value_at
+from vamf.schedules import Schedule, check_share, is_zero, parse, value_at
 
 # (kind, steps, values) for a schedule from 1 to 0 over the steps 100 to 300
 HALF = 0.5 - 0.5 / np.sqrt(2)

@@ -4,6 +4,7 @@ import pytest
 from scipy import stats
 
 from vamf.errors import UserError
+from vamf.schedules import Schedule
 from vamf.times import TimeLaw
 
 N = 4000
@@ -195,3 +196,21 @@ def test_keys_decide():
 def test_refusals_name_the_field(options, name):
     with pytest.raises(UserError, match=name):
         TimeLaw(**options)
+
+
+def test_the_grid_has_pairs_of_different_points():
+    r, t = draw(40_000, law="grid", equal_fraction=0.0)
+    pairs, counts = np.unique(np.stack([r, t]) * 16, axis=1, return_counts=True)
+    np.testing.assert_array_equal(pairs, np.round(pairs))
+    assert np.all(pairs[0] < pairs[1])
+    assert pairs.shape[1] == 17 * 16 / 2
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_the_law_of_the_diagonal_moves_over_training():
+    """From mid and high noise back to the law's own mean (arXiv:2511.19065)."""
+    law = TimeLaw("logit_normal", equal_mean=Schedule("linear", 0.0, -0.4, 0, 100), equal_fraction=1.0)
+    for step, mean in ((0, 0.0), (50, -0.2), (100, -0.4), (1000, -0.4)):
+        t = np.asarray(law.draw(jax.random.key(0), N, step)[1], np.float64)
+        assert stats.kstest(t, single_cdf("logit_normal", mean=mean)).pvalue > 1e-3
+    assert np.mean(law.draw(jax.random.key(0), N, 0)[1]) > np.mean(law.draw(jax.random.key(0), N, 100)[1]) + 0.03

@@ -12,21 +12,26 @@ come first, so that their number is known when the program is compiled and the w
 | `u_shaped`     | t of density e^{4t} or its mirror image, gap = sigmoid(N) | rectified MeanFlow (arXiv:2511.23342)   |
 | `dyadic`       | gap 2^-k, k = 0 ... 6, t a multiple of the gap            | shortcut models (arXiv:2410.12557)      |
 | `to_data`      | r = 0, t = sigmoid(N(mean, std^2))                        | consistency models (arXiv:2410.11081)   |
+| `grid`         | two different multiples of 1/16, sorted                   | mid-training (arXiv:2511.13019)         |
 """
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from vamf.errors import require
+from vamf.schedules import Coefficient, value_at
 
-LAWS = ("uniform", "logit_normal", "shifted", "terminal", "u_shaped", "dyadic", "to_data")
+Law = Literal["uniform", "logit_normal", "shifted", "terminal", "u_shaped", "dyadic", "to_data", "grid"]
+LAWS = get_args(Law)
 LARGEST = 80 / 81
 """Largest t of the law u_shaped: noise level 80."""
+PARTS = 16
+"""The law grid draws multiples of 1 / 16."""
 FINEST = 7
 """The law dyadic draws gaps down to 2^-6, and times with r = t on multiples of 2^-7."""
 
@@ -35,7 +40,7 @@ FINEST = 7
 class TimeLaw:
     """The joint law of (r, t)."""
 
-    law: Literal["uniform", "logit_normal", "shifted", "terminal", "u_shaped", "dyadic", "to_data"] = "uniform"
+    law: Law = "uniform"
     """How (r, t) is drawn off the diagonal; rows on it take the law's t."""
     mean: float = -0.4
     """Mean of the normal draw before the sigmoid (logit_normal, terminal, to_data; MeanFlow's P_mean)."""
@@ -43,8 +48,9 @@ class TimeLaw:
     """Standard deviation of that draw (MeanFlow's P_std)."""
     second_mean: float | None = None
     """Mean of the second draw, where it differs from the first (logit_normal)."""
-    equal_mean: float | None = None
-    """Mean of the normal draw of the rows with r = t, where they follow a logit-normal law of their own."""
+    equal_mean: Coefficient | None = None
+    """Mean of the normal draw of the rows with r = t, where they follow a logit-normal law of their own; a schedule
+    moves it over training (arXiv:2511.19065: from mid and high noise back to the law's own mean)."""
     gap_mean: float = -0.8
     """Mean of the gap's normal draw before the sigmoid (terminal, u_shaped)."""
     gap_std: float = 1.0
@@ -71,8 +77,8 @@ class TimeLaw:
         """How many of n rows have r = t."""
         return round(self.equal_fraction * n)
 
-    def draw(self, key: Key[Array, ""], n: int) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-        """n pairs (r, t); the first `count_equal(n)` have r = t."""
+    def draw(self, key: Key[Array, ""], n: int, step=0) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+        """n pairs (r, t) at a training step; the first `count_equal(n)` have r = t."""
         on_diagonal = jnp.arange(n) < self.count_equal(n)
         r, t = _DRAWS[self.law](self, key, n)
         r = jnp.maximum(r, t - self.max_gap)
@@ -80,7 +86,8 @@ class TimeLaw:
             fine = jax.random.randint(jax.random.fold_in(key, 1), (n,), 1, 2**FINEST + 1) / 2**FINEST
             t = jnp.where(on_diagonal, fine, t)
         if self.equal_mean is not None:
-            own = jax.nn.sigmoid(self.equal_mean + self.std * jax.random.normal(jax.random.fold_in(key, 2), (n,)))
+            normal = self.std * jax.random.normal(jax.random.fold_in(key, 2), (n,))
+            own = jax.nn.sigmoid(value_at(self.equal_mean, step) + normal)
             t = jnp.where(on_diagonal, own, t)
         return jnp.where(on_diagonal, t, r), t
 
@@ -149,5 +156,12 @@ def _to_data(law: TimeLaw, key, n: int):
     return jnp.zeros_like(t), t
 
 
+def _grid(law: TimeLaw, key, n: int):
+    first_key, second_key = jax.random.split(key)
+    first = jax.random.randint(first_key, (n,), 0, PARTS + 1)
+    second = (first + jax.random.randint(second_key, (n,), 1, PARTS + 1)) % (PARTS + 1)
+    return _sorted(jnp.stack([first, second]) / PARTS)
+
+
 _DRAWS = {"uniform": _uniform, "logit_normal": _logit_normal, "shifted": _shifted, "terminal": _terminal,
-          "u_shaped": _u_shaped, "dyadic": _dyadic, "to_data": _to_data}  # fmt: skip
+          "u_shaped": _u_shaped, "dyadic": _dyadic, "to_data": _to_data, "grid": _grid}  # fmt: skip

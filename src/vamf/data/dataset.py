@@ -39,9 +39,12 @@ class Dataset:
     """The exact law of the data in the network's units, where it is known."""
     noise: Callable[[Any, jax.Array, int], jax.Array] | None = None
     """(arrays, key, n) -> the noise (n, *event) that belongs to what `draw` returns, where data come in pairs."""
+    restore: Callable[[np.ndarray], np.ndarray] | None = None
+    """Undoes a change of coordinates, before scale and shift."""
     summary: str = ""
     """One line for people: where the data is from and how large it is."""
 
     def to_original(self, samples: np.ndarray) -> np.ndarray:
         """Samples in original units."""
-        return np.asarray(samples) * self.scale + self.shift
+        samples = np.asarray(samples)
+        return (samples if self.restore is None else self.restore(samples)) * self.scale + self.shift

@@ -9,7 +9,7 @@ from vamf.diagnosis import logbook
 from vamf.diagnosis.advice import Current, Finding, advise
 from vamf.diagnosis.measure import Diagnosis, diagnose
 from vamf.errors import require
-from vamf.objectives.schedules import value_at
+from vamf.schedules import value_at
 from vamf.training import logs
 from vamf.training.run import Run
 from vamf.training.step import State

@@ -7,9 +7,13 @@ import jax
 from flax import nnx
 
 from vamf.average_velocity import AverageVelocity
+from vamf.errors import UserError
 from vamf.networks.mlp import MLP, MLPConfig
 
-__all__ = ["MLPConfig", "Network", "build"]
+__all__ = ["MLPConfig", "Network", "build", "overlay"]
+
+OWN, FAKE = "network", "fake"
+"""The parts of two networks in one tree; the second is a head of the first."""
 
 
 class Network(NamedTuple):
@@ -27,8 +31,12 @@ def build(
     """The network that a configuration describes, for events of a shape and a number of classes (0: none).
 
     Args:
-        heads: outputs beside u: `velocity` (z, t, label) and `log_variance` (r, t).
+        heads: outputs beside u: `velocity` (z, t, label), `log_variance` (r, t), and `fake` (z, t, label), which is a
+            second network of the same kind.
     """
+    if FAKE in heads:
+        own = build(config, event_shape, num_classes, tuple(name for name in heads if name != FAKE))
+        return _beside(own, build(config, event_shape, num_classes))
 
     def create(key):
         return MLP(config, event_shape, num_classes, heads, rngs=nnx.Rngs(key))
@@ -44,3 +52,48 @@ def build(
         return nnx.merge(graph, state)
 
     return Network(init, bind)
+
+
+def _beside(own: Network, fake: Network) -> Network:
+    """Two networks in one tree of parameters; the second is the head `fake` of the first."""
+
+    class Both:
+        def __init__(self, params):
+            self.own = own.bind(params[OWN])
+            self.second = fake.bind(params[FAKE])
+
+        def __call__(self, z, r, t, label=None):
+            return self.own(z, r, t, label)
+
+        def __getattr__(self, name):
+            return getattr(self.own, name)
+
+        def fake(self, z, t, label=None):
+            return self.second(z, t, t, label)
+
+    def init(key):
+        first, second = jax.random.split(key)
+        return {OWN: own.init(first), FAKE: fake.init(second)}
+
+    return Network(init, Both)
+
+
+def overlay(params: Any, initial: Any) -> Any:
+    """Parameters with those of another training in their place; what the other lacks stays.
+
+    Raises:
+        UserError: the other has a parameter that these lack, or one of another shape.
+    """
+    ours, theirs = (tree.get(OWN, tree) for tree in (params, initial))
+    merged = _overlay(ours, theirs, "")
+    return {**params, OWN: merged} if OWN in params else merged
+
+
+def _overlay(params: Any, initial: Any, name: str) -> Any:
+    if isinstance(params, dict) and isinstance(initial, dict):
+        parts = {key: _overlay(params.get(key), part, f"{name}.{key}") for key, part in initial.items()}
+        return {**params, **parts}
+    shape, other = getattr(params, "shape", "lacks it"), getattr(initial, "shape", "none")
+    if shape != other:
+        raise UserError(f"initial: its {name[1:]} has shape {other}, this network's {shape}")
+    return initial

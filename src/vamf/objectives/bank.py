@@ -65,6 +65,64 @@ def posterior(
     return Posterior(velocity, total**2 / jnp.sum(weights**2, axis=1))
 
 
+class Classes(NamedTuple):
+    """A memory of data points, class by class: the newest of earlier batches.
+
+    They are draws of the class's law independent of the batch, so that a row and the points of its class make a bank.
+    Rows without a label look at a part of its own, which all rows enter.
+    """
+
+    x: Float[Array, "parts size *event"]
+    """One part for each class and the last for all of them; one part where there are no classes."""
+    seen: Int[Array, " parts"]
+    """Points that each part has taken, the overwritten ones too."""
+
+    @classmethod
+    def empty(cls, classes: int, size: int, event_shape: tuple[int, ...]) -> "Classes":
+        """The memory before the first batch."""
+        parts = classes + 1 if classes else 1
+        return cls(jnp.zeros((parts, size, *event_shape)), jnp.zeros(parts, jnp.int32))
+
+    def remember(self, x: Float[Array, "batch *event"], label: Int[Array, " batch"] | None) -> "Classes":
+        """The memory after a batch; the oldest points give way."""
+        memory = self._take(x, jnp.full(len(x), len(self.seen) - 1))
+        return memory if label is None or len(self.seen) == 1 else memory._take(x, label)
+
+    def _take(self, x, part: Int[Array, " batch"]) -> "Classes":
+        parts, size = self.x.shape[:2]
+        own = part[:, None] == jnp.arange(parts)
+        count = own.sum(axis=0)
+        rank = jnp.take_along_axis(jnp.cumsum(own, axis=0) - 1, jnp.maximum(part, 0)[:, None], axis=1)[:, 0]
+        place = (self.seen[part] + rank) % size
+        kept = (part >= 0) & (rank >= count[part] - size)  # of more points than there is room for, the last
+        points = self.x.at[jnp.where(kept, part, parts), place].set(x, mode="drop")
+        return Classes(points, self.seen + count)
+
+    def posterior(
+        self,
+        x: Float[Array, "batch *event"],
+        e: Float[Array, "batch *event"],
+        t: Float[Array, " batch"],
+        label: Int[Array, " batch"] | None = None,
+    ) -> Posterior:
+        """v_bank and its effective size with each row's point and the remembered points of its class as the bank."""
+        last = len(self.seen) - 1
+        part = jnp.full(len(x), last) if label is None else jnp.where(label < 0, last, label)
+        size = self.x.shape[1]
+        bank = jnp.concatenate([x.reshape(len(x), 1, -1), self.x.reshape(last + 1, size, -1)[part]], axis=1)
+        spread = jnp.maximum(t, SMALLEST)[:, None]
+        # z - (1 - t) x_k = t e + (1 - t) (x - x_k)
+        moved = t[:, None, None] * e.reshape(len(x), 1, -1) + (1 - t)[:, None, None] * (bank[:, :1] - bank)
+        logits = -jnp.sum(moved**2, axis=-1) / (2 * spread**2)
+        known = jnp.arange(1 + size) <= self.seen[part][:, None]
+        logits = jnp.where(known, logits, -jnp.inf)
+        weights = jnp.exp(logits - logits.max(axis=1, keepdims=True))
+        total = weights.sum(axis=1)
+        mean = jnp.einsum("bk,bkd->bd", weights, bank, precision=jax.lax.Precision.HIGHEST) / total[:, None]
+        velocity = conditional_velocity(x, e) + ((bank[:, 0] - mean) / spread).reshape(x.shape)
+        return Posterior(velocity, total**2 / jnp.sum(weights**2, axis=1))
+
+
 def blend(known: Posterior, share: float, v_hat: Float[Array, "batch *event"]) -> Float[Array, "batch *event"]:
     """v_bank where the bank knows, v_hat where it does not: `v_bank + (share / effective size) (v_hat - v_bank)`.
 

@@ -27,12 +27,12 @@ from jaxtyping import Array, Float, Int
 
 from vamf.average_velocity import AverageVelocity, total_derivative
 from vamf.errors import UserError, require
-from vamf.objectives import bank, guidance, proxies
-from vamf.objectives.adaptive import Adaptive, Binned, Local, Memory
-from vamf.objectives.objective import Draw, Found, Objective, Rows
+from vamf.objectives import adaptive, bank, guidance, proxies
+from vamf.objectives.adaptive import Adaptive, Binned, Local
+from vamf.objectives.objective import Draw, Found, Memory, Objective, Rows
 from vamf.objectives.roles import mix
-from vamf.objectives.schedules import Coefficient, check_share, is_zero, value_at
 from vamf.path import expand, interpolate
+from vamf.schedules import Coefficient, check_share, is_zero, value_at
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,8 @@ class Eulerian(Objective):
         known = isinstance(self.beta, Real) and isinstance(self.gamma, Real)  # a swept beta is not, in a program
         if self.rao_blackwell and known and self.beta == self.gamma == 1 and not elsewhere:
             raise UserError("rao_blackwell: with beta = gamma = 1 there is no v_c left to average")
+        if isinstance(self.beta, Binned) and self.bank_memory:
+            raise UserError("bank_memory: not with a binned beta, which has a memory of its own")
         require(0 <= self.difference < 0.5, "difference", self.difference, "0 (a JVP) up to 0.5")
         if isinstance(self.beta, Local) and (self.difference or self.moving != (0.0, 1.0)):
             raise UserError("difference and moving: not with a beta that is found at every sample")
@@ -84,7 +86,7 @@ class Eulerian(Objective):
 
     @property
     def adapts(self) -> bool:
-        return isinstance(self.beta, Binned)
+        return super().adapts or isinstance(self.beta, Binned)
 
     def noise(self, step: int) -> tuple[float, float] | None:
         """N = (1 - beta) S + (beta - gamma) I where D_w u counts in full."""
@@ -98,12 +100,12 @@ class Eulerian(Objective):
     def probes(self, size: int) -> bool:
         return super().probes(size) or (isinstance(self.beta, Adaptive) and self.beta.needs_probe(size))
 
-    def start(self) -> Memory | None:
-        return self.beta.start() if isinstance(self.beta, Binned) else None
+    def start(self, event_shape=(), classes=0):
+        return self.beta.start() if isinstance(self.beta, Binned) else super().start(event_shape, classes)
 
     def adapt(
         self,
-        memory: Memory,
+        memory,
         u: AverageVelocity,
         x: Float[Array, "batch *event"],
         draw: Draw,
@@ -112,10 +114,11 @@ class Eulerian(Objective):
         proxy: AverageVelocity | None = None,
         equal: int = 0,
         points=None,
-    ) -> Memory:
-        """The memory after a batch, for later batches; unchanged but every few steps."""
+    ):
+        """The memory after a batch, for later batches; that of beta changes every few steps only."""
         beta = self.beta
-        assert isinstance(beta, Binned)
+        if not isinstance(beta, Binned):
+            return super().adapt(memory, u, x, draw, label, step, proxy, equal, points)
         e, r, t = draw.e, draw.r, draw.t
         off = slice(equal, None)
 
@@ -154,7 +157,7 @@ class Eulerian(Objective):
             assert rows.v_hat is not None
             return beta.derivative(u, z, r, t, rows.raw, rows.v_hat, label, rows.probe)
         if isinstance(beta, Binned):
-            beta = beta.values(beta.start() if memory is None else memory, r, t)
+            beta = beta.values(memory if isinstance(memory, adaptive.Memory) else beta.start(), r, t)
         assert not isinstance(beta, Adaptive)
         w = mix(beta, step, rows.raw, rows.v_hat)
         share = jnp.broadcast_to(jnp.asarray(value_at(beta, step), t.dtype), t.shape)

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 
 from vamf.average_velocity import AverageVelocity
 from vamf.errors import UserError, require
-from vamf.objectives.adaptive import Adaptive, Memory
+from vamf.objectives.adaptive import Adaptive
 from vamf.objectives.eulerian import Eulerian
-from vamf.objectives.objective import Found, Rows
+from vamf.objectives.objective import Found, Memory, Rows
 from vamf.objectives.roles import mix
-from vamf.objectives.schedules import Coefficient, Schedule, check_share, is_zero, value_at
 from vamf.path import expand
+from vamf.schedules import Coefficient, Schedule, check_share, is_zero, value_at
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

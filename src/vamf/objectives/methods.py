@@ -15,8 +15,9 @@ from vamf.objectives.finite_step import FiniteStep
 from vamf.objectives.flow_matching import FlowMatching
 from vamf.objectives.lagrangian import Lagrangian
 from vamf.objectives.objective import Objective
-from vamf.objectives.schedules import Schedule
 from vamf.objectives.semigroup import Semigroup
+from vamf.objectives.trajectory import Trajectory
+from vamf.schedules import Schedule
 from vamf.times import TimeLaw
 
 
@@ -218,18 +219,23 @@ METHODS: dict[str, Method] = {
             "times": TimeLaw("shifted", shift=6.93, equal_fraction=0.75),
         },
     ),
+    "mid_training": Method(
+        "consistency mid-training (arXiv:2511.13019): jumps along a teacher's trajectories, before distillation",
+        Trajectory,
+        defaults={"times": TimeLaw("grid", equal_fraction=0.0)},
+    ),
     "flow_consist": Method(
-        "FlowConsist's trajectory consistency (arXiv:2602.06346): the moving average in both roles, diagonal anchored",
+        "FlowConsist (arXiv:2602.06346): the moving average in both roles, diagonal anchored, samples rectified",
         Eulerian,
         fixed={"beta": 1.0, "gamma": 1.0, "mix_diagonal": False},
-        defaults={"proxy": "ema", "anchor_weight": 1.0, "anchor_range": (0.0, 0.0)},
+        defaults={"proxy": "ema", "anchor_weight": 1.0, "anchor_range": (0.0, 0.0), "rectify_weight": 1.0},
     ),
     "consistency": Method(
         "continuous-time consistency (sCM, arXiv:2410.11081) on the straight path: every jump ends at the data",
         Eulerian,
-        fixed={"gamma": 0.0},
         defaults={
             "beta": 0.0,
+            "gamma": 0.0,
             "proxy": "ema",
             "correction": Schedule("linear", 0.0, 1.0, 0, 10_000),
             "weight": "norm",

@@ -8,7 +8,10 @@
                                  `semigroup.py`)
     anchor                       F = u(z, t - delta, t) - raw,  delta ~ U[anchor_range], t - delta cut at 0
     flow matching of its own     G = u(z', t', t') - raw' at a time t' of its own
+    temporal pair                P = u(z', t', t') - raw' and Q = u(z, t, t) - u(z', t', t') at t' = 1 - t of one path
+    rectification                the one-step samples against the data (`rectification.py`)
     loss                         weight(||R||^2) + anchor_weight weight(||F||^2) + matching_weight weight(||G||^2)
+                                 + weight(||P||^2) + pair_weight weight(||Q||^2) + rectification
 
 | symbol | name            | symbol   | name              |
 |--------|-----------------|----------|-------------------|
@@ -27,12 +30,14 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from vamf.average_velocity import AverageVelocity
 from vamf.errors import UserError, require
-from vamf.objectives import bank, guidance, proxies, weights
-from vamf.objectives.adaptive import Memory
+from vamf.objectives import adaptive, bank, guidance, proxies, rectification, weights
 from vamf.objectives.roles import mix
-from vamf.objectives.schedules import Coefficient, check_share, is_zero, value_at
 from vamf.path import conditional_velocity, expand, interpolate
+from vamf.schedules import Coefficient, check_share, is_zero, value_at
 from vamf.times import TimeLaw
+
+Memory = adaptive.Memory | bank.Classes
+"""What an objective has learnt so far."""
 
 
 class Draw(NamedTuple):
@@ -52,6 +57,8 @@ class Draw(NamedTuple):
     """Its noise, where it has its own."""
     dropped: Bool[Array, " batch"] | None = None
     """True where the label is hidden."""
+    renoised: rectification.Renoised | None = None
+    """Noise and times of the rectification."""
 
 
 class Points(NamedTuple):
@@ -65,6 +72,8 @@ class Rows(NamedTuple):
     """The rows with r < t, as a kind of derivative sees them."""
 
     z: Float[Array, "rows *event"]
+    e: Float[Array, "rows *event"]
+    """The noise at which the row's path starts."""
     r: Float[Array, " rows"]
     t: Float[Array, " rows"]
     raw: Float[Array, "rows *event"]
@@ -105,6 +114,9 @@ class Objective(abc.ABC):
     """Points in the bank; the batch is always part of it, and 0 is the batch alone."""
     bank_from: float = 0.0
     """Use the bank for t from here on (Stable Velocity, arXiv:2602.05435: 0.5), and v_c below."""
+    bank_memory: int = 0
+    """Points of each class kept from earlier batches as the bank, and as many of all classes for rows without a label
+    (Stable Velocity: 256); 0 draws the bank afresh. A row joins the points of its class."""
     guidance: float = 1.0
     """W: scale of classifier-free guidance in the target field; 1 is none. Needs labels."""
     guidance_range: tuple[float, float] = (0.0, 1.0)
@@ -121,6 +133,11 @@ class Objective(abc.ABC):
     """Law of that time (its t); that of `times` where none is given."""
     matching_noise: Literal["same", "fresh"] = "same"
     """Whether that term shares the row's noise."""
+    pair_weight: Coefficient = 0.0
+    """lambda of temporal pairs (arXiv:2602.04908): velocities of one path at t and 1 - t are pulled together. Biased
+    where flows curve: let it fall to 0."""
+    rectify_weight: float = 0.0
+    """Weight of the rectification, which pulls the law of one-step samples towards that of the data."""
     mix_diagonal: bool = True
     """Whether gamma counts at r = t too; otherwise the target there is v_c, which ties the diagonal to the data."""
     head_weight: float = 1.0
@@ -157,7 +174,21 @@ class Objective(abc.ABC):
         for name in ("anchor_range", "guidance_range"):
             low, high = getattr(self, name)
             require(0 <= low <= high <= 1, name, f"{low}, {high}", "0 <= low <= high <= 1")
-        for name in ("anchor_weight", "matching_weight", "head_weight", "weight_power"):
+        check_share("pair_weight", self.pair_weight)
+        if self.bank_memory and (self.bank_size or self.proxy == "bank" or not self.rao_blackwell):
+            raise UserError("bank_memory: only with rao_blackwell, and without bank_size")
+        if self.rectify_weight and self.proxy not in ("ema", "teacher", "oracle") and not callable(self.proxy):
+            raise UserError(
+                f"rectify_weight: needs the proxy ema, teacher or oracle for the data's velocity, not {self.proxy!r}"
+            )
+        for name in (
+            "anchor_weight",
+            "matching_weight",
+            "head_weight",
+            "weight_power",
+            "bank_memory",
+            "rectify_weight",
+        ):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         require(self.weight_constant > 0, "weight_constant", self.weight_constant, "any number above 0")
         require(self.weight in weights.KINDS, "weight", self.weight, ", ".join(weights.KINDS))
@@ -199,18 +230,22 @@ class Objective(abc.ABC):
     @property
     def needs_average(self) -> bool:
         """Whether the moving average of the network is used, which the caller has to pass as `proxy`."""
-        return self.proxy == "ema" and self.mixes
+        return self.proxy == "ema" and (self.mixes or self.rectify_weight > 0)
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """What the network needs beside u: `velocity` (z, t, label) and `log_variance` (r, t)."""
-        wanted = {"velocity": self.proxy == "head", "log_variance": self.weight in ("cauchy", "learned")}
+        """What the network needs beside u: `velocity` (z, t, label), `log_variance` (r, t), `fake` (z, t, label)."""
+        wanted = {
+            "velocity": self.proxy == "head",
+            "log_variance": self.weight in ("cauchy", "learned"),
+            "fake": self.rectify_weight > 0,
+        }
         return tuple(name for name, needed in wanted.items() if needed)
 
     @property
     def adapts(self) -> bool:
         """Whether the objective has a memory, to be updated with `adapt` while training."""
-        return False
+        return self.bank_memory > 0
 
     @property
     def has_bank(self) -> bool:
@@ -221,25 +256,26 @@ class Objective(abc.ABC):
         """How many data points beyond a batch the bank takes."""
         return max(0, self.bank_size - batch)
 
-    def start(self) -> Memory | None:
+    def start(self, event_shape: tuple[int, ...] = (), classes: int = 0) -> Memory | None:
         """The memory before the first step; None for an objective without one."""
-        return None
+        return bank.Classes.empty(classes, self.bank_memory, event_shape) if self.bank_memory else None
 
     def adapt(self, memory, u, x, draw, label, step, proxy=None, equal=0, points=None):
         """The memory after a batch, for later batches."""
-        return memory
+        return memory.remember(x, label) if isinstance(memory, bank.Classes) else memory
 
-    def draw(self, key: Key[Array, ""], x: Float[Array, "batch *event"], e=None) -> Draw:
+    def draw(self, key: Key[Array, ""], x: Float[Array, "batch *event"], e=None, step=0) -> Draw:
         """Noise, times and whatever else is random; the first `times.count_equal(batch)` rows have r = t.
 
         Args:
             e: noise (batch, *event) that belongs to x, where data come in pairs.
+            step: training step, for laws that change over training.
         """
         noise_key, time_key, anchor_key = jax.random.split(key, 3)
         n = x.shape[0]
         if e is None:
             e = jax.random.normal(noise_key, x.shape, x.dtype)
-        r, t = self.times.draw(time_key, n)
+        r, t = self.times.draw(time_key, n, step)
         found = {}
         if self.anchor_weight > 0:
             low, high = self.anchor_range
@@ -249,11 +285,13 @@ class Objective(abc.ABC):
         if self.splits:
             found["share"] = jax.random.uniform(jax.random.fold_in(key, 4), t.shape)
         if self.matching_weight > 0:
-            found["matching_t"] = (self.matching_times or self.times).draw(jax.random.fold_in(key, 5), n)[1]
+            found["matching_t"] = (self.matching_times or self.times).draw(jax.random.fold_in(key, 5), n, step)[1]
             if self.matching_noise == "fresh":
                 found["matching_e"] = jax.random.normal(jax.random.fold_in(key, 6), x.shape, x.dtype)
         if self.label_dropout > 0:
             found["dropped"] = jax.random.bernoulli(jax.random.fold_in(key, 7), self.label_dropout, (n,))
+        if self.rectify_weight > 0:
+            found["renoised"] = rectification.renoise(jax.random.fold_in(key, 8), x)
         return Draw(e, r, t, **found)
 
     def __call__(
@@ -282,7 +320,7 @@ class Objective(abc.ABC):
             `effective_size`.
         """
         equal = self.times.count_equal(x.shape[0])
-        return self.evaluate(u, x, self.draw(key, x), label, step, proxy, equal, points, memory)
+        return self.evaluate(u, x, self.draw(key, x, step=step), label, step, proxy, equal, points, memory)
 
     def loss_at(
         self,
@@ -341,7 +379,7 @@ class Objective(abc.ABC):
         z = interpolate(x, e, t)
         on, off = slice(None, equal), slice(equal, None)  # on and off the diagonal r = t
         label = guidance.hide(label, draw.dropped)
-        raw, known = self._raw(u, x, e, t, label, points)
+        raw, known = self._raw(u, x, e, t, label, points, memory)
         aux = {"r": r, "t": t}
         if known is not None:
             aux["effective_size"] = known.effective_size
@@ -365,7 +403,7 @@ class Objective(abc.ABC):
             y = mix(self.gamma, step, raw[off], v_hat)
             v_hat = self._tangent_proxy(u, proxy, z, t, label, known, off, v_hat)
             parts = (raw[off], v_hat, y, _rows(label, off), _rows(draw.probe, off), _rows(draw.share, off))
-            found = self.off_diagonal(u, Rows(z[off], r[off], t[off], *parts), step, proxy, memory)
+            found = self.off_diagonal(u, Rows(z[off], e[off], r[off], t[off], *parts), step, proxy, memory)
             if anywhere:
                 apart = r < t
                 error = jnp.where(expand(apart, z), found.error, matching(off))
@@ -384,7 +422,16 @@ class Objective(abc.ABC):
             anchor = self._reduce(u(z, at, t, label) - y)
             loss = loss + self.anchor_weight * self._weigh(u, anchor, z, at, t, label, draw.probe)
         if self.matching_weight > 0 and draw.matching_t is not None:
-            loss = loss + self.matching_weight * self._matching(u, x, draw, label, step, proxy, points)
+            again = draw.e if draw.matching_e is None else draw.matching_e
+            own = self._matching(u, x, again, draw.matching_t, draw, label, step, proxy, points, memory)[0]
+            loss = loss + self.matching_weight * own
+        if not is_zero(self.pair_weight):
+            mirrored, velocity = self._matching(u, x, e, 1 - t, draw, label, step, proxy, points, memory)
+            apart = self._weigh(u, self._reduce(u(z, t, t, label) - velocity), z, t, t, label, draw.probe)
+            loss = loss + mirrored + value_at(self.pair_weight, step) * apart
+        if draw.renoised is not None:
+            real = proxies.resolve(self.proxy, u, proxy)
+            loss = loss + self.rectify_weight * rectification.loss(u, real, e, label, draw.renoised)
         if self.proxy == "head":
             head = self._reduce(proxies.head(u)(z, t, t, label) - raw)
             loss = loss + self.head_weight * weights.power(head, self.weight_power, self.weight_constant)
@@ -393,11 +440,11 @@ class Objective(abc.ABC):
 
     # ---------------------------------------------------------------------------------------------------- the parts
 
-    def _raw(self, u, x, e, t, label, points: Points | None):
+    def _raw(self, u, x, e, t, label, points: Points | None, memory=None):
         """v_c, averaged over the bank and guided where asked, and what the bank says."""
         raw, known = conditional_velocity(x, e), None
         if self.rao_blackwell or (self.proxy == "bank" and self.mixes):
-            known = self._posterior(x, e, t, label, points)
+            known = self._posterior(x, e, t, label, points, memory)
             if self.rao_blackwell:
                 raw = known.velocity
         if self.guidance > 1:
@@ -405,13 +452,16 @@ class Objective(abc.ABC):
             raw = guidance.guide(u, z, t, label, raw, self.guidance, self.guidance_range)
         return raw, known
 
-    def _posterior(self, x, e, t, label, points: Points | None) -> bank.Posterior:
-        """What the batch and the points beyond it say about each row."""
-        points = Points(x, label) if points is None else points
-        if points.x is not x:
-            merged = None if label is None or points.label is None else jnp.concatenate([label, points.label])
-            points = Points(jnp.concatenate([x, points.x]), merged)
-        known = bank.posterior(x, e, t, points.x, label, points.label)
+    def _posterior(self, x, e, t, label, points: Points | None, memory) -> bank.Posterior:
+        """What the batch and the points beyond it say about each row, or what is remembered of earlier batches."""
+        if isinstance(memory, bank.Classes):
+            known = memory.posterior(x, e, t, label)
+        else:
+            points = Points(x, label) if points is None else points
+            if points.x is not x:
+                merged = None if label is None or points.label is None else jnp.concatenate([label, points.label])
+                points = Points(jnp.concatenate([x, points.x]), merged)
+            known = bank.posterior(x, e, t, points.x, label, points.label)
         if self.bank_from > 0:
             late = t >= self.bank_from
             v_c = conditional_velocity(x, e)
@@ -434,16 +484,14 @@ class Objective(abc.ABC):
         """v_hat of the tangent, where it is another than the target's."""
         return v_hat
 
-    def _matching(self, u, x, draw: Draw, label, step, proxy, points):
-        t = draw.matching_t
-        assert t is not None
-        e = draw.e if draw.matching_e is None else draw.matching_e
+    def _matching(self, u, x, e, t, draw: Draw, label, step, proxy, points, memory):
+        """The loss of flow matching at other times than the row's own, and the velocity it was asked of."""
         z = interpolate(x, e, t)
-        y, known = self._raw(u, x, e, t, label, points)
+        y, known = self._raw(u, x, e, t, label, points, memory)
         if self.mix_diagonal and not is_zero(self.gamma):
             y = mix(self.gamma, step, y, self._v_hat(u, proxy, z, t, label, known, slice(None)))
-        matching = self._reduce(u(z, t, t, label) - y)
-        return self._weigh(u, matching, z, t, t, label, draw.probe)
+        velocity = u(z, t, t, label)
+        return self._weigh(u, self._reduce(velocity - y), z, t, t, label, draw.probe), velocity
 
     def _reduce(self, error: Float[Array, "rows *event"]) -> Float[Array, " rows"]:
         total = _sum_squares(error)

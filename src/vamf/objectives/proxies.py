@@ -52,6 +52,14 @@ def head(u: AverageVelocity) -> AverageVelocity:
     return lambda z, r, t, label: velocity(z, t, label)
 
 
+def fake(u: AverageVelocity) -> Callable[..., Array]:
+    """The second network that learns the velocity of u's own samples, called (z, t, label)."""
+    found = getattr(u, "fake", None)
+    if found is None:
+        raise UserError("rectify_weight: the average velocity has no `fake(z, t, label)` beside u")
+    return found
+
+
 def log_variance(u: AverageVelocity) -> Callable[[Float[Array, " batch"], Float[Array, " batch"]], Array]:
     """The learned logarithm of the loss's scale, phi(r, t), of a network."""
     found = getattr(u, "log_variance", None)

@@ -10,8 +10,8 @@ the tangent. Mixing in a deterministic estimate v_hat of the marginal velocity,
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vamf.objectives.schedules import Coefficient, is_zero, value_at
 from vamf.path import expand
+from vamf.schedules import Coefficient, is_zero, value_at
 
 
 def mix(

@@ -7,6 +7,9 @@ Guo et al., *SplitMeanFlow* (arXiv:2507.16884); Frans et al., *Shortcut models* 
     R = u(z, r, t) - sg[ lambda u_2 + (1 - lambda) u_1 ],    u_2 = u(z, s, t),  u_1 = u(z - (t - s) u_2, r, s)
 
 No derivative is taken; s -> t gives the MeanFlow identity. v_c enters at r = t only.
+
+The shorter jumps are the proxy's; the proxy `teacher`, a velocity model, knows no jumps: they are the network's own
+then, and with gamma = 1 the teacher takes the place of v_c at r = t (distillation, arXiv:2507.16884).
 """
 
 import dataclasses
@@ -54,7 +57,7 @@ class Semigroup(Objective):
         z, r, t, label = rows.z, rows.r, rows.t, rows.label
         share = jnp.full_like(t, 0.5) if self.split == "midpoint" or rows.share is None else rows.share
         s = t - share * (t - r)
-        teacher = proxies.resolve(self.proxy, u, proxy)
+        teacher = u if self.proxy == "teacher" else proxies.resolve(self.proxy, u, proxy)
         first = teacher(z, self._end(s, t), t, label)
         between = self._clip(z - expand(t - s, z) * first)
         share = expand(share, z)

@@ -29,7 +29,7 @@ from vamf.training.logs import Progress
 from vamf.training.run import Run
 
 BANK = " + bank"
-TAUGHT = ("rectified_meanflow", "meanflow_rae")
+TAUGHT = ("rectified_meanflow", "meanflow_rae", "mid_training")
 """Methods that need a teacher."""
 WITHOUT_BANK = ("rao_blackwell", *TAUGHT)
 """Methods that average already, or that have no independent noise to average over."""
@@ -64,7 +64,7 @@ FIRST = "meanflow"
 ALL = (FIRST, *(name for name in METHODS if name != FIRST))
 SHORT = (FIRST, "vamf", "rao_blackwell", "split_meanflow")
 QUICK = Budget("quick", ("swiss_roll",), SHORT, False, 1000, (0, 1), 100, 3e-3)
-DEFAULT = Budget("default", (*toys.NAMES, "dgmm16", "digits"), ALL, True, 4000, (0, 1, 2), 500, 3e-3)
+DEFAULT = Budget("default", (*toys.NAMES, "dgmm16", "digits"), ALL, True, 3000, (0, 1, 2), 500, 3e-3)
 FULL = Budget("paper", (*toys.NAMES, "dgmm16", "digits"), ALL, True, 200_000, (0, 1, 2), 2000, 1e-3)
 
 

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vamf import data
 from vamf.errors import UserError
 from vamf.files import write_array, write_atomic, write_json
 from vamf.path import interpolate
@@ -80,7 +79,7 @@ def complete(
             raise UserError(f"{place}: a result of other settings; choose another --out")
         return stored["members"]
 
-    grid = Grid(training.config, data.load(training.config.data), training.seeds, training.betas)
+    grid = Grid(training.config, training.config.load_data(), training.seeds, training.betas)
     write_atomic(place / "config.json", to_json(training.config))
     outcome = loop.train(grid, place, progress)
     drawn = grid.sample(outcome.state, samples)
@@ -113,7 +112,7 @@ def step_costs(configs: dict[str, TrainConfig], progress: Progress, steps: int =
     progress.say("timing single trainings")
     running, best = {}, {}
     for label, config in configs.items():
-        grid = Grid(config, data.load(config.data), [0])
+        grid = Grid(config, config.load_data(), [0])
         running[label] = (grid, grid.advance(grid.init(), steps)[0])
     for _ in range(rounds):
         for label, (grid, state) in running.items():
@@ -125,7 +124,7 @@ def step_costs(configs: dict[str, TrainConfig], progress: Progress, steps: int =
 
 def step_memory(config: TrainConfig) -> int:
     """Bytes that the compiled step of one training needs beside its inputs and outputs."""
-    grid = Grid(config, data.load(config.data), [0])
+    grid = Grid(config, config.load_data(), [0])
     trainer = grid.trainer
 
     def step(arrays, member, state):

@@ -6,33 +6,22 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
+from vamf.data import Dataset, load
+from vamf.data.whitening import whiten
 from vamf.errors import UserError, require
 from vamf.networks.mlp import MLPConfig
 from vamf.objectives import METHODS, Objective, adaptive, create
-from vamf.objectives.schedules import parse
 from vamf.optimisers import table
-from vamf.times import TimeLaw
+from vamf.schedules import parse
+from vamf.times import Law, TimeLaw
 from vamf.training.couplings import CouplingConfig
 
 Mix = float | str | None
 """A share in [0, 1]: a number, or a schedule such as linear:1:0."""
 
 
-SCHEDULED = ("beta", "gamma", "weight_gap", "through", "correction", "alpha")
+SCHEDULED = ("beta", "gamma", "weight_gap", "through", "correction", "alpha", "pair_weight")
 """Options that may change over training."""
-
-LATER: dict[str, Any] = {
-    "teacher": "",
-    "couplings": dataclasses.asdict(CouplingConfig()),
-    "objective": dict.fromkeys(
-        ("rao_blackwell", "bank_from", "guidance", "guidance_range", "label_dropout", "matching_weight", "mix_diagonal",
-         "weight", "weight_gap", "weight_velocity", "reduction", "through", "correction", "difference", "moving",
-         "alpha", "split", "clip")
-    ),
-    "times": {name: getattr(TimeLaw(), name) for name in ("second_mean", "equal_mean", "gap_mean", "gap_std", "shift")},
-    "optimiser": {"name": "adam", "weight_decay": None},
-}  # fmt: skip
-"""Fields that older runs do not have, by part, and what those did."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +39,8 @@ class ObjectiveConfig:
     """Data points in the bank, the batch among them; 0 is the batch alone."""
     bank_from: float | None = None
     """Use the bank for t from here on, and v_c below."""
+    bank_memory: int | None = None
+    """Points of each class kept from earlier batches as the bank; 0 draws it afresh."""
     bank_rest: float | None = None
     """With the proxy bank: share of the moving average's velocity in what the bank leaves unknown of the tangent, in
     [0, 1]."""
@@ -65,6 +56,14 @@ class ObjectiveConfig:
     """Range of the anchor's offset delta."""
     matching_weight: float | None = None
     """Weight of a flow-matching term at a time of its own."""
+    matching_noise: Literal["same", "fresh"] | None = None
+    """Whether that term shares the row's noise."""
+    pair_weight: Mix = None
+    """lambda of temporal pairs, velocities of one path at t and 1 - t: a number or a schedule."""
+    rectify_weight: float | None = None
+    """Weight of the rectification of one-step samples; trains a second network."""
+    head_weight: float | None = None
+    """Weight of the velocity head's loss, with the proxy head."""
     mix_diagonal: bool | None = None
     """Whether gamma counts at r = t too."""
     weight: Literal["power", "norm", "cauchy", "learned", "trace"] | None = None
@@ -89,8 +88,12 @@ class ObjectiveConfig:
     """Tangent of (r, t) in the Jacobian-vector product; anything but 0 1 is wrong (MeanFlow's ablation)."""
     alpha: Mix = None
     """alphaflow: length of the step relative to the gap."""
+    eta: float | None = None
+    """alphaflow: below it alpha counts as 0, above 1 - eta as 1."""
     split: Literal["uniform", "midpoint"] | None = None
     """progressive_map: where an interval is split."""
+    instant: float | None = None
+    """split_meanflow, shortcut, progressive_map: jumps of the teacher up to this length are asked as velocities."""
     clip: float | None = None
     """Largest absolute value of a target's numbers, where the method clips; 0 leaves them."""
 
@@ -99,7 +102,7 @@ class ObjectiveConfig:
 class TimesConfig:
     """Law of (r, t); None leaves the method's own."""
 
-    law: Literal["uniform", "logit_normal", "shifted", "terminal", "u_shaped", "dyadic", "to_data"] | None = None
+    law: Law | None = None
     """How (r, t) is drawn off the diagonal."""
     mean: float | None = None
     """Mean of the normal draw before the sigmoid."""
@@ -107,8 +110,8 @@ class TimesConfig:
     """Standard deviation of that draw."""
     second_mean: float | None = None
     """Mean of the second draw, where it differs from the first."""
-    equal_mean: float | None = None
-    """Mean of the normal draw of the rows with r = t, where they follow a law of their own."""
+    equal_mean: Mix = None
+    """Mean of the normal draw of the rows with r = t, where they follow a law of their own: a number or a schedule."""
     gap_mean: float | None = None
     """Mean of the gap's normal draw before the sigmoid."""
     gap_std: float | None = None
@@ -122,9 +125,12 @@ class TimesConfig:
     eps: float | None = None
     """Distance that the uniform law keeps from t = 0 and t = 1."""
 
-    def over(self, law: TimeLaw) -> TimeLaw:
-        """A law with what is given here in place of its own."""
-        return dataclasses.replace(law, **_given(self))
+    def over(self, law: TimeLaw, steps: int) -> TimeLaw:
+        """A law with what is given here in place of its own, over a training of `steps`."""
+        given = _given(self)
+        if "equal_mean" in given:
+            given["equal_mean"] = parse("times.equal-mean", given["equal_mean"], steps)
+        return dataclasses.replace(law, **given)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,12 +207,19 @@ class TrainConfig:
     """Share of a table's rows kept for evaluation, never trained on."""
     teacher: str = ""
     """Folder of a run: the network behind the proxy `teacher` and behind couplings."""
+    initial: str = ""
+    """Folder of a run whose moving average the network starts from."""
+    whiten: float = 0.0
+    """Decorrelate the data before the network sees them: the smallest eigenvalue of their covariance that is scaled
+    to 1, relative to the largest. 0 leaves the data as they are."""
     couplings: CouplingConfig = CouplingConfig()
     """Pairs of noise and data that the teacher's flow connects."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """Options of the objective."""
     times: TimesConfig = TimesConfig()
     """Law of (r, t)."""
+    matching_times: TimesConfig = TimesConfig()
+    """Law of the time of the flow-matching term of its own."""
     network: MLPConfig = MLPConfig()
     """The network."""
     optimiser: OptimiserConfig = OptimiserConfig()
@@ -219,6 +232,7 @@ class TrainConfig:
             require(getattr(self, name) >= 1, name.replace("_", "-"), getattr(self, name), "1 or more")
         require(self.learning_rate > 0, "learning-rate", self.learning_rate, "any number above 0")
         require(0 <= self.seed < 2**31, "seed", self.seed, "0 to 2147483647")
+        require(0 <= self.whiten < 1, "whiten", self.whiten, "[0, 1); 0 is off, 0.01 usual")
         objective = self.build_objective()
         if self.couplings.pairs and objective.has_bank:
             raise UserError("couplings: not with a bank, whose posterior is that of independent noise")
@@ -236,8 +250,22 @@ class TrainConfig:
             if isinstance(options.get(name), float | int | str):
                 options[name] = parse(name, options[name], self.steps, tuple(adaptive.KINDS) * (name == "beta"))
         defaults = METHODS[self.method].stretched(self.steps) if self.method in METHODS else {}
-        times = self.times.over(defaults.get("times", TimeLaw()))
+        times = self.times.over(defaults.get("times", TimeLaw()), self.steps)
+        if _given(self.matching_times):
+            own = defaults.get("matching_times") or times
+            options["matching_times"] = self.matching_times.over(own, self.steps)
         return create(self.method, **{**defaults, **options, "times": times})
+
+    def load_data(self) -> Dataset:
+        """The data, without labels where the training does not use them.
+
+        Raises:
+            UserError: unknown name, or a file that cannot be used.
+        """
+        dataset = load(self.data, self.holdout)
+        if not self.conditional:
+            dataset = dataclasses.replace(dataset, num_classes=0)
+        return whiten(dataset, self.whiten) if self.whiten else dataset
 
     def describe(self) -> str:
         """One line for people."""
@@ -245,6 +273,24 @@ class TrainConfig:
         beta = self.beta if self.beta is not None else getattr(objective, "beta", None)
         mixed = "" if beta is None or "beta" in METHODS[self.method].fixed else f", beta {beta}"
         return f"{self.method}{mixed} on {self.data}, {self.steps:,} steps of {self.batch_size}, seed {self.seed}"
+
+
+LATER: dict[str, Any] = {
+    "teacher": "",
+    "initial": "",
+    "whiten": 0.0,
+    "matching_times": dataclasses.asdict(TimesConfig()),
+    "couplings": dataclasses.asdict(CouplingConfig()),
+    "objective": dict.fromkeys(
+        ("rao_blackwell", "bank_from", "guidance", "guidance_range", "label_dropout", "matching_weight", "mix_diagonal",
+         "weight", "weight_gap", "weight_velocity", "reduction", "through", "correction", "difference", "moving",
+         "alpha", "eta", "split", "instant", "clip", "bank_memory", "matching_noise", "head_weight", "pair_weight",
+         "rectify_weight")
+    ),
+    "times": {name: getattr(TimeLaw(), name) for name in ("second_mean", "equal_mean", "gap_mean", "gap_std", "shift")},
+    "optimiser": {"name": "adam", "weight_decay": None},
+}  # fmt: skip
+"""Fields that older runs do not have, by part, and what those did."""
 
 
 def _given(options: Any) -> dict[str, Any]:

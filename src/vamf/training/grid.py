@@ -16,7 +16,7 @@ import os
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,8 @@ from vamf.average_velocity import AverageVelocity
 from vamf.data import Dataset
 from vamf.errors import UserError
 from vamf.objectives.adaptive import Adaptive
-from vamf.objectives.schedules import value_at
 from vamf.sampling import named
+from vamf.schedules import value_at
 from vamf.training.config import TrainConfig
 from vamf.training.couplings import couple
 from vamf.training.step import Member, Metrics, State, Trainer, learning_rate, optimiser, streams
@@ -74,19 +74,39 @@ def load_teacher(config: TrainConfig, dataset: Dataset) -> AverageVelocity:
     Raises:
         UserError: no run is named, it has no checkpoint, or its data has another shape.
     """
+    if not config.teacher:
+        raise UserError("proxy = teacher: name the teacher's run with --teacher RUN")
+    network, params = _load("teacher", config.teacher, dataset)
+    return network.bind(jax.tree.map(jnp.asarray, params))
+
+
+def load_initial(config: TrainConfig, dataset: Dataset) -> Any:
+    """The parameters that a training starts from: the moving average of the run it names; () where it names none.
+
+    Raises:
+        UserError: the run has no checkpoint, or its data or network has another shape.
+    """
+    if not config.initial:
+        return ()
+    _, params = _load("initial", config.initial, dataset)
+    own = networks.build(config.network, dataset.event_shape, dataset.num_classes, config.build_objective().heads)
+    networks.overlay(jax.eval_shape(own.init, jax.random.key(0)), params)
+    return params
+
+
+def _load(option: str, folder: str, dataset: Dataset) -> tuple[networks.Network, Any]:
+    """The network of another run and its averaged parameters on the host."""
     from vamf.training.logs import Progress
     from vamf.training.run import Run
 
-    if not config.teacher:
-        raise UserError("proxy = teacher: name the teacher's run with --teacher RUN")
-    run = Run.open(Path(config.teacher))
+    run = Run.open(Path(folder))
     if run.dataset.event_shape != dataset.event_shape:
         raise UserError(
-            f"teacher = {config.teacher}: its samples have shape {run.dataset.event_shape}, "
+            f"{option} = {folder}: its samples have shape {run.dataset.event_shape}, "
             f"those of {dataset.name} {dataset.event_shape}"
         )
     state, _ = run.load(Progress(show=False))
-    return run.grid.network.bind(jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf[0])), state.average))
+    return run.grid.network, jax.tree.map(lambda leaf: np.asarray(leaf[0]), state.average)
 
 
 class Grid:
@@ -141,8 +161,17 @@ class Grid:
 
     def init(self) -> State:
         """The state of every member before the first step."""
-        program = self._program("init", lambda: lambda _, member: self.trainer.init(member))
-        return program((), self.members)
+
+        def init(initial, member):
+            return self.trainer.init(member, initial or None)
+
+        return self._program("init", lambda: init)(load_initial(self.config, self.dataset), self.members)
+
+    def blank(self) -> State:
+        """A state of zeros, as host arrays: what a checkpoint is restored into."""
+        member = jax.tree.map(lambda leaf: leaf[0], self.members)
+        shapes = jax.eval_shape(self.trainer.init, member)
+        return jax.tree.map(lambda leaf: np.zeros((self.size, *leaf.shape), leaf.dtype), shapes)
 
     def advance(self, state: State, steps: int) -> tuple[State, Metrics]:
         """The state `steps` later, and host arrays (size, steps) of what each step reported. `state` is used up."""

@@ -33,10 +33,9 @@ def open_checkpoints(grid: Grid, folder: Path) -> Checkpoints:
 
 def restore(grid: Grid, checkpoints: Checkpoints, progress: Progress) -> tuple[State, int]:
     """The newest readable state on the devices and its step; the initial state where there is none."""
-    state = grid.init()
-    restored = checkpoints.restore(grid.collect(state), progress.say)
+    restored = checkpoints.restore(grid.blank(), progress.say)
     if restored is None:
-        return state, 0
+        return grid.init(), 0
     return grid.place(restored[0]), restored[1]
 
 

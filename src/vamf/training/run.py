@@ -21,7 +21,7 @@ from vamf.metrics import sliced_wasserstein
 from vamf.sampling import named
 from vamf.training import loop
 from vamf.training.config import TrainConfig, read_json, to_json
-from vamf.training.grid import Grid, load_teacher, needs_teacher
+from vamf.training.grid import Grid, load_initial, load_teacher, needs_teacher
 from vamf.training.logs import Progress
 from vamf.training.step import State
 
@@ -56,12 +56,14 @@ class Run:
             raise UserError(f"{folder}: holds another run; continue it with --resume {folder} or choose another --out")
         elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder}: exists and is not empty; choose another --out")
-        if config.teacher:
-            config = dataclasses.replace(config, teacher=str(Path(config.teacher).resolve()))
+        for name in ("teacher", "initial"):
+            if given := getattr(config, name):
+                config = dataclasses.replace(config, **{name: str(Path(given).resolve())})
         run = cls(folder, config)
         _ = run.dataset  # bad data and a missing teacher are refused before anything is written
         if needs_teacher(config):
             load_teacher(config, run.dataset)
+        load_initial(config, run.dataset)
         write_atomic(folder / "config.json", to_json(config))
         return run
 
@@ -78,9 +80,8 @@ class Run:
 
     @cached_property
     def dataset(self) -> data.Dataset:
-        """The data, without labels where the run does not use them."""
-        dataset = data.load(self.config.data, self.config.holdout)
-        return dataset if self.config.conditional else dataclasses.replace(dataset, num_classes=0)
+        """The data that the run trains on."""
+        return self.config.load_data()
 
     @cached_property
     def grid(self) -> Grid:

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from vamf import networks
 from vamf.average_velocity import AverageVelocity
 from vamf.data import Dataset
 from vamf.networks import Network
@@ -117,15 +118,18 @@ class Trainer:
     teacher: AverageVelocity | None = None
     """A trained model, for the proxy `teacher`."""
 
-    def init(self, member: Member) -> State:
-        """The state before the first step."""
+    def init(self, member: Member, initial: Any = None) -> State:
+        """The state before the first step; with the parameters `initial`, what they lack starts as usual."""
         params = self.network.init(streams(member.seed).init)
+        if initial is not None:
+            params = networks.overlay(params, initial)
         opt_state = self.transform.init(params)
-        return State(params, params, opt_state, jnp.zeros((), jnp.int32), self.objective.start())
+        memory = self.objective.start(self.dataset.event_shape, self.dataset.num_classes)
+        return State(params, params, opt_state, jnp.zeros((), jnp.int32), memory)
 
     def batch(self, arrays, member: Member, step) -> Batch:
         """The batch of a step."""
-        return self._batch(arrays, jax.random.fold_in(streams(member.seed).train, step))
+        return self._batch(arrays, jax.random.fold_in(streams(member.seed).train, step), step)
 
     def step(self, batch: Batch, member: Member, state: State) -> tuple[State, Metrics]:
         """One step of the optimiser."""
@@ -140,18 +144,18 @@ class Trainer:
         key = jax.random.fold_in(streams(member.seed).variance, state.step)
 
         def gradient(key):
-            return self._gradient(self._batch(arrays, key), member, state)[0]
+            return self._gradient(self._batch(arrays, key, state.step), member, state)[0]
 
         return gradient_contrasts(gradient, jax.random.split(key, self.config.log.variance_replicas)).mean()
 
-    def _batch(self, arrays, key) -> Batch:
+    def _batch(self, arrays, key, step) -> Batch:
         batch_key, loss_key = jax.random.split(key)
         x, label = self._data(arrays, batch_key, self.config.batch_size)
         extra = self.objective.extra_points(self.config.batch_size)
         points = Points(*self._data(arrays, jax.random.fold_in(batch_key, 1), extra)) if extra else None
         noise = self.dataset.noise
         e = None if noise is None else noise(arrays, batch_key, self.config.batch_size)
-        return Batch(x, label, self.objective.draw(loss_key, x, e), points)
+        return Batch(x, label, self.objective.draw(loss_key, x, e, step), points)
 
     def _data(self, arrays, key, n: int):
         x, label = self.dataset.draw(arrays, key, n)
