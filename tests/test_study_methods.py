@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,9 +62,9 @@ def test_the_bank_changes_nothing_but_the_noise(finished):
 def test_the_report_stands_alone(finished):
     page = (finished / "report.html").read_text()
     for words in (
-        "Ranking",
-        "Sample quality: SW1",
-        "Cost of a step",
+        "SW1, equal time (steps)",
+        "jump error",
+        "real data",
         "Noise predicted and measured",
         "meanflow rae",
     ):
@@ -170,3 +171,28 @@ def test_every_method_has_a_configuration_for_every_kind_of_data(tmp_path):
         assert len({config.learning_rate for config in entries.values()}) == 1
         for entry, config in entries.items():
             assert config.build_objective().rao_blackwell == entry.endswith("bank")
+
+
+def _report(table, names):
+    for row in table:
+        row |= {
+            "steps": 100,
+            **{f"{key}{tail}": float("nan") for key in comparison.MEASURED[1:] for tail in ("", "_std")},
+        }
+    costs = {name: {row["arm"]: {"ms": 1.0, "bytes": 2**20} for row in table} for name in names}
+    ranks = {equal: comparison.ranking(table, names, equal) for equal in ("steps", "time")}
+    floors = {name: {"sw1": 0.05, "sw2": 0.06} for name in names}
+    report = comparison.Comparison(Path(), "t", "l", {}, names, lambda _: {}, (0, 1, 2, 3))
+    return report._page(table, ranks, floors, costs, None)
+
+
+def test_one_data_set_is_one_table_and_several_are_ranked():
+    alone = _report(rows("x", a=0.2, b=0.1), ("x",))
+    assert alone.count("<table") == 1
+    assert "Ranking" not in alone
+    assert alone.index(">b<") < alone.index(">a<")  # the lowest first
+    assert re.findall(r"<td class=best>([^<]*)<", alone) == ["0.100 ±\u00a00.020"]
+    assert "0.100 ±\u00a00.020 (100)" in alone
+    together = _report(rows("x", a=0.2, b=0.1) + rows("y", a=0.2, b=0.1), ("x", "y"))
+    assert "Ranking" in together
+    assert together.count("<table") > 3

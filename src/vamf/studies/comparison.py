@@ -33,6 +33,19 @@ TITLES = {
     "jump_error": "Distance to the exact one-step jump",
     "gradient_variance": "Gradient variance",
 }
+HEADERS = {
+    "sw1": "SW1",
+    "sw2": "SW2",
+    "u_error": "u error",
+    "jump_error": "jump error",
+    "gradient_variance": "gradient variance",
+}
+MEANINGS = (
+    "Mean ± standard deviation over seeds, lowest SW1 first; the least of a column stands out. The u error is the root "
+    "mean square distance to the exact average velocity over all (r, t), the jump error that of the one jump that "
+    "sampling takes; the gradient variance is the trace of the covariance of the batch gradient in the second half of "
+    "training."
+)
 NOTABLE = 0.02
 """Relative difference in cost from which on equal time is another training than equal steps."""
 
@@ -141,6 +154,44 @@ class Comparison:
         names = list(self.datasets)
         order = list(dict.fromkeys(row["arm"] for row in rows))
         page = Page(self.title, self.lead)
+        if len(names) == 1:
+            self._one_table(page, names[0], rows, floors[names[0]], costs[names[0]])
+        else:
+            self._many_tables(page, names, order, rows, ranks, floors, costs)
+        if self.more is not None:
+            self.more(page, rows)
+        if picture is not None:
+            page.section("Samples")
+            page.figure(picture, f"Data and one-step samples, seed {self.seeds[0]}.")
+        return page.render(
+            f"`{self.command}`, vamf {__version__}, jax {jax.__version__}. "
+            "Every number is in `results.json`, `members.csv` and `arms.csv` beside this page."
+        )
+
+    def _one_table(self, page: Page, name: str, rows, floor: Mapping[str, float], costs: Mapping[str, Any]) -> None:
+        """All that was measured on a single data set, best SW1 first."""
+        found = {row["arm"]: row for row in rows if row["equal"] == "steps"}
+        order = sorted(found, key=lambda arm: (not np.isfinite(found[arm]["sw1"]), found[arm]["sw1"]))
+        keys = [key for key in MEASURED if any(np.isfinite(row[key]) for row in found.values())]
+        columns = {HEADERS[key]: [cell(found[arm], key) for arm in order] for key in keys}
+        if self.timed:
+            again = [at_equal(rows, name, arm, "time") for arm in order]
+            columns["SW1, equal time (steps)"] = [f"{cell(row, 'sw1')} ({row['steps']:,})" for row in again if row]
+        columns["ms a step"] = [tables.number(costs[arm]["ms"], 2) for arm in order]
+        columns["MiB"] = [tables.number(costs[arm]["bytes"] / 2**20, 1) for arm in order]
+        lines = [list(line) for line in zip([arm.replace("_", " ") for arm in order], *columns.values(), strict=True)]
+        lowest = {(int(np.nanargmin([found[arm][key] for arm in order])), 1 + place) for place, key in enumerate(keys)}
+        real = [tables.number(floor[key]) if key in floor else "–" for key in keys]
+        lines.append(["real data", *real, *["–"] * (len(columns) - len(keys))])
+        page.section("Results")
+        page.text(
+            f"{MEANINGS} Milliseconds are those of one training alone on this machine, the best of nine rounds in "
+            "turn; MiB is what the compiled step needs beside its inputs."
+        )
+        page.table(["entry", *columns], lines, lowest)
+
+    def _many_tables(self, page: Page, names: list[str], order: list[str], rows, ranks, floors, costs) -> None:
+        """A table for each measure, with a column for each data set."""
         page.section("Ranking")
         page.text(
             "Rank by mean SW1 on each data set, 1 is best, and the mean over data sets. Entries whose means differ by "
@@ -179,15 +230,6 @@ class Comparison:
                 for entry in order
             ],
         )  # fmt: skip
-        if self.more is not None:
-            self.more(page, rows)
-        if picture is not None:
-            page.section("Samples")
-            page.figure(picture, f"Data and one-step samples, seed {self.seeds[0]}.")
-        return page.render(
-            f"`{self.command}`, vamf {__version__}, jax {jax.__version__}. "
-            "Every number is in `results.json`, `members.csv` and `arms.csv` beside this page."
-        )
 
 
 def slug(entry: str) -> str:
