@@ -1,0 +1,207 @@
+"""Two sets of images, or of statistics, and every score between them in one pass over the images.
+
+What comes out is a receipt: scores with their errors, and all that they depend on (extractor and its hash, resizing,
+numbers and hashes of the images, how the samples were made), ready for JSON.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vamf import __version__
+from vamf.errors import UserError
+from vamf.metrics import bootstrap, frechet
+from vamf.metrics.command import Options
+from vamf.metrics.features import Extractor, Features, extract, open_extractor
+from vamf.metrics.identity import Identity
+from vamf.metrics.images import Images, open_images
+from vamf.metrics.inception_score import SPLITS, inception_score
+from vamf.metrics.kid import kid
+from vamf.metrics.moments import Statistics, holds_statistics
+from vamf.metrics.precision_recall import K_DENSITY, precision_recall
+from vamf.training.logs import Progress
+
+ENOUGH = 10_000
+"""Images from which on scores are usually published."""
+NEIGHBOURHOOD = 10_000
+"""At most so many images of each side are compared pair by pair, for precision and recall."""
+PROVENANCE = ("nfe", "guidance", "ema", "seed")
+"""How samples were made: keys of `SAMPLES.json` beside the array `SAMPLES.npz`, or of `samples.json` in a folder."""
+
+NEEDS = {
+    "KID": "needs images on both sides",
+    "precision": f"like recall, density and coverage, needs more than {K_DENSITY} images on both sides",
+    "Inception score": f"needs {SPLITS} images A or more, and an extractor with classes",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One of the two that are compared."""
+
+    path: Path
+    """Where it is."""
+    statistics: Statistics
+    """Mean and covariance."""
+    features: Features | None
+    """None of a file of statistics."""
+    sha256: str
+    """Of the images' pixels in order, or of the file of statistics."""
+    skipped: list[str]
+    """Images that could not be read."""
+
+
+def compare(a: Path, b: Path, options: Options, progress: Progress | None = None) -> dict[str, Any]:
+    """All scores of A against the reference B, each a folder of images, an array file or a file of statistics.
+
+    Raises:
+        UserError: a file is missing, damaged or of another kind, or the two sides do not belong together.
+    """
+    progress = progress or Progress(show=False)
+    sources = [_source(path, options.strict) for path in (a, b)]
+    extractor = None
+    if any(isinstance(source, Images) for source in sources):
+        extractor = open_extractor(options.weights, options.dims, options.resize)
+    pairs = options.kid or options.precision_recall
+    keep = pairs or options.inception_score or options.bootstrap > 0
+    samples = _side(a, sources[0], extractor, options.batch_size, keep, progress)
+    reference = _side(b, sources[1], extractor, options.batch_size, pairs, progress)
+    identity = _common(samples, reference)
+    if options.save is not None:
+        reference.statistics.save(options.save)
+    scores, left_out = _scores(samples, reference, identity, options)
+    return {
+        "scores": scores,
+        "extractor": dataclasses.asdict(identity) if identity else None,
+        "samples": _described(samples) | _provenance(a),
+        "reference": _described(reference),
+        "left_out": left_out,
+        "warnings": [*_warnings(samples), *_warnings(reference)],
+        "bootstrap": options.bootstrap,
+        "seed": options.seed,
+        "vamf": __version__,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------- the two sides
+
+
+def _source(path: Path, strict: bool) -> Images | Statistics:
+    return Statistics.load(path) if holds_statistics(path) else open_images(path, strict)
+
+
+def _side(
+    path: Path,
+    source: Images | Statistics,
+    extractor: Extractor | None,
+    batch_size: int,
+    keep: bool,
+    progress: Progress,
+) -> Side:
+    if isinstance(source, Statistics):
+        return Side(path, source, None, hashlib.sha256(path.read_bytes()).hexdigest(), [])
+    assert extractor is not None
+    with progress.task(str(path), source.count, unit="images") as task:
+        features = extract(source, extractor, batch_size, keep, task.update)
+    return Side(path, features.moments.statistics(features.identity), features, features.sha256, source.skipped)
+
+
+def _common(samples: Side, reference: Side) -> Identity | None:
+    """The extractor of both sides; None where neither says."""
+    named = [(side.path, side.statistics.extractor) for side in (samples, reference)]
+    known = {identity: f"{path}: {identity.label} {identity.sha256[:8]}" for path, identity in named if identity}
+    if len(known) > 1:
+        raise UserError(f"features of two extractors have no distance ({'; '.join(known.values())})")
+    lengths = [len(side.statistics.mean) for side in (samples, reference)]
+    if lengths[0] != lengths[1]:
+        raise UserError(f"features of lengths {lengths[0]} and {lengths[1]} have no distance; choose --dims to match")
+    return next(iter(known), None)
+
+
+def _described(side: Side) -> dict[str, Any]:
+    return {"path": str(side.path), "n": side.statistics.count, "sha256": side.sha256, "skipped": side.skipped}
+
+
+def _provenance(path: Path) -> dict[str, Any]:
+    """How samples were made as far as a file beside them says; null otherwise."""
+    note = path / "samples.json" if path.is_dir() else path.with_suffix(".json")
+    try:
+        known = json.loads(note.read_text())
+    except FileNotFoundError:
+        known = {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{note}: not readable as JSON ({' '.join(str(error).split())[:80]})") from None
+    return {key: known.get(key) if isinstance(known, dict) else None for key in PROVENANCE}
+
+
+def _warnings(side: Side) -> list[str]:
+    n, dims, lines = side.statistics.count, len(side.statistics.mean), []
+    if side.skipped:
+        lines.append(f"{side.path}: {len(side.skipped)} images left out as unreadable, first {side.skipped[0]}")
+    if side.statistics.extractor is None:
+        lines.append(f"{side.path}: does not say which extractor its statistics are of")
+    if n is not None and n <= dims:
+        lines.append(
+            f"{side.path}: {n:,} images for {dims:,} features: their covariance is singular, and the Fréchet distance "
+            "much too large; use more images or fewer --dims"
+        )
+    elif n is not None and n < ENOUGH:
+        lines.append(
+            f"{side.path}: {n:,} images: the Fréchet distance is too large by an amount that falls as 1/n; compare it "
+            f"with distances from as many images only ({ENOUGH:,} or more are usual)"
+        )
+    return lines
+
+
+# -------------------------------------------------------------------------------------------------------------- scores
+
+
+def _scores(samples: Side, reference: Side, identity: Identity | None, options: Options):
+    """Every score by its name; and what was left out, and why."""
+    rows, logits = (samples.features.rows, samples.features.logits) if samples.features else (None, None)
+    others = reference.features.rows if reference.features else None
+    again = {"bootstrap": options.bootstrap, "seed": options.seed}
+    found = {"FID": _entry(_frechet(samples.statistics, reference.statistics, rows, options))}
+    if rows is not None and others is not None:
+        if options.kid:
+            found["KID"] = _entry(*kid(rows, others, **again))
+        if options.precision_recall and min(len(rows), len(others)) > K_DENSITY:
+            points = precision_recall(_some(rows, options.seed), _some(others, options.seed))
+            for name, values in points._asdict().items():
+                found[name] = _entry(bootstrap.mean(values, options.bootstrap, options.seed))
+    if options.inception_score and logits is not None and len(logits) >= SPLITS:
+        found["Inception score"] = _entry(*inception_score(logits, **again))
+
+    wanted = {"KID": options.kid, "precision": options.precision_recall, "Inception score": options.inception_score}
+    left_out = [f"{name}: {NEEDS[name]}" for name in wanted if wanted[name] and name not in found]
+    scores = {_name(identity, name): entry for name, entry in found.items()}
+    return scores, left_out
+
+
+def _frechet(samples: Statistics, reference: Statistics, rows: np.ndarray | None, options: Options):
+    ours, theirs = (samples.mean, samples.covariance), (reference.mean, reference.covariance)
+    value = frechet.frechet_distance(*ours, *theirs)
+    if rows is None:
+        return bootstrap.Estimate(value)
+    return bootstrap.Estimate.of(value, frechet.replicates(rows, *theirs, options.bootstrap, options.seed))
+
+
+def _name(identity: Identity | None, name: str) -> str:
+    """`FID`, `KID-768`, or in words with the extractor's name where it is not Inception."""
+    words = {"FID": "Fréchet distance", "KID": "kernel distance", "Inception score": "class score"}.get(name, name)
+    return identity.score(name, words) if identity else f"{words} (extractor not stated)"
+
+
+def _entry(estimate: bootstrap.Estimate, spread: float | None = None) -> dict[str, Any]:
+    """As JSON; `spread` is the standard deviation over subsets or splits, where a score has those."""
+    return estimate._asdict() | {"interval": estimate.interval, "spread": spread}
+
+
+def _some(rows: np.ndarray, seed: int) -> np.ndarray:
+    if len(rows) <= NEIGHBOURHOOD:
+        return rows
+    return rows[np.random.default_rng(seed).choice(len(rows), NEIGHBOURHOOD, replace=False)]
