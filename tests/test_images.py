@@ -14,10 +14,10 @@ from vamf.data.pictures import Damaged, Encoded, one
 from vamf.errors import UserError
 
 
-def refusal(path, name="", holdout=0.1, **options):
+def refusal(path, **options):
     """The one line that a source is refused with."""
     with pytest.raises(UserError) as raised:
-        images.load(path, ImageConfig(**options), holdout, name)
+        images.load(path, ImageConfig(**options))
     message = str(raised.value)
     assert "\n" not in message
     return message
@@ -189,7 +189,7 @@ def test_the_official_test_set_is_the_reference(tmp_path):
     x = pixels(80, 28, 28, 1)
     write_mnist(tmp_path, x[:40], labels(40, 10), end=".gz")
     write_mnist(tmp_path, x[40:], labels(40, 10), prefix="t10k", end=".gz")
-    dataset = images.load(tmp_path, name="fashion_mnist")
+    dataset = images.load(tmp_path, ImageConfig(expect="fashion_mnist"))
     assert dataset.name == "fashion_mnist"
     assert (dataset.event_shape, dataset.num_classes) == ((28, 28, 1), 10)
     assert as_set(drawn(dataset)[0]) == as_set(x[:40])
@@ -287,14 +287,20 @@ def test_more_than_the_memory_allowed(tmp_path):
         images.load(path, ImageConfig(memory=64**3 * 3 / 2**30 * 1.01))
 
 
-def test_named_sets_are_checked(tmp_path):
-    assert "train-images-idx3-ubyte.gz" in refusal(tmp_path / "nowhere", name="fashion_mnist")
+def test_expected_sets_are_checked(tmp_path):
+    fashion = {"expect": "fashion_mnist"}
+    assert "train-images-idx3-ubyte.gz" in refusal(tmp_path / "nowhere", **fashion)
     write_mnist(tmp_path, pixels(40, 20, 20, 1), labels(40, 10))
-    assert "fashion_mnist is (28, 28, 1)" in refusal(tmp_path, name="fashion_mnist")
+    assert "shape (20, 20, 1); fashion_mnist is (28, 28, 1)" in refusal(tmp_path, **fashion)
     write_mnist(tmp_path, pixels(40, 28, 28, 1), labels(40, 11))
-    assert "allowed is 0 to 9" in refusal(tmp_path, name="fashion_mnist")
+    assert "allowed is 0 to 9" in refusal(tmp_path, **fashion)
     write_idx(tmp_path / "train-labels-idx1-ubyte", labels(40, 3).astype(np.uint8))
-    assert images.load(tmp_path, name="fashion_mnist").num_classes == 10
+    dataset = images.load(tmp_path, ImageConfig(size=14, **fashion))
+    assert (dataset.num_classes, dataset.event_shape) == (10, (14, 14, 1))
+    assert "cifar10 is (32, 32, 3)" in refusal(tmp_path, expect="cifar10")
+    save(tmp_path / "folder" / "cat", pixels(40, 32, 32))
+    dataset = images.load(tmp_path / "folder", ImageConfig(expect="cifar10"))
+    assert (dataset.name, dataset.num_classes) == ("cifar10", 10)
 
 
 @pytest.mark.parametrize(("field", "value"), [("size", 0), ("num_classes", -1), ("memory", 0.0)])

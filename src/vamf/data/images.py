@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +31,21 @@ GIB = 2**30
 AHEAD = 1024
 """Pictures that are decoded together."""
 QUIET = Progress(show=False)
+
+
+class Known(NamedTuple):
+    """A data set with a name."""
+
+    shape: tuple[int, int, int]
+    classes: int
+    files: str
+    """What the user has to bring."""
+
+
 KNOWN = {
-    "fashion_mnist": ((28, 28, 1), 10, "train-images-idx3-ubyte.gz and the other three official files"),
-    "cifar10": ((32, 32, 3), 10, "the official archive, binary or Python version, or its batches"),
+    "fashion_mnist": Known((28, 28, 1), 10, "a folder with train-images-idx3-ubyte.gz and the other official files"),
+    "cifar10": Known((32, 32, 3), 10, "the official archive, binary or Python version, or the folder of its batches"),
 }
-"""Data sets by name: the shape of a picture, the number of classes, and what has to be in the folder given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +64,8 @@ class ImageConfig:
     """Number of classes; 0 takes the largest label's."""
     memory: float = 4.0
     """Largest data set to hold in memory, in GiB."""
+    expect: Literal["", "fashion_mnist", "cifar10"] = ""
+    """The data set that the pictures must be; empty takes any."""
 
     def __post_init__(self):
         require(self.size is None or self.size >= 1, "size", self.size, "1 or more")
@@ -74,37 +86,35 @@ def load(
     path: Path,
     config: ImageConfig = ImageConfig(),
     holdout: float = 0.1,
-    name: str = "",
     progress: Progress = QUIET,
 ) -> Dataset:
     """The pictures of a file or folder as a data set.
 
     Args:
         holdout: share of the pictures kept for evaluation, in [0, 0.5], where there is no official test set.
-        name: one of KNOWN, which the pictures are checked against; any other is only a title.
 
     Raises:
         UserError: nothing to read, damaged files, pictures of several sizes or kinds, labels out of range, too few
             pictures or too many for the memory allowed.
     """
-    if name in KNOWN and not path.exists():
-        raise UserError(f"{path}: no such folder; {name} needs one with {KNOWN[name][2]}")
+    expected = KNOWN.get(config.expect)
+    if expected and not path.exists():
+        raise UserError(f"{path}: no such folder; {config.expect} needs {expected.files}")
     source = image_files.read(path)
     train = decode(source, config, str(path), progress)
-    if name in KNOWN:
-        shape, classes, files = KNOWN[name]
-        if config.size is None and train.pixels.shape[1:] != shape:
-            raise UserError(f"{path}: pictures of shape {train.pixels.shape[1:]}; {name} is {shape}: {files}")
-        source = source._replace(num_classes=classes)
+    shape = train.pixels.shape[1:]
+    if expected and config.size is None and shape != expected.shape:
+        raise UserError(f"{path}: pictures of shape {shape}; {config.expect} is {expected.shape}: {expected.files}")
+    stated = expected.classes if expected else source.num_classes
     test = None if source.test is None else decode(source.test, config, f"{path} (test set)", progress)
     return from_pixels(
-        name or path.stem,
+        config.expect or path.stem,
         train.pixels,
         label=train.label,
         held_out=None if test is None else test.pixels,
         holdout=holdout,
         flip=config.flip,
-        num_classes=config.num_classes or source.num_classes,
+        num_classes=config.num_classes or stated,
         source=str(path),
         damaged=train.damaged + (test.damaged if test else []),
     )

@@ -57,7 +57,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def load(folder: Path, *, holdout: float = 0.1, standardise: bool = True, memory: float = 16.0) -> Dataset:
+def load(folder: Path, *, holdout: float = 0.1, standardise: bool = True, memory: float = 4.0) -> Dataset:
     """The latents of a folder as a data set; original units are the autoencoder's latents.
 
     Args:
@@ -149,7 +149,9 @@ def _read_shards(folder: Path, index: dict[str, Any], memory: float) -> dict[str
         if not stored:
             size = sum(array.nbytes for array in arrays.values()) / facts["count"] * index["count"] / images.GIB
             if size > memory:
-                raise UserError(f"{folder}: {index['count']:,} latents are {size:,.1f} GiB, memory = {memory:g}")
+                raise UserError(
+                    f"{folder}: {index['count']:,} latents are {size:,.1f} GiB, memory = {memory:g}; allow more"
+                )
             stored = {key: np.empty((index["count"], *array.shape[1:]), array.dtype) for key, array in arrays.items()}
         for key, array in arrays.items():
             stored[key][at : at + len(array)] = array
