@@ -55,21 +55,21 @@ class Side:
     """Images that could not be read."""
 
 
-def compare(a: Path, b: Path, options: Options, progress: Progress | None = None) -> dict[str, Any]:
-    """All scores of A against the reference B, each a folder of images, an array file or a file of statistics.
+def compare(a: Path | Images, b: Path | Images, options: Options, progress: Progress | None = None) -> dict[str, Any]:
+    """All scores of A against the reference B, each a folder of images, a file of images or of statistics, or images.
 
     Raises:
         UserError: a file is missing, damaged or of another kind, or the two sides do not belong together.
     """
     progress = progress or Progress(show=False)
-    sources = [_source(path, options.strict) for path in (a, b)]
+    sources = [_opened(side, options.strict) for side in (a, b)]
     extractor = None
     if any(isinstance(source, Images) for source in sources):
         extractor = open_extractor(options.weights, options.dims, options.resize)
     pairs = options.kid or options.precision_recall
     keep = pairs or options.inception_score or options.bootstrap > 0
-    samples = _side(a, sources[0], extractor, options.batch_size, keep, progress)
-    reference = _side(b, sources[1], extractor, options.batch_size, pairs, progress)
+    samples = _seen(sources[0], extractor, options.batch_size, keep, progress)
+    reference = _seen(sources[1], extractor, options.batch_size, pairs, progress)
     identity = _common(samples, reference)
     if options.save is not None:
         reference.statistics.save(options.save)
@@ -77,7 +77,7 @@ def compare(a: Path, b: Path, options: Options, progress: Progress | None = None
     return {
         "scores": scores,
         "extractor": dataclasses.asdict(identity) if identity else None,
-        "samples": _described(samples) | _provenance(a),
+        "samples": _described(samples) | _provenance(samples.path),
         "reference": _described(reference),
         "left_out": left_out,
         "warnings": [*_warnings(samples), *_warnings(reference)],
@@ -90,24 +90,24 @@ def compare(a: Path, b: Path, options: Options, progress: Progress | None = None
 # ------------------------------------------------------------------------------------------------------- the two sides
 
 
-def _source(path: Path, strict: bool) -> Images | Statistics:
-    return Statistics.load(path) if holds_statistics(path) else open_images(path, strict)
+def _opened(side: Path | Images, strict: bool) -> Images | Side:
+    """Images still to be looked at; of a file of statistics all there is."""
+    if isinstance(side, Images):
+        return side
+    if holds_statistics(side):
+        return Side(side, Statistics.load(side), None, hashlib.sha256(side.read_bytes()).hexdigest(), [])
+    return open_images(side, strict)
 
 
-def _side(
-    path: Path,
-    source: Images | Statistics,
-    extractor: Extractor | None,
-    batch_size: int,
-    keep: bool,
-    progress: Progress,
-) -> Side:
-    if isinstance(source, Statistics):
-        return Side(path, source, None, hashlib.sha256(path.read_bytes()).hexdigest(), [])
+def _seen(source: Images | Side, extractor: Extractor | None, batch_size: int, keep: bool, progress: Progress) -> Side:
+    """Images through the extractor."""
+    if isinstance(source, Side):
+        return source
     assert extractor is not None
-    with progress.task(str(path), source.count, unit="images") as task:
+    with progress.task(str(source.path), source.count, unit="images") as task:
         features = extract(source, extractor, batch_size, keep, task.update)
-    return Side(path, features.moments.statistics(features.identity), features, features.sha256, source.skipped)
+    statistics = features.moments.statistics(features.identity)
+    return Side(source.path, statistics, features, features.sha256, source.skipped)
 
 
 def _common(samples: Side, reference: Side) -> Identity | None:

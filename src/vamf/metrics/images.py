@@ -52,15 +52,22 @@ def open_images(path: Path, strict: bool = False) -> Images:
         except Exception as error:  # zip and array readers fail in many ways
             raise UserError(f"{path}: truncated, or no array of images ({line(error)})") from None
     items = image_files.read(path).items
-    return _in_memory(path, items) if isinstance(items, np.ndarray) else _encoded(path, items, strict)
+    return from_array(items, str(path)) if isinstance(items, np.ndarray) else _encoded(path, items, strict)
 
 
-def _in_memory(path: Path, array: np.ndarray) -> Images:
+def from_array(array: np.ndarray, name: str = "in memory") -> Images:
+    """Images of an array (n, h, w, 3), (n, h, w, 1) or (n, h, w), uint8.
+
+    Raises:
+        UserError: another shape or type.
+    """
+    array = pixels(Path(name), array)
+
     def batches(size: int) -> Iterator[np.ndarray]:
         for start in range(0, len(array), size):
             yield _rgb(np.asarray(array[start : start + size]))
 
-    return Images(path, len(array), batches)
+    return Images(Path(name), len(array), batches)
 
 
 def _rgb(images: np.ndarray) -> np.ndarray:
@@ -98,7 +105,7 @@ def _decode(item: Encoded) -> np.ndarray | Damaged:
 
 
 def _npy(path: Path) -> Images:
-    return _in_memory(path, pixels(path, np.load(path, mmap_mode="r", allow_pickle=False)))
+    return from_array(np.load(path, mmap_mode="r", allow_pickle=False), str(path))
 
 
 def _npz(path: Path) -> Images:
