@@ -68,20 +68,21 @@ def load(path: Path, kind: Kind = "auto") -> Autoencoder:
 def _load_kl(found: Mapping[str, np.ndarray], path: Path, sha256: str) -> Autoencoder:
     params = from_torch(tensors.take(kl.new_names(found), kl.shapes(), path))
 
-    def moments(params, pictures):
+    @jax.jit
+    def gaussian(params, pictures):
         mean, log_variance = kl.encode(params, pictures)
         return kl.SCALE * mean, kl.SCALE * jnp.exp(log_variance / 2)
 
-    encode = jax.jit(lambda params, pictures: moments(params, pictures)[0])
+    moments = partial(gaussian, params)
     decode = jax.jit(lambda params, latents: jnp.clip(kl.decode(params, latents / kl.SCALE), -1, 1))
     return Autoencoder(
         name="kl",
         channels=kl.CHANNELS,
         downsampling=kl.DOWNSAMPLING,
         sha256=sha256,
-        encode=partial(encode, params),
+        encode=lambda pictures: moments(pictures)[0],
         decode=partial(decode, params),
-        moments=partial(jax.jit(moments), params),
+        moments=moments,
     )
 
 
