@@ -20,7 +20,7 @@ from vamf.metrics import command, frechet_distance
 from vamf.metrics.command import Options
 from vamf.metrics.comparison import compare
 from vamf.metrics.features import Extractor, extract, open_extractor
-from vamf.metrics.identity import Identity
+from vamf.metrics.identity import GENUINE, Identity
 from vamf.metrics.images import Images, from_array, open_images
 from vamf.metrics.inception_score import inception_score
 from vamf.metrics.kid import kid
@@ -375,6 +375,13 @@ def test_statistics_stand_for_images(tmp_path):
     assert [line.split(":")[0] for line in again["left_out"]] == ["KID", "precision", "Inception score"]
     both = compare(tmp_path / "stats.npz", tmp_path / "stats.npz", Options())  # no extractor is needed
     assert both["scores"][name]["value"] < 1e-9
+
+
+def test_two_layouts_of_the_published_weights_have_the_same_features(tmp_path):
+    for k, sha256 in enumerate(GENUINE):
+        statistics = Statistics(np.zeros(3), np.eye(3), 50_000, Identity("inception", 768, "tensorflow", sha256))
+        statistics.save(tmp_path / f"{k}.npz")
+    assert list(compare(tmp_path / "0.npz", tmp_path / "1.npz", QUICK)["scores"]) == ["FID-768"]
 
 
 def test_statistics_of_an_unnamed_extractor(tmp_path):

@@ -189,7 +189,8 @@ def test_bad_statistics(tmp_path):
 
 
 @pytest.mark.parametrize(("n", "rank"), [(200, 8), (6, 8), (200, 3)])
-def test_replicates_are_distances_of_resamples(n, rank):
+def test_replicates_are_distances_of_resamples(n, rank, monkeypatch):
+    monkeypatch.setattr(frechet, "BLOCK", 64)
     x, reference = sample(n, 8), gaussian(sample(rank + 1, 8, seed=1))
     found = frechet.replicates(x, *reference, count=3, seed=7)
     expected = [frechet_distance(*gaussian(x[rows]), *reference) for rows in bootstrap.resamples(n, 3, 7)]

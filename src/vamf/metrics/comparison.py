@@ -112,14 +112,14 @@ def _seen(source: Images | Side, extractor: Extractor | None, batch_size: int, k
 
 def _common(samples: Side, reference: Side) -> Identity | None:
     """The extractor of both sides; None where neither says."""
-    named = [(side.path, side.statistics.extractor) for side in (samples, reference)]
-    known = {identity: f"{path}: {identity.label} {identity.sha256[:8]}" for path, identity in named if identity}
-    if len(known) > 1:
-        raise UserError(f"features of two extractors have no distance ({'; '.join(known.values())})")
+    named = [(side.path, side.statistics.extractor) for side in (samples, reference) if side.statistics.extractor]
+    if len({identity.features for _, identity in named}) > 1:
+        lines = [f"{path}: {identity.label} {identity.sha256[:8]}" for path, identity in named]
+        raise UserError(f"features of two extractors have no distance ({'; '.join(lines)})")
     lengths = [len(side.statistics.mean) for side in (samples, reference)]
     if lengths[0] != lengths[1]:
         raise UserError(f"features of lengths {lengths[0]} and {lengths[1]} have no distance; choose --dims to match")
-    return next(iter(known), None)
+    return named[0][1] if named else None
 
 
 def _described(side: Side) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from jaxtyping import Float
 from vamf.errors import UserError
 from vamf.metrics.bootstrap import resamples
 
+BLOCK = 4096
+"""Rows that are worked on in double precision at a time."""
+
 Vector = Float[np.ndarray, " d"]
 Matrix = Float[np.ndarray, "d d"]
 
@@ -39,20 +42,29 @@ def frechet_distance(mean1, cov1, mean2, cov2) -> float:
 def replicates(features: Float[np.ndarray, "n d"], mean, cov, count: int, seed: int = 0) -> list[float]:
     """Distances of `count` resamples of the features (n, d) from N(mean, cov); see `vamf.metrics.bootstrap`.
 
-    With cov = B B^T the singular values are those of the centred resample times B, whose Gram matrix is small.
+    With cov = B B^T the singular values are those of the centred resample times B, found from its Gram matrix.
     """
+    if not count:
+        return []
     mean, cov = _gaussian(mean, cov, "")
-    deviations = features - mean
-    projected = deviations @ factor(cov)
+    root = factor(cov)
+    blocks = [slice(start, start + BLOCK) for start in range(0, len(features), BLOCK)]
+    squares = np.concatenate([np.sum((features[block] - mean) ** 2, axis=1) for block in blocks])
+    projected = np.concatenate([((features[block] - mean) @ root).astype(np.float32) for block in blocks])
     found = []
     for rows in resamples(len(features), count, seed):
-        weights = np.bincount(rows, minlength=len(features))[:, None] / len(features)
-        correction = len(features) / (len(features) - 1)
-        move = np.sum(weights * deviations, axis=0)
-        spread = correction * np.sum(weights * (deviations - move) ** 2)
-        scaled = np.sqrt(correction * weights) * (projected - np.sum(weights * projected, axis=0))
-        gram = scaled.T @ scaled if scaled.shape[1] < len(scaled) else scaled @ scaled.T
-        overlap = np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0)).sum()
+        weights = np.bincount(rows, minlength=len(features)) / len(features)
+        move = sum(weights[block] @ (features[block] - mean) for block in blocks)
+        centre = sum(weights[block] @ projected[block].astype(np.float64) for block in blocks)
+        scaled = ((projected[block] - centre) * np.sqrt(weights[block])[:, None] for block in blocks)
+        if len(features) > root.shape[1]:
+            gram = sum(part.T @ part for part in scaled)
+        else:
+            whole = np.concatenate(list(scaled))
+            gram = whole @ whole.T
+        unbiased = len(features) / (len(features) - 1)
+        overlap = np.sqrt(np.maximum(np.linalg.eigvalsh(unbiased * gram), 0)).sum()
+        spread = unbiased * (weights @ squares - np.sum(move**2))
         found.append(float(np.sum(move**2) + spread + np.trace(cov) - 2 * overlap))
     return found
 

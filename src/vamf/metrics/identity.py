@@ -36,6 +36,11 @@ class Identity:
         """Name, dimension and resizing in a line."""
         return " ".join(str(part) for part in (self.name, self.dims, self.resize) if part)
 
+    @property
+    def features(self) -> tuple[str, int, str, str]:
+        """Equal for equal features: files with the same weights in another layout have them too."""
+        return self.name, self.dims, self.resize, "" if is_genuine(self.sha256) else self.sha256
+
     def score(self, short: str, words: str) -> str:
         """The name of a score: `FID`, `FID-768`, `clean FID` by its short name, or `Fréchet distance (resnet20 64)`."""
         if not is_genuine(self.sha256):

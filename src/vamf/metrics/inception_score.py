@@ -27,21 +27,20 @@ def inception_score(logits: Float[np.ndarray, "n classes"], splits: int = SPLITS
         UserError: fewer images than splits.
     """
     require(1 <= splits <= len(logits), "inception score: splits", splits, f"1 to the number of images, {len(logits)}")
-    logits = logits[np.random.default_rng(seed).permutation(len(logits))].astype(np.float64)
-    logits -= logits.max(axis=1, keepdims=True)
-    probability = np.exp(logits)
-    probability /= probability.sum(axis=1, keepdims=True)
-    information = _plogp(probability)
+    logarithm = logits[np.random.default_rng(seed).permutation(len(logits))].astype(np.float64)
+    logarithm -= logarithm.max(axis=1, keepdims=True)
+    logarithm -= np.log(np.exp(logarithm).sum(axis=1, keepdims=True))
+    probability = np.exp(logarithm)
+    information = np.einsum("nc,nc->n", probability, logarithm)
 
     def scores(rows: np.ndarray) -> list[float]:
-        parts = np.array_split(rows, splits)
-        return [float(np.exp(information[part].mean() - _plogp(probability[part].mean(axis=0)))) for part in parts]
+        found = []
+        for part in np.array_split(rows, splits):
+            marginal = probability[part].mean(axis=0)
+            entropy = -np.sum(marginal * np.log(np.where(marginal > 0, marginal, 1.0)))
+            found.append(float(np.exp(information[part].mean() + entropy)))
+        return found
 
     found = scores(np.arange(len(logits)))
     replicates = [float(np.mean(scores(rows))) for rows in resamples(len(logits), bootstrap, seed)]
     return Estimate.of(float(np.mean(found)), replicates), float(np.std(found))
-
-
-def _plogp(p: np.ndarray):
-    """Sum of p log p over classes."""
-    return np.sum(p * np.log(np.where(p > 0, p, 1.0)), axis=-1)
