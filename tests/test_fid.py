@@ -400,6 +400,7 @@ def test_sides_that_do_not_belong_together(tmp_path, resnet):
     message = refusal(a, tmp_path / "s.npz", weights=str(resnet))
     assert "small 64" in message
     assert "other 64" in message
+    assert "other 64" in refusal(Images(Path("x"), 9, lambda size: 1 / 0), tmp_path / "s.npz", weights=str(resnet))
     dataclasses.replace(stats, extractor=None).save(tmp_path / "s.npz")
     assert "3072 and 64" in refusal(a, tmp_path / "s.npz")
     assert "no such file" in refusal(a, tmp_path / "nothing.npz")

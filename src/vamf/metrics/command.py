@@ -65,14 +65,15 @@ def run(wanted: Fid) -> None:
 
     progress = Progress()
     result = compare(wanted.a, wanted.b, wanted, progress)
-    write_json(wanted.receipt, result)
     for line in result["warnings"]:
         progress.say(f"warning: {line}")
     if wanted.json:
         print(json.dumps(finite(result)))
-        return
-    show(result)
-    print(f"receipt: {wanted.receipt}")
+    else:
+        show(result)
+    write_json(wanted.receipt, result)
+    if not wanted.json:
+        print(f"receipt: {wanted.receipt}")
 
 
 def show(result: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from vamf import __version__
 from vamf.errors import UserError
 from vamf.metrics import bootstrap, frechet
+from vamf.metrics.bootstrap import Estimate
 from vamf.metrics.command import Options
 from vamf.metrics.features import Extractor, Features, extract, open_extractor
 from vamf.metrics.identity import Identity
@@ -66,11 +67,12 @@ def compare(a: Path | Images, b: Path | Images, options: Options, progress: Prog
     extractor = None
     if any(isinstance(source, Images) for source in sources):
         extractor = open_extractor(options.weights, options.dims, options.resize)
+    _common([_foreseen(source, extractor) for source in sources])  # before hours of work
     pairs = options.kid or options.precision_recall
     keep = pairs or options.inception_score or options.bootstrap > 0
     samples = _seen(sources[0], extractor, options.batch_size, keep, progress)
     reference = _seen(sources[1], extractor, options.batch_size, pairs, progress)
-    identity = _common(samples, reference)
+    identity = _common([_foreseen(samples), _foreseen(reference)])
     if options.save is not None:
         reference.statistics.save(options.save)
     scores, left_out = _scores(samples, reference, identity, options)
@@ -110,14 +112,23 @@ def _seen(source: Images | Side, extractor: Extractor | None, batch_size: int, k
     return Side(source.path, statistics, features, features.sha256, source.skipped)
 
 
-def _common(samples: Side, reference: Side) -> Identity | None:
+def _foreseen(source: Images | Side, extractor: Extractor | None = None) -> tuple[Path, Identity | None, int]:
+    """Where it is, whose features it has or will have, and their length, 0 where that is not known yet."""
+    if isinstance(source, Side):
+        return source.path, source.statistics.extractor, len(source.statistics.mean)
+    assert extractor is not None
+    known = extractor.identity.dims
+    return source.path, extractor.identity if known else None, known
+
+
+def _common(sides: list[tuple[Path, Identity | None, int]]) -> Identity | None:
     """The extractor of both sides; None where neither says."""
-    named = [(side.path, side.statistics.extractor) for side in (samples, reference) if side.statistics.extractor]
+    named = [(path, identity) for path, identity, _ in sides if identity]
     if len({identity.features for _, identity in named}) > 1:
         lines = [f"{path}: {identity.label} {identity.sha256[:8]}" for path, identity in named]
         raise UserError(f"features of two extractors have no distance ({'; '.join(lines)})")
-    lengths = [len(side.statistics.mean) for side in (samples, reference)]
-    if lengths[0] != lengths[1]:
+    lengths = [dims for _, _, dims in sides if dims]
+    if len(set(lengths)) > 1:
         raise UserError(f"features of lengths {lengths[0]} and {lengths[1]} have no distance; choose --dims to match")
     return named[0][1] if named else None
 
@@ -160,7 +171,7 @@ def _warnings(side: Side) -> list[str]:
 # -------------------------------------------------------------------------------------------------------------- scores
 
 
-def _scores(samples: Side, reference: Side, identity: Identity | None, options: Options):
+def _scores(samples: Side, reference: Side, identity: Identity | None, options: Options) -> tuple[dict, list]:
     """Every score by its name; and what was left out, and why."""
     rows, logits = (samples.features.rows, samples.features.logits) if samples.features else (None, None)
     others = reference.features.rows if reference.features else None
@@ -182,12 +193,12 @@ def _scores(samples: Side, reference: Side, identity: Identity | None, options: 
     return scores, left_out
 
 
-def _frechet(samples: Statistics, reference: Statistics, rows: np.ndarray | None, options: Options):
+def _frechet(samples: Statistics, reference: Statistics, rows: np.ndarray | None, options: Options) -> Estimate:
     ours, theirs = (samples.mean, samples.covariance), (reference.mean, reference.covariance)
     value = frechet.frechet_distance(*ours, *theirs)
     if rows is None:
-        return bootstrap.Estimate(value)
-    return bootstrap.Estimate.of(value, frechet.replicates(rows, *theirs, options.bootstrap, options.seed))
+        return Estimate(value)
+    return Estimate.of(value, frechet.replicates(rows, *theirs, options.bootstrap, options.seed))
 
 
 def _name(identity: Identity | None, name: str) -> str:
@@ -196,7 +207,7 @@ def _name(identity: Identity | None, name: str) -> str:
     return identity.score(name, words) if identity else f"{words} (extractor not stated)"
 
 
-def _entry(estimate: bootstrap.Estimate, spread: float | None = None) -> dict[str, Any]:
+def _entry(estimate: Estimate, spread: float | None = None) -> dict[str, Any]:
     """As JSON; `spread` is the standard deviation over subsets or splits, where a score has those."""
     return estimate._asdict() | {"interval": estimate.interval, "spread": spread}
 

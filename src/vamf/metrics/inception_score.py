@@ -13,7 +13,9 @@ from vamf.metrics.bootstrap import Estimate, resamples
 SPLITS = 10
 
 
-def inception_score(logits: Float[np.ndarray, "n classes"], splits: int = SPLITS, bootstrap: int = 0, seed: int = 0):
+def inception_score(
+    logits: Float[np.ndarray, "n classes"], splits: int = SPLITS, bootstrap: int = 0, seed: int = 0
+) -> tuple[Estimate, float]:
     """Inception score of images by their logits, shuffled first: samples often come class by class.
 
     Args:

@@ -24,7 +24,9 @@ def mmd2(x: Rows, y: Rows) -> float:
     return float(_attributed(np.asarray(x, np.float64), np.asarray(y, np.float64))[0])
 
 
-def kid(x: Rows, y: Rows, subsets: int = 100, size: int = 1000, bootstrap: int = 0, seed: int = 0):
+def kid(
+    x: Rows, y: Rows, subsets: int = 100, size: int = 1000, bootstrap: int = 0, seed: int = 0
+) -> tuple[Estimate, float]:
     """Kernel distance of samples x from a reference y.
 
     Args:
