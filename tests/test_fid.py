@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inception_oracle import Oracle
 from pytorch_files import call, name, write_zip
 from test_inception import labels, residual_state, sheet
 from vamf.errors import UserError
-from vamf.metrics import command, frechet_distance
+from vamf.metrics import command, frechet_distance, inception
 from vamf.metrics.command import Options
 from vamf.metrics.comparison import compare
 from vamf.metrics.features import Extractor, extract, open_extractor
@@ -255,10 +254,13 @@ def write_safetensors(path, state):
 
 @pytest.fixture(scope="module")
 def state():
-    """Random weights of the published layout."""
-    oracle = Oracle(3)
-    oracle(np.zeros((1, 3, 75, 75)))
-    return oracle.state
+    """Random weights of the published layout, up to 192 features."""
+    rng, state = np.random.default_rng(0), {}
+    for layer, shape in inception.shapes(192).items():
+        state[f"{layer}.conv.weight"] = rng.normal(size=shape).astype(np.float32)
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            state[f"{layer}.bn.{part}"] = rng.uniform(0.5, 1, shape[0]).astype(np.float32)
+    return state
 
 
 @pytest.fixture(scope="module")
@@ -271,8 +273,8 @@ def resnet(tmp_path_factory):
 def test_weights_of_another_file_are_never_called_fid(tmp_path, state, kind):
     path = tmp_path / f"pt_inception-2015-12-05-6726825d.{kind}"
     write_zip(path, state, state.values()) if kind == "pth" else write_safetensors(path, state)
-    identity = open_extractor(str(path)).identity
-    assert (identity.dims, identity.resize) == (2048, "tensorflow")
+    identity = open_extractor(str(path), 192, "clean").identity
+    assert (identity.dims, identity.resize) == (192, "clean")
     assert identity.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert "FID" not in identity.score("FID", "Fréchet distance")
     assert path.name in identity.score("FID", "Fréchet distance")
@@ -317,9 +319,9 @@ def test_weights_that_are_refused(tmp_path, state, resnet, monkeypatch):
     assert "neither" not in refused(str(write_safetensors(tmp_path / "o.safetensors", {"w": np.ones(3, np.float32)})))
     assert "64" in refused(str(resnet), 768)
     assert "pixels" in refused("pixels", 768)
-    part = {key: array for key, array in state.items() if not key.startswith("Mixed_7c.branch_pool")}
-    message = refused(str(write_safetensors(tmp_path / "part.safetensors", part)))
-    assert "Mixed_7c.branch_pool.conv.weight" in message
+    path = str(write_safetensors(tmp_path / "part.safetensors", state))
+    assert "missing Mixed_5b.branch1x1.conv.weight, " in refused(path)
+    assert "dims = 100: allowed are 64, 192" in refused(path, 100)
     flag = tmp_path / "flag"
     write_zip(tmp_path / "evil.pth", {"fc.weight": call(name("os", "system"), f"touch {flag}")})
     assert "os.system" in refused(str(tmp_path / "evil.pth"))

@@ -37,6 +37,7 @@ class Options:
     def __post_init__(self):
         require(self.batch_size >= 1, "batch-size", self.batch_size, "1 or more")
         require(self.bootstrap == 0 or self.bootstrap >= 2, "bootstrap", self.bootstrap, "0, or 2 and more")
+        require(self.resize in ("tensorflow", "clean"), "resize", self.resize, "tensorflow or clean")
         suffix = self.save is None or self.save.suffix == ".npz"
         require(suffix, "save", self.save, "a file that ends in .npz")
 

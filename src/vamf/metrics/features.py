@@ -22,7 +22,7 @@ from vamf.metrics import cifar_resnet, inception
 from vamf.metrics.identity import Identity, is_genuine
 from vamf.metrics.images import Images
 from vamf.metrics.moments import Moments
-from vamf.metrics.resize import METHODS, Method, resize
+from vamf.metrics.resize import Method, resize
 
 PIXELS = "pixels"
 ENVIRONMENT = "VAMF_INCEPTION"
@@ -80,8 +80,6 @@ def open_extractor(weights: str = "", dims: int | None = None, method: Method = 
             f"weights: no file named. FID needs Inception's, {PUBLISHED} from the releases of pytorch-fid: "
             f"give --weights FILE or set {ENVIRONMENT}; --weights {PIXELS} compares bare pixels"
         )
-    if method not in METHODS:
-        raise UserError(f"resize = {method}: allowed are {', '.join(METHODS)}")
     if weights == PIXELS:
         return _pixels(dims)
     path = Path(weights)

@@ -9,7 +9,7 @@ Both are separable: a picture is multiplied by one matrix from each side.
 """
 
 import functools
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,6 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 Method = Literal["tensorflow", "clean"]
-METHODS: tuple[str, ...] = get_args(Method)
 
 
 def resize(images: UInt8[np.ndarray, "n h w 3"], size: int, method: Method) -> Float[Array, "n {size} {size} 3"]:
@@ -37,23 +36,22 @@ def _apply(images, rows, columns):
 @functools.lru_cache
 def matrix(length: int, size: int, method: Method) -> Float[np.ndarray, "{size} {length}"]:
     """The weights with which `size` output pixels read `length` input pixels."""
-    scale, pixels = length / size, np.arange(length)
-    if method == "tensorflow":
-        # float32 as there: the position's last digits decide which pixels are read.
-        position = np.arange(size, dtype=np.float32) * np.float32(scale)
-        low = np.floor(position)
-        high, share = np.minimum(low + 1, length - 1), position - low
-        return ((pixels == low[:, None]) * (1 - share)[:, None] + (pixels == high[:, None]) * share[:, None]).astype(
-            np.float32
-        )
-    width = max(scale, 1.0)
+    return {"tensorflow": _bilinear, "clean": _bicubic}[method](length, size).astype(np.float32)
+
+
+def _bilinear(length: int, size: int) -> np.ndarray:
+    # float32 as there: the position's last digits decide which pixels are read.
+    position = np.arange(size, dtype=np.float32) * np.float32(length / size)
+    low = np.floor(position)
+    high, share = np.minimum(low + 1, length - 1), (position - low)[:, None]
+    pixels = np.arange(length)
+    return (pixels == low[:, None]) * (1 - share) + (pixels == high[:, None]) * share
+
+
+def _bicubic(length: int, size: int) -> np.ndarray:
+    scale = length / size
     centre = (np.arange(size) + 0.5) * scale
-    weights = _cubic((pixels + 0.5 - centre[:, None]) / width)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-def _cubic(x: np.ndarray) -> np.ndarray:
-    """Keys' cubic with a = -1/2."""
-    x = np.abs(x)
-    inside, outside = (1.5 * x - 2.5) * x**2 + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return np.where(x < 1, inside, np.where(x < 2, outside, 0.0))
+    x = np.abs(np.arange(length) + 0.5 - centre[:, None]) / max(scale, 1.0)
+    inside, outside = (1.5 * x - 2.5) * x**2 + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2  # Keys' cubic, a = -1/2
+    weights = np.where(x < 1, inside, np.where(x < 2, outside, 0.0))
+    return weights / weights.sum(axis=1, keepdims=True)
