@@ -1,0 +1,197 @@
+"""The diffusion transformer with adaptive layer norms (DiT, Peebles & Xie, arXiv:2212.09748), as MeanFlow uses it.
+
+An image (height, width, channels) is cut into patches, one token each, with a fixed embedding of their places. Every
+block sees one vector of conditions (Geng et al., arXiv:2505.13447, appendix A and table 1c),
+
+    c = Emb(t) + Emb'(t - r) + Emb(label),      or with (t, r), with (t, r, t - r), or with t - r alone,
+
+and takes from it the shift, scale and gate of both of its residual branches. The maps to these start at zero, as does
+the last layer: u = 0 at the start and the flow map is the identity.
+
+Decoupled MeanFlow (arXiv:2510.24474): the first blocks see t, the later ones and the last layer see r, through one
+embedding: u(z, r, t) = g(f(z, t), r). At r = t it is the velocity network, parameter by parameter.
+
+Two more outputs on request: a velocity head (arXiv:2512.02012), here a second last layer on the blocks at r = t, and
+the learned scale of the loss (arXiv:2510.24474, arXiv:2505.18825).
+"""
+
+import dataclasses
+from typing import Any, Literal, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from vamf.errors import UserError, require
+from vamf.networks.attention import Attention, Linear, through
+from vamf.networks.embeddings import (
+    LogVariance,
+    ScalarEmbedding,
+    embed_label,
+    from_patches,
+    grid_of,
+    grid_positions,
+    to_patches,
+)
+
+SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "M": (16, 1024, 16), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
+"""Depth, width and heads by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DiTConfig:
+    """Size and form of the transformer: B/4 where nothing is said, the published ones with `DiTConfig.named("XL/2")`."""
+
+    depth: int = 12
+    """Number of blocks."""
+    width: int = 768
+    """Length of a token (a multiple of 4 and of the heads)."""
+    heads: int = 12
+    """Attention heads of a block."""
+    patch: int = 4
+    """Side of a patch, in pixels; divides the image's sides."""
+    times: Literal["t,t-r", "t,r", "t,r,t-r", "t-r"] = "t,t-r"
+    """What is embedded of the two times, each through a perceptron of its own."""
+    decoupled_depth: int = 0
+    """How many blocks see t, the others seeing r (Decoupled MeanFlow); 0: all blocks see `times`."""
+    qk_norm: bool = False
+    """Normalise queries and keys: bounded logits, for long or half-precision training."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the blocks' matrix products. Parameters, norms, softmax and residuals are in float32 regardless."""
+    remat: bool = False
+    """Recompute each block in the backward pass instead of storing what is inside it: less memory, a third slower."""
+
+    def __post_init__(self):
+        for name in ("depth", "width", "heads", "patch"):
+            require(getattr(self, name) >= 1, f"network.{name}", getattr(self, name), "1 or more")
+        require(self.width % 4 == 0, "network.width", self.width, "a multiple of 4")
+        require(self.width % self.heads == 0, "network.heads", self.heads, f"a divisor of the width {self.width}")
+        within = f"0 to the depth {self.depth}"
+        require(0 <= self.decoupled_depth <= self.depth, "network.decoupled-depth", self.decoupled_depth, within)
+        if self.decoupled_depth:
+            require(self.times == "t,t-r", "network.times", self.times, "t,t-r where decoupled-depth is set")
+
+    @classmethod
+    def named(cls, name: str, **options: Any) -> Self:
+        """A published size: S, B, M, L or XL, a slash and the side of a patch, as in `B/4`."""
+        size, _, patch = name.partition("/")
+        if size not in SIZES or not patch.isdecimal():
+            raise UserError(f"{name!r} is no size of a DiT: one of {', '.join(SIZES)}, a slash and a patch, as B/4")
+        depth, width, heads = SIZES[size]
+        return cls(depth=depth, width=width, heads=heads, patch=int(patch), **options)
+
+
+class DiT(nnx.Module):
+    """u(z, r, t, label) for images (height, width, channels)."""
+
+    def __init__(
+        self,
+        config: DiTConfig,
+        event_shape: tuple[int, ...],
+        num_classes: int,
+        heads: tuple[str, ...] = (),
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+        self.grid = grid_of(event_shape, config.patch)
+        features = config.patch**2 * event_shape[-1]
+        small = nnx.initializers.normal(0.02)
+        embedded = ("t",) if config.decoupled_depth else tuple(config.times.split(","))
+        self.patches = Linear(features, config.width, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
+        self.times = nnx.Dict({name: ScalarEmbedding(config.width, kernel_init=small, rngs=rngs) for name in embedded})
+        self.num_classes = num_classes
+        if num_classes:
+            self.classes = nnx.Embed(num_classes + 1, config.width, embedding_init=small, rngs=rngs)
+        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.depth)])
+        self.last = LastLayer(config.width, features, rngs=rngs)
+        if "velocity" in heads:
+            self.head = LastLayer(config.width, features, rngs=rngs)
+        if "log_variance" in heads:
+            self.scale = LogVariance(rngs=rngs)
+
+    def __call__(
+        self,
+        z: Float[Array, "batch height width channels"],
+        r: Float[Array, " batch"],
+        t: Float[Array, " batch"],
+        label: Int[Array, " batch"] | None = None,
+    ) -> Float[Array, "batch height width channels"]:
+        return self._through(self.last, z, r, t, label)
+
+    def velocity(
+        self,
+        z: Float[Array, "batch height width channels"],
+        t: Float[Array, " batch"],
+        label: Int[Array, " batch"] | None = None,
+    ) -> Float[Array, "batch height width channels"]:
+        """The velocity head: a last layer of its own on the blocks at r = t."""
+        return self._through(self.head, z, t, t, label)
+
+    def log_variance(self, r: Float[Array, " batch"], t: Float[Array, " batch"]) -> Float[Array, " batch"]:
+        """phi(r, t), the learned logarithm of the loss's scale; linear in features of the times, 0 at the start."""
+        return self.scale(r, t)
+
+    def _through(self, last, z, r, t, label):
+        early, late = self._conditions(r, t, label)
+        x = self.patches(to_patches(z, self.config.patch))
+        x = x + grid_positions(*self.grid, self.config.width).astype(x.dtype)
+        blocks, split, remat = list(self.blocks), self.config.decoupled_depth, self.config.remat
+        x = through(blocks[:split], x, early, remat=remat)
+        x = through(blocks[split:], x, late, remat=remat)
+        return from_patches(last(x, late), self.config.patch, z.shape)
+
+    def _conditions(self, r, t, label):
+        """SiLU of the conditions of the early and of the late layers, one row where they are the same for all rows."""
+        of_label = embed_label(self.classes, label) if self.num_classes else 0.0
+        if self.config.decoupled_depth:
+            early = jax.nn.silu(self.times["t"](t) + of_label)
+            return early, early if r is t else jax.nn.silu(self.times["t"](r) + of_label)
+        at = {"t": t, "r": r, "t-r": jnp.zeros(1, t.dtype) if r is t else t - r}
+        c = jax.nn.silu(sum((embed(at[name]) for name, embed in self.times.items()), of_label))
+        return c, c
+
+
+class Block(nnx.Module):
+    """Attention and a perceptron, each on a layer norm that the conditions shift and scale, and behind a gate."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        width, xavier = config.width, nnx.initializers.xavier_uniform()
+        dtype = jnp.bfloat16 if config.dtype == "bfloat16" else None
+        self.attention = Attention(
+            width, config.heads, bias=True, normalised=config.qk_norm, kernel_init=xavier, dtype=dtype, rngs=rngs
+        )
+        self.up = Linear(width, 4 * width, kernel_init=xavier, dtype=dtype, rngs=rngs)
+        self.down = Linear(4 * width, width, kernel_init=xavier, dtype=dtype, rngs=rngs)
+        self.modulation = nnx.Linear(width, 6 * width, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch length width"], c: Float[Array, "rows width"]
+    ) -> Float[Array, "batch length width"]:
+        shift, scale, gate, shift2, scale2, gate2 = jnp.split(self.modulation(c)[:, None], 6, axis=-1)
+        x = x + gate * self.attention(modulate(x, shift, scale))
+        return x + gate2 * self.down(jax.nn.gelu(self.up(modulate(x, shift2, scale2))))
+
+
+class LastLayer(nnx.Module):
+    """From tokens to patches, after a layer norm that the conditions shift and scale."""
+
+    def __init__(self, width: int, features: int, *, rngs: nnx.Rngs):
+        zeros = nnx.initializers.zeros_init()
+        self.modulation = nnx.Linear(width, 2 * width, kernel_init=zeros, rngs=rngs)
+        self.linear = Linear(width, features, kernel_init=zeros, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch length width"], c: Float[Array, "rows width"]
+    ) -> Float[Array, "batch length features"]:
+        shift, scale = jnp.split(self.modulation(c)[:, None], 2, axis=-1)
+        return self.linear(modulate(x, shift, scale))
+
+
+def modulate(
+    x: Float[Array, "batch length width"], shift: Float[Array, "rows 1 width"], scale: Float[Array, "rows 1 width"]
+) -> Float[Array, "batch length width"]:
+    """A layer norm whose scale and shift come from outside."""
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6) * (1 + scale) + shift

@@ -1,0 +1,189 @@
+"""The transformer of improved MeanFlow, conditioned in context (Geng et al., arXiv:2512.02012, section 4.3).
+
+There are no adaptive norms. What the network is told stands before the patches as tokens of their own,
+
+    8 of the class, 4 of omega, 2 of t_min, 2 of t_max, 4 of h = t - r,      then the patches,
+
+each a learned vector plus the embedding of its number or label; omega enters as 1 - 1 / omega. Of the two times the
+network is told h alone. omega and [t_min, t_max] are the scale of guidance and the times at which it acts; 1, 0 and 1,
+no guidance, where none are given.
+
+Blocks: a norm before each branch, queries and keys normalised and rotated by their position in the whole sequence, a
+gated perceptron (SwiGLU), no biases, and a gate for each channel that starts at zero. The last layer starts at zero as
+well: u = 0 at the start. The velocity head has the first blocks in common with u and as many later ones of its own;
+it serves in training alone.
+"""
+
+import dataclasses
+from typing import Any, Literal, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from vamf.errors import UserError, require
+from vamf.networks.attention import Attention, Linear, RMSNorm, rotation_table, through
+from vamf.networks.embeddings import LogVariance, ScalarEmbedding, embed_label, from_patches, grid_of, to_patches
+
+SIZES = {"B": (12, 768, 12), "M": (24, 768, 12), "L": (32, 1024, 16), "XL": (48, 1024, 16)}
+"""Depth, width and heads by name."""
+TOKENS = {"label": 8, "omega": 4, "t_min": 2, "t_max": 2, "h": 4}
+"""How many tokens tell what, in their order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InContextConfig:
+    """Size of the transformer: B/2 where nothing is said, the published ones with `InContextConfig.named("XL/2")`."""
+
+    depth: int = 12
+    """Number of blocks between the image and u."""
+    width: int = 768
+    """Length of a token (heads times an even number)."""
+    heads: int = 12
+    """Attention heads of a block."""
+    patch: int = 2
+    """Side of a patch, in pixels; divides the image's sides."""
+    head_depth: int = 8
+    """How many of the blocks, the last ones, u does not share with the velocity head, which has as many of its own."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the blocks' matrix products. Parameters, norms, softmax and residuals are in float32 regardless."""
+    remat: bool = False
+    """Recompute each block in the backward pass instead of storing what is inside it: less memory, a third slower."""
+
+    def __post_init__(self):
+        for name in ("depth", "width", "heads", "patch"):
+            require(getattr(self, name) >= 1, f"network.{name}", getattr(self, name), "1 or more")
+        even = f"a divisor of half the width {self.width}"
+        require(self.width % (2 * self.heads) == 0, "network.heads", self.heads, even)
+        within = f"0 to the depth {self.depth}"
+        require(0 <= self.head_depth <= self.depth, "network.head-depth", self.head_depth, within)
+
+    @classmethod
+    def named(cls, name: str, **options: Any) -> Self:
+        """A published size: B, M, L or XL, a slash and the side of a patch, as in `B/2`."""
+        size, _, patch = name.partition("/")
+        if size not in SIZES or not patch.isdecimal():
+            raise UserError(f"{name!r} is no size of this transformer: {', '.join(SIZES)}, a slash, a patch, as B/2")
+        depth, width, heads = SIZES[size]
+        return cls(depth=depth, width=width, heads=heads, patch=int(patch), **options)
+
+
+class InContextTransformer(nnx.Module):
+    """u(z, r, t, label) for images (height, width, channels), with guidance as an input."""
+
+    def __init__(
+        self,
+        config: InContextConfig,
+        event_shape: tuple[int, ...],
+        num_classes: int,
+        heads: tuple[str, ...] = (),
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+        width, features = config.width, config.patch**2 * event_shape[-1]
+        rows, columns = grid_of(event_shape, config.patch)
+        unit = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
+        one_token = nnx.initializers.normal(width**-0.5)
+        self.patches = Linear(features, width, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
+        numbers = tuple(name for name in TOKENS if name != "label")
+        self.told = ("label", *numbers) if num_classes else numbers
+        self.before = sum(TOKENS[name] for name in self.told)
+        self.length = self.before + rows * columns
+        self.token_embedding = nnx.Param(one_token(rngs.params(), (self.before, width)))
+        if num_classes:
+            self.classes = nnx.Embed(num_classes + 1, width, embedding_init=one_token, rngs=rngs)
+        self.numbers = nnx.Dict({name: ScalarEmbedding(width, kernel_init=unit, rngs=rngs) for name in numbers})
+
+        def blocks(count):
+            return nnx.List([Block(config, rngs=rngs) for _ in range(count)])
+
+        self.shared = blocks(config.depth - config.head_depth)
+        self.own = blocks(config.head_depth)
+        self.last = LastLayer(width, features, rngs=rngs)
+        if "velocity" in heads:
+            self.head = blocks(config.head_depth)
+            self.head_last = LastLayer(width, features, rngs=rngs)
+        if "log_variance" in heads:
+            self.scale = LogVariance(rngs=rngs)
+
+    def __call__(
+        self,
+        z: Float[Array, "batch height width channels"],
+        r: Float[Array, " batch"],
+        t: Float[Array, " batch"],
+        label: Int[Array, " batch"] | None = None,
+        omega: Float[Array, " batch"] | float = 1.0,
+        t_min: Float[Array, " batch"] | float = 0.0,
+        t_max: Float[Array, " batch"] | float = 1.0,
+    ) -> Float[Array, "batch height width channels"]:
+        h = jnp.zeros(1, t.dtype) if r is t else t - r
+        return self._through(self.own, self.last, z, h, label, omega, t_min, t_max)
+
+    def velocity(
+        self,
+        z: Float[Array, "batch height width channels"],
+        t: Float[Array, " batch"],
+        label: Int[Array, " batch"] | None = None,
+        omega: Float[Array, " batch"] | float = 1.0,
+        t_min: Float[Array, " batch"] | float = 0.0,
+        t_max: Float[Array, " batch"] | float = 1.0,
+    ) -> Float[Array, "batch height width channels"]:
+        """The velocity head: later blocks and a last layer of its own on the first blocks at h = 0."""
+        return self._through(self.head, self.head_last, z, jnp.zeros(1, t.dtype), label, omega, t_min, t_max)
+
+    def log_variance(self, r: Float[Array, " batch"], t: Float[Array, " batch"]) -> Float[Array, " batch"]:
+        """phi(r, t), the learned logarithm of the loss's scale; linear in features of the times, 0 at the start."""
+        return self.scale(r, t)
+
+    def _through(self, own, last, z, h, label, omega, t_min, t_max):
+        x = self._sequence(z, h, label, omega, t_min, t_max)
+        rotation = jnp.asarray(rotation_table(self.length, self.config.width // self.config.heads))
+        x = through([*self.shared, *own], x, rotation, remat=self.config.remat)
+        return from_patches(last(x[:, self.before :]), self.config.patch, z.shape)
+
+    def _sequence(self, z, h, label, omega, t_min, t_max):
+        omega, t_min, t_max = (jnp.atleast_1d(jnp.asarray(number, z.dtype)) for number in (omega, t_min, t_max))
+        at = {"omega": 1 - 1 / omega, "t_min": t_min, "t_max": t_max, "h": h}
+        learned = jnp.split(self.token_embedding[...], np.cumsum([TOKENS[name] for name in self.told])[:-1])
+        tokens = []
+        for name, own in zip(self.told, learned, strict=True):
+            told = embed_label(self.classes, label) if name == "label" else self.numbers[name](at[name])
+            tokens.append(jnp.broadcast_to(own + told[:, None], (z.shape[0], *own.shape)))
+        return jnp.concatenate([*tokens, self.patches(to_patches(z, self.config.patch))], axis=1)
+
+
+class Block(nnx.Module):
+    """Attention and a gated perceptron, each on a norm and behind a gate for each channel."""
+
+    def __init__(self, config: InContextConfig, *, rngs: nnx.Rngs):
+        width, hidden = config.width, config.width * 8 // 3
+        small = nnx.initializers.variance_scaling(0.32**2, "fan_in", "normal")
+        dtype = jnp.bfloat16 if config.dtype == "bfloat16" else None
+        self.norms = nnx.List([RMSNorm(width) for _ in range(2)])
+        self.attention = Attention(
+            width, config.heads, bias=False, normalised=True, kernel_init=small, dtype=dtype, rngs=rngs
+        )
+        self.up = Linear(width, 2 * hidden, use_bias=False, kernel_init=small, dtype=dtype, rngs=rngs)
+        self.down = Linear(hidden, width, use_bias=False, kernel_init=small, dtype=dtype, rngs=rngs)
+        self.gates = nnx.List([nnx.Param(jnp.zeros(width)) for _ in range(2)])
+
+    def __call__(
+        self, x: Float[Array, "batch length width"], rotation: Float[Array, "2 length half"]
+    ) -> Float[Array, "batch length width"]:
+        x = x + self.attention(self.norms[0](x), rotation) * self.gates[0][...]
+        gate, value = jnp.split(self.up(self.norms[1](x)), 2, axis=-1)
+        return x + self.down(jax.nn.silu(gate) * value) * self.gates[1][...]
+
+
+class LastLayer(nnx.Module):
+    """From tokens to patches, after a norm."""
+
+    def __init__(self, width: int, features: int, *, rngs: nnx.Rngs):
+        self.norm = RMSNorm(width)
+        self.linear = Linear(width, features, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length features"]:
+        return self.linear(self.norm(x))
