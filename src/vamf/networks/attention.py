@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
@@ -51,7 +52,7 @@ class Attention(nnx.Module):
         bias: bool,
         normalised: bool,
         kernel_init: nnx.Initializer,
-        dtype: jnp.dtype | None = None,
+        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         self.heads = heads
@@ -88,7 +89,7 @@ def attend(
 def rotation_table(length: int, width: int, period: float = 1e4) -> Float[np.ndarray, "2 length half"]:
     """Cosines and sines of the angles position * period^(-2 i / width), i < width / 2."""
     angle = np.outer(np.arange(length), period ** (-np.arange(width // 2) / (width // 2)))
-    return np.stack([np.cos(angle), np.sin(angle)]).astype(np.float32)
+    return np.stack([np.cos(angle), np.sin(angle)])
 
 
 def rotate(

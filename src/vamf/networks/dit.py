@@ -16,7 +16,7 @@ the learned scale of the loss (arXiv:2510.24474, arXiv:2505.18825).
 """
 
 import dataclasses
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "M": (16, 1024, 16), "L": (24, 1
 
 @dataclasses.dataclass(frozen=True)
 class DiTConfig:
-    """Size and form of the transformer: B/4 where nothing is said, the published ones with `DiTConfig.named("XL/2")`."""
+    """Size and form of the transformer: B/4, or as said; `DiTConfig.named("XL/2")` knows the published sizes."""
 
     depth: int = 12
     """Number of blocks."""
@@ -73,7 +73,7 @@ class DiTConfig:
             require(self.times == "t,t-r", "network.times", self.times, "t,t-r where decoupled-depth is set")
 
     @classmethod
-    def named(cls, name: str, **options: Any) -> Self:
+    def named(cls, name: str, **options: Any) -> "DiTConfig":
         """A published size: S, B, M, L or XL, a slash and the side of a patch, as in `B/4`."""
         size, _, patch = name.partition("/")
         if size not in SIZES or not patch.isdecimal():
@@ -136,7 +136,7 @@ class DiT(nnx.Module):
     def _through(self, last, z, r, t, label):
         early, late = self._conditions(r, t, label)
         x = self.patches(to_patches(z, self.config.patch))
-        x = x + grid_positions(*self.grid, self.config.width).astype(x.dtype)
+        x = x + jnp.asarray(grid_positions(*self.grid, self.config.width), x.dtype)
         blocks, split, remat = list(self.blocks), self.config.decoupled_depth, self.config.remat
         x = through(blocks[:split], x, early, remat=remat)
         x = through(blocks[split:], x, late, remat=remat)

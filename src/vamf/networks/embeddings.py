@@ -92,4 +92,4 @@ def grid_positions(height: int, width: int, features: int) -> Float[np.ndarray, 
         return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
 
     row, column = np.divmod(np.arange(height * width), width)
-    return np.concatenate([waves(column), waves(row)], axis=1).astype(np.float32)
+    return np.concatenate([waves(column), waves(row)], axis=1)

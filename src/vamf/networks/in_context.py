@@ -15,7 +15,7 @@ it serves in training alone.
 """
 
 import dataclasses
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,8 @@ from vamf.errors import UserError, require
 from vamf.networks.attention import Attention, Linear, RMSNorm, rotation_table, through
 from vamf.networks.embeddings import LogVariance, ScalarEmbedding, embed_label, from_patches, grid_of, to_patches
 
+Number = Float[Array, " batch"] | Float[Array, ""] | float
+"""One for each row, or one for all."""
 SIZES = {"B": (12, 768, 12), "M": (24, 768, 12), "L": (32, 1024, 16), "XL": (48, 1024, 16)}
 """Depth, width and heads by name."""
 TOKENS = {"label": 8, "omega": 4, "t_min": 2, "t_max": 2, "h": 4}
@@ -61,7 +63,7 @@ class InContextConfig:
         require(0 <= self.head_depth <= self.depth, "network.head-depth", self.head_depth, within)
 
     @classmethod
-    def named(cls, name: str, **options: Any) -> Self:
+    def named(cls, name: str, **options: Any) -> "InContextConfig":
         """A published size: B, M, L or XL, a slash and the side of a patch, as in `B/2`."""
         size, _, patch = name.partition("/")
         if size not in SIZES or not patch.isdecimal():
@@ -115,9 +117,9 @@ class InContextTransformer(nnx.Module):
         r: Float[Array, " batch"],
         t: Float[Array, " batch"],
         label: Int[Array, " batch"] | None = None,
-        omega: Float[Array, " batch"] | float = 1.0,
-        t_min: Float[Array, " batch"] | float = 0.0,
-        t_max: Float[Array, " batch"] | float = 1.0,
+        omega: Number = 1.0,
+        t_min: Number = 0.0,
+        t_max: Number = 1.0,
     ) -> Float[Array, "batch height width channels"]:
         h = jnp.zeros(1, t.dtype) if r is t else t - r
         return self._through(self.own, self.last, z, h, label, omega, t_min, t_max)
@@ -127,9 +129,9 @@ class InContextTransformer(nnx.Module):
         z: Float[Array, "batch height width channels"],
         t: Float[Array, " batch"],
         label: Int[Array, " batch"] | None = None,
-        omega: Float[Array, " batch"] | float = 1.0,
-        t_min: Float[Array, " batch"] | float = 0.0,
-        t_max: Float[Array, " batch"] | float = 1.0,
+        omega: Number = 1.0,
+        t_min: Number = 0.0,
+        t_max: Number = 1.0,
     ) -> Float[Array, "batch height width channels"]:
         """The velocity head: later blocks and a last layer of its own on the first blocks at h = 0."""
         return self._through(self.head, self.head_last, z, jnp.zeros(1, t.dtype), label, omega, t_min, t_max)
@@ -140,7 +142,7 @@ class InContextTransformer(nnx.Module):
 
     def _through(self, own, last, z, h, label, omega, t_min, t_max):
         x = self._sequence(z, h, label, omega, t_min, t_max)
-        rotation = jnp.asarray(rotation_table(self.length, self.config.width // self.config.heads))
+        rotation = jnp.asarray(rotation_table(self.length, self.config.width // self.config.heads), x.dtype)
         x = through([*self.shared, *own], x, rotation, remat=self.config.remat)
         return from_patches(last(x[:, self.before :]), self.config.patch, z.shape)
 
