@@ -1,0 +1,229 @@
+"""U-Nets: that of DDPM and the DDPM++ of score-based models, which MeanFlow trains on CIFAR-10.
+
+Ho et al. (arXiv:2006.11239, appendix B) and Song et al. (arXiv:2011.13456, appendix H), the latter with the settings
+of Karras et al. (arXiv:2206.00364). Levels of residual blocks, each at half the resolution of the one above; on the way
+back every block sees what the block of equal resolution made on the way down. All know the time, as a vector added
+between their two convolutions. What tells the two apart:
+
+|                              | ddpm                               | ddpm++                                      |
+|------------------------------|------------------------------------|---------------------------------------------|
+| resolution changes by        | a convolution of stride 2; nearest | a residual block that filters               |
+|                              | neighbour and a convolution        |                                             |
+| a sum of two paths is scaled | by 1                               | by 1 / sqrt(2)                              |
+| attention on the way back    | after every block                  | after a level's last block                  |
+| q, k and v begin with        | Xavier's law each                  | sqrt(0.2) times Xavier's law for all three  |
+
+`CIFAR10` is the network of MeanFlow's CIFAR-10 recipe, `DDPM_CIFAR10` that of DDPM. Times in [0, 1] are embedded as
+they are, since a factor would multiply du/dt. Where the network predicts noise, it sees what DDPM's sees, the point on
+the diffusion and the number of the step, 0 ... 999, and u is the velocity that follows from its output
+(`vamf.diffusion`).
+"""
+
+import dataclasses
+import functools
+import itertools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from vamf.diffusion import DDPM
+from vamf.errors import UserError, require
+from vamf.networks import unet_blocks as blocks
+from vamf.networks.unet_blocks import ALMOST_ZERO
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """Size and kind of the U-Net, for images (height, width, channels)."""
+
+    kind: Literal["ddpm", "ddpm++"] = "ddpm++"
+    """Which of the two architectures."""
+    channels: int = 128
+    """Channels of the first layer, a multiple of 4."""
+    multipliers: tuple[int, ...] = (2, 2, 2)
+    """Channels of each level, from the full resolution down, in units of `channels`."""
+    blocks: int = 4
+    """Residual blocks of each level on the way down; one more on the way back."""
+    attention: tuple[int, ...] = (16,)
+    """Sides, in pixels, of the levels with attention; the middle always has it."""
+    time_features: int = 256
+    """Length of the embedding of each time (even)."""
+    predicts: Literal["average_velocity", "velocity", "noise"] = "average_velocity"
+    """What the last layer's output is. The average velocity is told t and t - r; the others are told t alone, so that
+    u(z, r, t) is the same for every r: for flow_matching and ddpm."""
+    augment_features: int = 0
+    """Length of the label that says how an image was augmented; 0 takes none."""
+    filter: tuple[int, ...] = (1, 3, 3, 1)
+    """Weights of the filter with which ddpm++ changes the resolution; 1 1 averages and repeats."""
+    dropout: float = 0.0
+    """Share of each block's inner activations that are dropped in training."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What activations are computed in; parameters are float32."""
+
+    def __post_init__(self):
+        require(self.kind in ("ddpm", "ddpm++"), "network.kind", self.kind, "ddpm, ddpm++")
+        known = ("average_velocity", "velocity", "noise")
+        require(self.predicts in known, "network.predicts", self.predicts, ", ".join(known))
+        require(self.channels >= 4 and self.channels % 4 == 0, "network.channels", self.channels, "a multiple of 4")
+        levels = len(self.multipliers) >= 1 and all(multiplier >= 1 for multiplier in self.multipliers)
+        require(levels, "network.multipliers", self.multipliers, "one number from 1 on for each level")
+        require(self.blocks >= 1, "network.blocks", self.blocks, "1 or more")
+        even = self.time_features >= 4 and self.time_features % 2 == 0
+        require(even, "network.time-features", self.time_features, "an even number from 4 on")
+        require(self.augment_features >= 0, "network.augment-features", self.augment_features, "0 (none) or more")
+        even = len(self.filter) >= 2 and len(self.filter) % 2 == 0 and sum(self.filter) > 0
+        require(even, "network.filter", self.filter, "2, 4, 6 ... weights with a sum above 0")
+        require(0 <= self.dropout < 1, "network.dropout", self.dropout, "[0, 1)")
+        require(self.dtype in ("float32", "bfloat16"), "network.dtype", self.dtype, "float32, bfloat16")
+
+
+CIFAR10 = UNetConfig(augment_features=6, dropout=0.2)
+"""MeanFlow's network on CIFAR-10 (arXiv:2505.13447, appendix A): 55,932,419 parameters."""
+DDPM_CIFAR10 = UNetConfig(
+    kind="ddpm", multipliers=(1, 2, 2, 2), blocks=2, time_features=128, predicts="noise", dropout=0.1
+)
+"""DDPM's network on CIFAR-10: 35,746,307 parameters."""
+
+
+class UNet(nnx.Module):
+    """u(z, r, t, label) for images."""
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        event_shape: tuple[int, ...],
+        num_classes: int,
+        heads: tuple[str, ...] = (),
+        *,
+        rngs: nnx.Rngs,
+    ):
+        levels = len(config.multipliers)
+        _check(event_shape, levels)
+        colours, side = event_shape[-1], max(event_shape[:2])
+        dtype = jnp.bfloat16 if config.dtype == "bfloat16" else None
+        plain = config.kind == "ddpm"
+        width = 4 * config.channels
+        block = functools.partial(
+            blocks.Block,
+            width=width,
+            dropout=config.dropout,
+            scale=1.0 if plain else 0.5**0.5,
+            attention_scale=2.0 if plain else 0.2,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+        def resized(module, resample, channels):
+            if plain:
+                return module(channels, dtype, rngs=rngs)
+            return block(channels, channels, resample=functools.partial(resample, taps=config.filter))
+
+        self.predicts, self.augment_features = config.predicts, config.augment_features
+        two_times = config.predicts == "average_velocity"
+        self.mapping = blocks.Mapping(
+            config.time_features, two_times, num_classes, config.augment_features, width, rngs=rngs
+        )
+        self.first = blocks.convolution(colours, config.channels, dtype, rngs)
+        encoder, kept = [], [config.channels]
+        for level, multiplier in enumerate(config.multipliers):
+            if level:
+                encoder.append(resized(blocks.Halve, blocks.halve, kept[-1]))
+                kept.append(kept[-1])
+            for _ in range(config.blocks):
+                attends = side >> level in config.attention
+                encoder.append(block(kept[-1], multiplier * config.channels, attends=attends))
+                kept.append(multiplier * config.channels)
+        self.encoder = nnx.List(encoder)
+        channels = kept[-1]
+        self.middle = nnx.List([block(channels, channels, attends=True), block(channels, channels)])
+        decoder, enlarge = [], []
+        for level, multiplier in reversed(list(enumerate(config.multipliers))):
+            row = []
+            for number in range(config.blocks + 1):
+                attends = side >> level in config.attention and (plain or number == config.blocks)
+                row.append(block(channels + kept.pop(), multiplier * config.channels, attends=attends))
+                channels = multiplier * config.channels
+            decoder.append(nnx.List(row))
+            enlarge.append(resized(blocks.Double, blocks.double, channels) if level else None)
+        self.decoder, self.enlarge = nnx.List(decoder), nnx.List(enlarge)
+        self.norm = blocks.normalisation(channels, dtype, rngs)
+        self.last = blocks.convolution(channels, colours, dtype, rngs, init=ALMOST_ZERO)
+        if "velocity" in heads:
+            self.own = block(channels, channels)
+            self.own_norm = blocks.normalisation(channels, dtype, rngs)
+            self.head = blocks.convolution(channels, colours, dtype, rngs, init=ALMOST_ZERO)
+        if "log_variance" in heads:
+            zeros = nnx.initializers.zeros_init()
+            self.scale = nnx.Linear(2 * config.time_features, 1, kernel_init=zeros, rngs=rngs)
+
+    def __call__(
+        self,
+        z: Float[Array, "batch height width colours"],
+        r: Float[Array, " batch"],
+        t: Float[Array, " batch"],
+        label: Int[Array, " batch"] | None = None,
+        *,
+        key: Key[Array, ""] | None = None,
+        augment: Float[Array, "batch augment_features"] | None = None,
+    ) -> Float[Array, "batch height width colours"]:
+        """The average velocity.
+
+        Args:
+            key: of the dropout; without one nothing is dropped.
+            augment: how each image was augmented; without it, not at all.
+        """
+        h, _, _ = self._trunk(z, r, t, label, key, augment)
+        out = self.last(jax.nn.silu(self.norm(h))).astype(z.dtype)
+        return DDPM.velocity(out, z, t) if self.predicts == "noise" else out
+
+    def velocity(
+        self,
+        z: Float[Array, "batch height width colours"],
+        t: Float[Array, " batch"],
+        label: Int[Array, " batch"] | None = None,
+        *,
+        key: Key[Array, ""] | None = None,
+        augment: Float[Array, "batch augment_features"] | None = None,
+    ) -> Float[Array, "batch height width colours"]:
+        """The velocity head: one more residual block on the trunk at r = t."""
+        h, at, keys = self._trunk(z, t, t, label, key, augment)
+        h = self.own(h, at, next(keys))
+        return self.head(jax.nn.silu(self.own_norm(h))).astype(z.dtype)
+
+    def log_variance(self, r: Float[Array, " batch"], t: Float[Array, " batch"]) -> Float[Array, " batch"]:
+        """phi(r, t), the learned logarithm of the loss's scale; linear in features of the times, 0 at the start."""
+        return self.scale(self.mapping.times(r, t))[:, 0]
+
+    def _trunk(self, z, r, t, label, key, augment):
+        """The last block's activations, the vector of times, and a key for each further block."""
+        if augment is not None and not self.augment_features:
+            raise UserError("augment: this network takes no such label; set network.augment-features")
+        if self.predicts == "noise":
+            z, t = DDPM.locate(z, t)
+        keys = itertools.repeat(None) if key is None else (jax.random.fold_in(key, i) for i in itertools.count())
+        at = self.mapping(r, t, label, augment)
+        kept = [h := self.first(z)]
+        for stage in self.encoder:
+            kept.append(h := stage(h, at, next(keys)))
+        for stage in self.middle:
+            h = stage(h, at, next(keys))
+        for row, enlarge in zip(self.decoder, self.enlarge, strict=True):
+            for stage in row:
+                h = stage(jnp.concatenate([h, kept.pop()], axis=-1), at, next(keys))
+            h = h if enlarge is None else enlarge(h, at, next(keys))
+        return h, at, keys
+
+
+def _check(event_shape: tuple[int, ...], levels: int) -> None:
+    """Refuse what is not an image that can be halved often enough."""
+    if len(event_shape) != 3:
+        raise UserError(f"network: a U-Net needs images (height, width, channels); samples have shape {event_shape}")
+    unit = 2 ** (levels - 1)
+    if any(side % unit for side in event_shape[:2]):
+        raise UserError(
+            f"network.multipliers: {levels} levels halve the image {levels - 1} times, so its sides must be multiples "
+            f"of {unit}; they are {event_shape[0]} and {event_shape[1]}"
+        )

@@ -1,0 +1,189 @@
+"""What U-Nets for diffusion are built from: channels last, (batch, height, width, channels).
+
+Parameters are float32. A `dtype` of None computes in the type of what comes in; bfloat16 halves the memory, and then
+the statistics of the norms and the attention's softmax are still float32.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, DTypeLike, Float, Key
+
+from vamf.networks.embeddings import sinusoidal
+
+XAVIER = nnx.initializers.xavier_uniform()
+ALMOST_ZERO = nnx.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
+"""Xavier's law times 1e-5, for the last layer of every branch: each begins as the identity."""
+
+
+def normalisation(channels: int, dtype: DTypeLike | None, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """Group normalisation: the most groups, a power of two up to 32, that have 4 or more channels each."""
+    groups = math.gcd(32, channels // 4)
+    return nnx.GroupNorm(channels, groups, epsilon=1e-6, dtype=dtype, use_fast_variance=False, rngs=rngs)
+
+
+def convolution(
+    fan_in: int, fan_out: int, dtype: DTypeLike | None, rngs: nnx.Rngs, stride: int = 1, init=XAVIER
+) -> nnx.Conv:
+    """A 3x3 convolution with a bias; it pads with zeros, where it has a stride only below and on the right."""
+    return nnx.Conv(fan_in, fan_out, (3, 3), stride, padding="SAME", dtype=dtype, kernel_init=init, rngs=rngs)
+
+
+@functools.cache
+def halving(n: int, taps: tuple[int, ...]) -> np.ndarray:
+    """The matrix (n / 2, n) that filters a row of n numbers, zeros around it, and keeps every other one.
+
+    Row i weighs the numbers 2i - p, ..., 2i - p + len(taps) - 1, p = len(taps) / 2 - 1, by `taps` scaled to sum 1.
+    """
+    matrix = np.zeros((n // 2, n + 2 * len(taps)))
+    start = len(taps) - (len(taps) // 2 - 1)
+    for row in range(n // 2):
+        matrix[row, start + 2 * row : start + 2 * row + len(taps)] = np.asarray(taps) / sum(taps)
+    return matrix[:, len(taps) : -len(taps)]
+
+
+def halve(
+    x: Float[Array, "batch height width channels"], taps: tuple[int, ...]
+) -> Float[Array, "batch height/2 width/2 channels"]:
+    """The image at half the resolution; (1, 1) averages, (1, 3, 3, 1) smooths more. One small product for each axis."""
+    rows, columns = (jnp.asarray(halving(side, taps), x.dtype) for side in x.shape[1:3])
+    return jnp.einsum("bhwc,Hh,Ww->bHWc", x, rows, columns)
+
+
+def double(
+    x: Float[Array, "batch height width channels"], taps: tuple[int, ...]
+) -> Float[Array, "batch height*2 width*2 channels"]:
+    """The image at twice the resolution: four times the adjoint of `halve`; (1, 1) repeats pixels."""
+    rows, columns = (jnp.asarray(2 * halving(2 * side, taps), x.dtype) for side in x.shape[1:3])
+    return jnp.einsum("bhwc,hH,wW->bHWc", x, rows, columns)
+
+
+def dropout(x: Float[Array, "*shape"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*shape"]:
+    """x with a share of its entries 0 and the others scaled up; x itself without a key.
+
+    The mask follows from the key alone, so that a Jacobian-vector product has the same one in value and tangent.
+    """
+    if key is None or rate == 0:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), jnp.zeros_like(x))
+
+
+class Mapping(nnx.Module):
+    """From times, class and augmentation to the vector that every block sees."""
+
+    def __init__(
+        self,
+        features: int,
+        two_times: bool,
+        num_classes: int,
+        augment_features: int,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.features, self.two_times, self.num_classes = features, two_times, num_classes
+        fan_in = features * (1 + two_times)
+        if num_classes:
+            spread = nnx.initializers.variance_scaling(float(num_classes), "fan_avg", "uniform")
+            self.classes = nnx.Embed(num_classes + 1, fan_in, embedding_init=spread, rngs=rngs)
+        if augment_features:
+            self.augment = nnx.Linear(augment_features, fan_in, use_bias=False, kernel_init=XAVIER, rngs=rngs)
+        self.first = nnx.Linear(fan_in, width, kernel_init=XAVIER, rngs=rngs)
+        self.second = nnx.Linear(width, width, kernel_init=XAVIER, rngs=rngs)
+
+    def __call__(self, r, t, label, augment) -> Float[Array, "batch width"]:
+        h = self.times(t, t - r) if self.two_times else self.times(t)
+        if self.num_classes:
+            none = jnp.full(t.shape, self.num_classes)
+            h = h + self.classes(none if label is None else jnp.where(label < 0, none, label))
+        if augment is not None:
+            h = h + self.augment(augment)
+        return jax.nn.silu(self.second(jax.nn.silu(self.first(h))))
+
+    def times(self, *times: Float[Array, " batch"]) -> Float[Array, "batch features"]:
+        """Sinusoidal features at frequencies from 1 down to 1 / 10,000, both ends included."""
+        half = self.features // 2
+        period = 1e4 ** (half / (half - 1))
+        return jnp.concatenate([sinusoidal(t, self.features, period) for t in times], axis=1)
+
+
+class Attention(nnx.Module):
+    """One head of self-attention over all pixels, on a residual path."""
+
+    def __init__(self, channels: int, init_scale: float, scale: float, dtype: DTypeLike | None, *, rngs: nnx.Rngs):
+        init = nnx.initializers.variance_scaling(init_scale, "fan_avg", "uniform")
+        self.scale = scale
+        self.norm = normalisation(channels, dtype, rngs)
+        self.qkv = nnx.Linear(channels, 3 * channels, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.last = nnx.Linear(channels, channels, dtype=dtype, kernel_init=ALMOST_ZERO, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
+        q, k, v = jnp.split(self.qkv(self.norm(x).reshape(x.shape[0], -1, x.shape[-1])), 3, axis=-1)
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        match = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=wide) / math.sqrt(x.shape[-1])
+        share = jax.nn.softmax(match, axis=-1).astype(x.dtype)
+        return (x + self.last(share @ v).reshape(x.shape)) * self.scale
+
+
+class Block(nnx.Module):
+    """Two convolutions on a residual path, the vector of times between them; then attention, where asked.
+
+    `resample` is `halve`, `double` or neither: both paths then change the resolution before their first weights.
+    """
+
+    def __init__(
+        self,
+        fan_in: int,
+        fan_out: int,
+        *,
+        attends: bool = False,
+        resample=None,
+        width: int,
+        dropout: float,
+        scale: float,
+        attention_scale: float,
+        dtype: DTypeLike | None,
+        rngs: nnx.Rngs,
+    ):
+        self.resample, self.dropout, self.scale = resample, dropout, scale
+        self.norm1 = normalisation(fan_in, dtype, rngs)
+        self.conv1 = convolution(fan_in, fan_out, dtype, rngs)
+        self.shift = nnx.Linear(width, fan_out, dtype=dtype, kernel_init=XAVIER, rngs=rngs)
+        self.norm2 = normalisation(fan_out, dtype, rngs)
+        self.conv2 = convolution(fan_out, fan_out, dtype, rngs, init=ALMOST_ZERO)
+        straight = fan_in == fan_out and resample is None
+        self.skip = None if straight else nnx.Linear(fan_in, fan_out, dtype=dtype, kernel_init=XAVIER, rngs=rngs)
+        self.attention = Attention(fan_out, attention_scale, scale, dtype, rngs=rngs) if attends else None
+
+    def __call__(self, x: Float[Array, "batch height width fan_in"], at: Float[Array, "batch features"], key):
+        h = jax.nn.silu(self.norm1(x))
+        if self.resample is not None:
+            x, h = self.resample(x), self.resample(h)
+        h = self.conv1(h) + self.shift(at)[:, None, None, :]
+        h = dropout(jax.nn.silu(self.norm2(h)), self.dropout, key)
+        h = ((x if self.skip is None else self.skip(x)) + self.conv2(h)) * self.scale
+        return h if self.attention is None else self.attention(h)
+
+
+class Halve(nnx.Module):
+    """Half the resolution by a convolution of stride 2."""
+
+    def __init__(self, channels: int, dtype: DTypeLike | None, *, rngs: nnx.Rngs):
+        self.conv = convolution(channels, channels, dtype, rngs, stride=2)
+
+    def __call__(self, x, at, key):
+        return self.conv(x)
+
+
+class Double(nnx.Module):
+    """Twice the resolution by repeated pixels and a convolution."""
+
+    def __init__(self, channels: int, dtype: DTypeLike | None, *, rngs: nnx.Rngs):
+        self.conv = convolution(channels, channels, dtype, rngs)
+
+    def __call__(self, x, at, key):
+        return self.conv(double(x, (1, 1)))
