@@ -1,7 +1,8 @@
 """From noise to data."""
 
+from vamf.sampling.denoising import ancestral, ddim
 from vamf.sampling.fast_flow import FastFlow, FastFlowState
 from vamf.sampling.jumps import restart, sample
 from vamf.sampling.ode import integrate
 
-__all__ = ["FastFlow", "FastFlowState", "integrate", "restart", "sample"]
+__all__ = ["FastFlow", "FastFlowState", "ancestral", "ddim", "integrate", "restart", "sample"]

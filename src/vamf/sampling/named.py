@@ -7,12 +7,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from vamf.average_velocity import AverageVelocity
+from vamf.diffusion import DDPM
 from vamf.errors import require
+from vamf.sampling.denoising import ancestral, ddim
 from vamf.sampling.fast_flow import FastFlow
 from vamf.sampling.jumps import restart, sample
 from vamf.sampling.ode import integrate
 
-Sampler = Literal["jumps", "restart", "heun", "euler", "fast_flow"]
+Sampler = Literal["jumps", "restart", "heun", "euler", "fast_flow", "ancestral", "ddim"]
 BATCHES, SMALLEST = 64, 64
 """`fast_flow` learns from batch to batch: at most so many batches, of so many samples at least."""
 
@@ -27,6 +29,8 @@ def check(sampler: str, steps: int) -> None:
     require(steps >= 1, "steps", steps, "1 or more")
     if sampler == "fast_flow":
         require(steps >= 4, "steps", steps, "4 or more with fast_flow; in fewer there is nothing to skip")
+    if sampler in ("ancestral", "ddim"):
+        require(steps <= DDPM.steps, "steps", steps, f"1 to {DDPM.steps} with {sampler}")
 
 
 def batches(n: int) -> tuple[int, int]:
@@ -42,11 +46,13 @@ def draw(
     steps: int,
     key: Key[Array, ""],
     label: Int[Array, " batch"] | None = None,
+    bound: float | None = None,
 ) -> tuple[Float[Array, "batch *event"], Int[Array, ""]]:
     """Data from noise by a named sampler, and how many network calls that took, over all batches together.
 
     Args:
-        key: of the fresh noise of `restart`; the others need none.
+        key: of the fresh noise of `restart` and `ancestral`; the others need none.
+        bound: largest absolute value of the data, where it has one, for `ancestral`.
     """
     check(sampler, steps)
     if sampler == "fast_flow":
@@ -55,6 +61,10 @@ def draw(
         x = sample(u, noise, steps, label)
     elif sampler == "restart":
         x = restart(u, noise, steps, key, label)
+    elif sampler == "ancestral":
+        x = ancestral(DDPM.noise_prediction(u), noise, key, steps, label, bound=bound)
+    elif sampler == "ddim":
+        x = ddim(DDPM.noise_prediction(u), noise, steps, label)
     else:
         x = integrate(u, noise, steps, label, sampler)
     return x, jnp.int32(2 * steps if sampler == "heun" else steps)
