@@ -32,6 +32,7 @@ from jaxtyping import Array, Float, Int, Key
 from vamf.diffusion import DDPM
 from vamf.errors import UserError, require
 from vamf.networks import unet_blocks as blocks
+from vamf.networks.embeddings import LogVariance
 from vamf.networks.unet_blocks import ALMOST_ZERO
 
 
@@ -156,8 +157,7 @@ class UNet(nnx.Module):
             self.own_norm = blocks.normalisation(channels, dtype, rngs)
             self.head = blocks.convolution(channels, colours, dtype, rngs, init=ALMOST_ZERO)
         if "log_variance" in heads:
-            zeros = nnx.initializers.zeros_init()
-            self.scale = nnx.Linear(2 * config.time_features, 1, kernel_init=zeros, rngs=rngs)
+            self.scale = LogVariance(rngs=rngs)
 
     def __call__(
         self,
@@ -194,8 +194,8 @@ class UNet(nnx.Module):
         return self.head(jax.nn.silu(self.own_norm(h))).astype(z.dtype)
 
     def log_variance(self, r: Float[Array, " batch"], t: Float[Array, " batch"]) -> Float[Array, " batch"]:
-        """phi(r, t), the learned logarithm of the loss's scale; linear in features of the times, 0 at the start."""
-        return self.scale(self.mapping.times(r, t))[:, 0]
+        """phi(r, t), the learned logarithm of the loss's scale; 0 at the start."""
+        return self.scale(r, t)
 
     def _trunk(self, z, r, t, label, key, augment):
         """The last block's activations, the vector of times, and a key for each further block."""

@@ -13,7 +13,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Key
 
-from vamf.networks.embeddings import sinusoidal
+from vamf.networks.attention import Linear, attend
+from vamf.networks.embeddings import embed_label, sinusoidal
 
 XAVIER = nnx.initializers.xavier_uniform()
 ALMOST_ZERO = nnx.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
@@ -85,7 +86,7 @@ class Mapping(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        self.features, self.two_times, self.num_classes = features, two_times, num_classes
+        self.features, self.two_times, self.conditional = features, two_times, num_classes > 0
         fan_in = features * (1 + two_times)
         if num_classes:
             spread = nnx.initializers.variance_scaling(float(num_classes), "fan_avg", "uniform")
@@ -97,9 +98,8 @@ class Mapping(nnx.Module):
 
     def __call__(self, r, t, label, augment) -> Float[Array, "batch width"]:
         h = self.times(t, t - r) if self.two_times else self.times(t)
-        if self.num_classes:
-            none = jnp.full(t.shape, self.num_classes)
-            h = h + self.classes(none if label is None else jnp.where(label < 0, none, label))
+        if self.conditional:
+            h = h + embed_label(self.classes, label)
         if augment is not None:
             h = h + self.augment(augment)
         return jax.nn.silu(self.second(jax.nn.silu(self.first(h))))
@@ -118,15 +118,13 @@ class Attention(nnx.Module):
         init = nnx.initializers.variance_scaling(init_scale, "fan_avg", "uniform")
         self.scale = scale
         self.norm = normalisation(channels, dtype, rngs)
-        self.qkv = nnx.Linear(channels, 3 * channels, dtype=dtype, kernel_init=init, rngs=rngs)
-        self.last = nnx.Linear(channels, channels, dtype=dtype, kernel_init=ALMOST_ZERO, rngs=rngs)
+        self.qkv = Linear(channels, 3 * channels, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.last = Linear(channels, channels, dtype=dtype, kernel_init=ALMOST_ZERO, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
-        q, k, v = jnp.split(self.qkv(self.norm(x).reshape(x.shape[0], -1, x.shape[-1])), 3, axis=-1)
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        match = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=wide) / math.sqrt(x.shape[-1])
-        share = jax.nn.softmax(match, axis=-1).astype(x.dtype)
-        return (x + self.last(share @ v).reshape(x.shape)) * self.scale
+        pixels = self.norm(x).reshape(x.shape[0], 1, -1, x.shape[-1])
+        mixed = attend(*jnp.split(self.qkv(pixels), 3, axis=-1))
+        return (x + self.last(mixed).reshape(x.shape)) * self.scale
 
 
 class Block(nnx.Module):
@@ -156,7 +154,7 @@ class Block(nnx.Module):
         self.norm2 = normalisation(fan_out, dtype, rngs)
         self.conv2 = convolution(fan_out, fan_out, dtype, rngs, init=ALMOST_ZERO)
         straight = fan_in == fan_out and resample is None
-        self.skip = None if straight else nnx.Linear(fan_in, fan_out, dtype=dtype, kernel_init=XAVIER, rngs=rngs)
+        self.skip = None if straight else Linear(fan_in, fan_out, dtype=dtype, kernel_init=XAVIER, rngs=rngs)
         self.attention = Attention(fan_out, attention_scale, scale, dtype, rngs=rngs) if attends else None
 
     def __call__(self, x: Float[Array, "batch height width fan_in"], at: Float[Array, "batch features"], key):
