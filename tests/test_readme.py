@@ -12,7 +12,7 @@ EXAMPLES = [
     pytest.param(code, id=f"{page.name}-{number}")
     for page in (
         ROOT / "README.md",
-        *(ROOT / "docs" / f"{name}.md" for name in ("objectives", "diagnosis", "sampling", "extending")),
+        *(ROOT / "docs" / f"{name}.md" for name in ("objectives", "diagnosis", "sampling", "extending", "images")),
     )
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
 ]

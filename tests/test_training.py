@@ -451,3 +451,12 @@ cli.main(["train", "--resume", {str(run.folder)!r}])
     assert "Traceback" not in done.stderr
     assert "cannot write" in done.stderr.splitlines()[-1]
     assert Run.open(run.folder).load(QUIET)[1] == 30
+
+
+def test_the_learning_rate_rises_then_falls():
+    config = small(steps=100, learning_rate=2e-3, optimiser=OptimiserConfig(warmup=10, final_learning_rate=0.5))
+    rate = learning_rate(config)
+    np.testing.assert_allclose([rate(i) for i in (0, 4)], [2e-4, 1e-3], rtol=0.02)  # times the cosine, still near 1
+    np.testing.assert_allclose([rate(10), rate(100)], [2e-3, 1e-3], rtol=0.03)
+    rates = [float(rate(i)) for i in range(101)]
+    assert rates.index(max(rates)) in (9, 10)

@@ -76,3 +76,22 @@ def jacobian_product(
     A = M - I = -S (arXiv:2605.09235, eq. 5).
     """
     return jax.jvp(lambda z: u(z, r, t, label), (z,), (direction,))[1]
+
+
+def in_blocks(u: AverageVelocity, size: int) -> AverageVelocity:
+    """u, asked for at most `size` rows at a time: the memory of large networks is that of one block."""
+
+    def asked(z, r, t, label=None):
+        rows = z.shape[0]
+        if rows <= size:
+            return u(z, r, t, label)
+        padding = -rows % size
+
+        def fold(part):
+            return jnp.pad(part, [(0, padding)] + [(0, 0)] * (part.ndim - 1)).reshape(-1, size, *part.shape[1:])
+
+        given = jax.tree.map(fold, (z, r, t, label))
+        found = jax.lax.map(lambda block: u(*block), given)
+        return found.reshape(-1, *z.shape[1:])[:rows]
+
+    return asked

@@ -1,4 +1,4 @@
-"""The command line: `vamf train | sample | evaluate | diagnose | compare | study`.
+"""The command line: `vamf train | sample | evaluate | diagnose | compare | study | fid | data`.
 
 Commands import what they need when they run, so that help is fast. Bad input is one line and exit status 2.
 """
@@ -20,7 +20,7 @@ from vamf.errors import UserError
 
 USAGE = """usage: vamf COMMAND ...
 
-  train CONFIG [--field value ...] [--out RUN]    train a generator; CONFIG: a preset or a .npy, .npz, .csv table
+  train CONFIG [--field value ...] [--out RUN]    train a generator; CONFIG: a preset, a table, pictures or latents
   train --resume RUN                              continue a training where it stopped
   sample RUN --n N [--steps K] [--sampler NAME] --out FILE
                                                   draw samples: .npy, .csv for tables, .png for images
@@ -28,6 +28,9 @@ USAGE = """usage: vamf COMMAND ...
   diagnose RUN [--json]                           where a run's noise comes from, what beta should be, what its log says
   compare METHOD ... --data NAME                  methods side by side: equal steps, equal time, cost, a ranking
   study NAME [--quick | --paper] [--out DIR]      a grid of trainings with tables, figures and a report
+  fid A B [--weights FILE]                        images against images: FID and its kin, with a receipt
+  data latents SOURCE --autoencoder FILE --out FOLDER
+                                                  encode pictures into latents to train on
 
 studies: {studies}
 presets: {presets}
@@ -35,11 +38,12 @@ methods: {methods}
 `vamf COMMAND --help` lists every option. `vamf --version` prints the version."""
 
 PRESETS = "checkerboard eight_gaussians two_moons swiss_roll two_spirals pinwheel"
-PRESETS += " dgmm2 dgmm4 dgmm8 dgmm16 dgmm32 dgmm64 digits"
+PRESETS += " dgmm2 dgmm4 dgmm8 dgmm16 dgmm32 dgmm64 digits fashion_mnist cifar10_unet cifar10_dit imagenet_dit_b4"
+PRESETS += " imagenet_dit_b2 imagenet_dit_m2 imagenet_dit_l2 imagenet_dit_xl2 imagenet_in_context_b2"
 METHODS = (
     "flow_matching meanflow vamf vamf_corner rao_blackwell alphaflow improved_meanflow modular_meanflow "
     "accelerated_meanflow terminal_velocity rectified_meanflow decoupled_meanflow split_meanflow shortcut "
-    "progressive_map lagrangian_map eulerian_map meanflow_rae flow_consist consistency"
+    "progressive_map lagrangian_map eulerian_map meanflow_rae mid_training flow_consist consistency"
 )
 STUDIES = {
     "toys": "ToyStudy",
@@ -141,7 +145,10 @@ def train(arguments: Sequence[str]) -> None:
 
     @dataclasses.dataclass(frozen=True)
     class Train:
-        """Train one generator. CONFIG is a preset's name or a .npy, .npz or .csv table of shape (n, d)."""
+        """Train one generator. CONFIG: a preset, a .npy, .npz or .csv table (n, d), pictures, or a folder of latents.
+
+        `--network mlp | dit | in_context | unet` chooses another kind of network than the preset's.
+        """
 
         settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
         out: Path | None = None
@@ -157,8 +164,10 @@ def train(arguments: Sequence[str]) -> None:
         named = bool(arguments) and not arguments[0].startswith("-")
         helping = "--help" in arguments or "-h" in arguments
         if not named and not helping:
-            raise UserError(f"train needs a CONFIG: {PRESETS.replace(' ', ', ')} or a .npy, .npz or .csv table")
+            raise UserError(f"train needs a CONFIG: {PRESETS.replace(' ', ', ')}, a table, pictures or latents")
         settings = presets.for_data(arguments.pop(0)) if named else TrainConfig(data="CONFIG")
+        if "--network" in arguments:
+            settings = dataclasses.replace(settings, network=_network(arguments))
         parsed = _parse(Train, arguments, "train CONFIG", default=Train(settings))
         keep_on_one_core(parsed.settings)  # before any data is on a device; a resumed run rounds in the same way
         run = Run.create(parsed.settings, parsed.out)
@@ -188,7 +197,7 @@ def sample(arguments: Sequence[str]) -> None:
     from vamf.training.logs import Progress
     from vamf.training.run import Run
 
-    wanted = _parse(Sample, arguments, "sample", positional="run")
+    wanted = _parse(Sample, arguments, "sample", positional=("run",))
     run = Run.open(wanted.run)
     picture, suffix = run.dataset.picture, wanted.out.suffix
     if suffix not in (".npy", ".csv", ".png"):
@@ -223,7 +232,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     from vamf.training.logs import Progress
     from vamf.training.run import Run, write_evaluation
 
-    wanted = _parse(Evaluate, arguments, "evaluate", positional="run")
+    wanted = _parse(Evaluate, arguments, "evaluate", positional=("run",))
     run = Run.open(wanted.run)
     result = run.evaluate(*run.load(Progress()))
     write_evaluation(run, result)
@@ -241,7 +250,7 @@ def diagnose(arguments: Sequence[str]) -> None:
     from vamf.training.logs import Progress
     from vamf.training.run import Run
 
-    wanted = _parse(Diagnose, arguments, "diagnose", positional="run")
+    wanted = _parse(Diagnose, arguments, "diagnose", positional=("run",))
     run = Run.open(wanted.run)
     found = visit(run, *run.load(Progress()), wanted.seed)
     result = found.as_dict()
@@ -257,7 +266,7 @@ def diagnose(arguments: Sequence[str]) -> None:
 
 def study(arguments: Sequence[str]) -> None:
     """`vamf study`."""
-    wanted = _parse(Study, arguments, "study", positional="name")
+    wanted = _parse(Study, arguments, "study", positional=("name",))
     if wanted.quick and wanted.paper:
         raise UserError("--quick and --paper: choose one of them")
     if wanted.as_published and wanted.name != "toys":
@@ -313,6 +322,27 @@ def compare(arguments: Sequence[str]) -> None:
     print(f"report: {report}")
 
 
+def fid(arguments: Sequence[str]) -> None:
+    """`vamf fid`."""
+    from vamf.metrics import command
+
+    command.run(_parse(command.Fid, arguments, "fid", positional=("a", "b")))
+
+
+def prepare(arguments: Sequence[str]) -> None:
+    """`vamf data`."""
+    from vamf.data import command
+    from vamf.training.logs import Progress
+
+    if not arguments or arguments[0] != "latents":
+        raise UserError("data: allowed is data latents SOURCE --autoencoder FILE --out FOLDER")
+    wanted = _parse(command.Latents, arguments[1:], "data latents", positional=("source",))
+    try:
+        command.encode(wanted, Progress())
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command continues the encoding") from None
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "sample": sample,
@@ -320,6 +350,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "diagnose": diagnose,
     "compare": compare,
     "study": study,
+    "fid": fid,
+    "data": prepare,
 }
 
 
@@ -358,19 +390,39 @@ def _print_distances(result: dict) -> None:
     Console(soft_wrap=True).print(table)
 
 
+def _network(arguments: list[str]) -> Any:
+    """The configuration of the kind that `--network KIND` asks for, which is taken out of the arguments."""
+    from vamf.networks import KINDS
+
+    place = arguments.index("--network")
+    kind = arguments[place + 1] if place + 1 < len(arguments) else ""
+    if kind not in KINDS:
+        raise UserError(f"--network = {kind}: allowed are {', '.join(KINDS)}")
+    del arguments[place : place + 2]
+    return KINDS[kind]()
+
+
 def _stop(line: str, status: int) -> None:
     print(f"vamf: {' '.join(line.split())}", file=sys.stderr)
     sys.exit(status)
 
 
-def _parse(kind: type, arguments: Sequence[str], name: str, positional: str = "", default: Any = None) -> Any:
-    """A command's options; what tyro has to say about bad ones becomes a single line."""
+def _parse(kind: type, arguments: Sequence[str], name: str, positional: Sequence[str] = (), default: Any = None) -> Any:
+    """A command's options; what tyro has to say about bad ones becomes a single line.
+
+    Args:
+        positional: options that the first words without a flag stand for.
+    """
     import tyro
 
     arguments = list(arguments)
-    if positional and arguments and not arguments[0].startswith("-"):
-        arguments = [f"--{positional}", *arguments]
-    options = {} if default is None else {"default": default}
+    words: list[str] = []
+    for option in positional:
+        if arguments and not arguments[0].startswith("-"):
+            words += [f"--{option}", arguments.pop(0)]
+    arguments = words + arguments
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    options["config"] = (tyro.conf.AvoidSubcommands,)  # the kind of a network is the default's
     if {"-h", "--help"} & set(arguments):
         tyro.cli(kind, args=arguments, prog=f"vamf {name}", **options)
     said = io.StringIO()

@@ -1,24 +1,30 @@
-"""Data sets by name or by file."""
+"""Data sets by name, file or folder."""
 
 import dataclasses
 import difflib
 from pathlib import Path
 
-from vamf.data import arrays, mixtures, toys
+from vamf.data import arrays, image_files, images, latents, mixtures, toys
 from vamf.data.dataset import Dataset
+from vamf.data.images import ImageConfig
 from vamf.errors import UserError
 
-__all__ = ["Dataset", "load"]
+__all__ = ["Dataset", "ImageConfig", "absolute", "load"]
 
 NAMES = (*toys.NAMES, *mixtures.NAMES, "digits")
 
 
-def load(name: str, holdout: float = 0.1) -> Dataset:
-    """A data set by its name (the toys, `dgmm<d>`, `digits`) or the path of a `.npy`, `.npz` or `.csv` table.
+def load(name: str, holdout: float = 0.1, pictures: ImageConfig | None = None) -> Dataset:
+    """A data set by its name (the toys, `dgmm<d>`, `digits`) or by its path.
+
+    A path is that of a `.npy`, `.npz` or `.csv` table, of a source of pictures (`image_files.py`) or of a folder of
+    latents (`latents.py`).
 
     Args:
-        holdout: share of a table's rows kept for evaluation; toys and mixtures are drawn afresh and need none.
+        holdout: share of the rows kept for evaluation; toys and mixtures are drawn afresh and need none.
+        pictures: how pictures are prepared.
     """
+    pictures = pictures or ImageConfig()
     if name in toys.NAMES:
         return dataclasses.replace(toys.load(name), mixture=mixtures.of_toy(name))
     if mixtures.is_name(name):
@@ -26,8 +32,21 @@ def load(name: str, holdout: float = 0.1) -> Dataset:
     if name == "digits":
         return arrays.digits(holdout)
     path = Path(name)
+    if latents.is_folder(path):
+        return latents.load(path, holdout=holdout, memory=pictures.memory)
+    if image_files.is_source(path) or pictures.expect:
+        return images.load(path, pictures, holdout)
     if path.suffix.lower() in arrays.SUFFIXES:
         return arrays.from_file(path, holdout)
     close = difflib.get_close_matches(name, NAMES, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
-    raise UserError(f"data = {name!r}{hint}: allowed are {', '.join(NAMES)} or a {', '.join(arrays.SUFFIXES)} file")
+    raise UserError(
+        f"data = {name!r}{hint}: allowed are {', '.join(NAMES)}, a {', '.join(arrays.SUFFIXES)} file, or a file or "
+        "folder of pictures or latents"
+    )
+
+
+def absolute(name: str) -> str:
+    """A data set's name as it is, a path in full."""
+    named = name in NAMES or mixtures.is_name(name)
+    return name if named or not Path(name).exists() else str(Path(name).resolve())

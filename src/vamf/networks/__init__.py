@@ -8,9 +8,25 @@ from flax import nnx
 
 from vamf.average_velocity import AverageVelocity
 from vamf.errors import UserError
+from vamf.networks.dit import DiT, DiTConfig
+from vamf.networks.in_context import InContextConfig, InContextTransformer
 from vamf.networks.mlp import MLP, MLPConfig
+from vamf.networks.unet import UNet, UNetConfig
 
-__all__ = ["MLPConfig", "Network", "build", "overlay"]
+__all__ = [
+    "KINDS", "DiTConfig", "InContextConfig", "MLPConfig", "Network", "NetworkConfig", "UNetConfig", "build", "kind_of",
+    "overlay",
+]  # fmt: skip
+
+NetworkConfig = MLPConfig | DiTConfig | InContextConfig | UNetConfig
+KINDS: dict[str, type] = {"mlp": MLPConfig, "dit": DiTConfig, "in_context": InContextConfig, "unet": UNetConfig}
+"""Kinds of networks by name, and their configurations."""
+MODULES: dict[type, Callable[..., Any]] = {
+    MLPConfig: MLP,
+    DiTConfig: DiT,
+    InContextConfig: InContextTransformer,
+    UNetConfig: UNet,
+}
 
 OWN, FAKE = "network", "fake"
 """The parts of two networks in one tree; the second is a head of the first."""
@@ -25,8 +41,13 @@ class Network(NamedTuple):
     """parameters -> u(z, r, t, label)."""
 
 
+def kind_of(config: NetworkConfig) -> str:
+    """The name of a configuration's kind."""
+    return next(name for name, kind in KINDS.items() if type(config) is kind)
+
+
 def build(
-    config: MLPConfig, event_shape: tuple[int, ...], num_classes: int = 0, heads: tuple[str, ...] = ()
+    config: NetworkConfig, event_shape: tuple[int, ...], num_classes: int = 0, heads: tuple[str, ...] = ()
 ) -> Network:
     """The network that a configuration describes, for events of a shape and a number of classes (0: none).
 
@@ -39,7 +60,7 @@ def build(
         return _beside(own, build(config, event_shape, num_classes))
 
     def create(key):
-        return MLP(config, event_shape, num_classes, heads, rngs=nnx.Rngs(key))
+        return MODULES[type(config)](config, event_shape, num_classes, heads, rngs=nnx.Rngs(key))
 
     def init(key):
         return nnx.to_pure_dict(nnx.state(create(key), nnx.Param))

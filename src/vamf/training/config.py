@@ -6,10 +6,11 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
-from vamf.data import Dataset, load
+from vamf import networks
+from vamf.data import Dataset, ImageConfig, load
 from vamf.data.whitening import whiten
 from vamf.errors import UserError, require
-from vamf.networks.mlp import MLPConfig
+from vamf.networks import MLPConfig, NetworkConfig
 from vamf.objectives import METHODS, Objective, adaptive, create
 from vamf.optimisers import table
 from vamf.schedules import parse
@@ -141,6 +142,8 @@ class OptimiserConfig:
     """Named optimiser; see `vamf.optimisers.OPTIMISERS`. Each has a learning rate of its own kind."""
     final_learning_rate: float = 0.01
     """Learning rate at the end of the cosine, as a fraction of the first one; 1 keeps it constant."""
+    warmup: int = 0
+    """Steps over which the learning rate rises from 0."""
     b1: float = 0.9
     """Decay of the first moment (muon: in its Adam)."""
     b2: float = 0.999
@@ -156,6 +159,7 @@ class OptimiserConfig:
         table.check(self.name, self.weight_decay)
         final = self.final_learning_rate
         require(0 <= final <= 1, "optimiser.final-learning-rate", final, "[0, 1]")
+        require(self.warmup >= 0, "optimiser.warmup", self.warmup, "0 (none) or more")
         for name in ("b1", "b2", "ema_decay"):
             value = getattr(self, name)
             require(0 <= value < 1, f"optimiser.{name.replace('_', '-')}", value, "[0, 1)")
@@ -185,7 +189,7 @@ class TrainConfig:
     """One training."""
 
     data: str
-    """A data set's name or a .npy, .npz or .csv table."""
+    """A data set's name, a .npy, .npz or .csv table, a file or folder of pictures, or a folder of latents."""
     method: str = "vamf"
     """Named method; see `vamf.objectives.METHODS`."""
     beta: float | str | None = None
@@ -205,6 +209,8 @@ class TrainConfig:
     """Learn one generator for all classes, where the data has classes."""
     holdout: float = 0.1
     """Share of a table's rows kept for evaluation, never trained on."""
+    images: ImageConfig = ImageConfig()
+    """How pictures are prepared."""
     teacher: str = ""
     """Folder of a run: the network behind the proxy `teacher` and behind couplings."""
     initial: str = ""
@@ -220,8 +226,8 @@ class TrainConfig:
     """Law of (r, t)."""
     matching_times: TimesConfig = TimesConfig()
     """Law of the time of the flow-matching term of its own."""
-    network: MLPConfig = MLPConfig()
-    """The network."""
+    network: NetworkConfig = MLPConfig()
+    """The network; its kind is the preset's, or `--network KIND`."""
     optimiser: OptimiserConfig = OptimiserConfig()
     """The optimiser."""
     log: LogConfig = LogConfig()
@@ -262,7 +268,7 @@ class TrainConfig:
         Raises:
             UserError: unknown name, or a file that cannot be used.
         """
-        dataset = load(self.data, self.holdout)
+        dataset = load(self.data, self.holdout, self.images)
         if not self.conditional:
             dataset = dataclasses.replace(dataset, num_classes=0)
         return whiten(dataset, self.whiten) if self.whiten else dataset
@@ -279,6 +285,7 @@ LATER: dict[str, Any] = {
     "teacher": "",
     "initial": "",
     "whiten": 0.0,
+    "images": dataclasses.asdict(ImageConfig()),
     "matching_times": dataclasses.asdict(TimesConfig()),
     "couplings": dataclasses.asdict(CouplingConfig()),
     "objective": dict.fromkeys(
@@ -288,7 +295,7 @@ LATER: dict[str, Any] = {
          "rectify_weight")
     ),
     "times": {name: getattr(TimeLaw(), name) for name in ("second_mean", "equal_mean", "gap_mean", "gap_std", "shift")},
-    "optimiser": {"name": "adam", "weight_decay": None},
+    "optimiser": {"name": "adam", "weight_decay": None, "warmup": 0},
 }  # fmt: skip
 """Fields that older runs do not have, by part, and what those did."""
 
@@ -301,7 +308,7 @@ def _given(options: Any) -> dict[str, Any]:
 
 def to_json(config: Any) -> str:
     """A configuration as JSON text."""
-    return _text(dataclasses.asdict(config))
+    return _text(_plain(config))
 
 
 def identity(config: TrainConfig) -> str:
@@ -310,13 +317,22 @@ def identity(config: TrainConfig) -> str:
     It is `to_json` with the law of (r, t) in full and without the fields of LATER while they have the value that
     trainings had before there was such a field: those can still be resumed.
     """
-    values = dataclasses.asdict(config) | {"times": dataclasses.asdict(config.build_objective().times)}
+    values = _plain(config) | {"times": dataclasses.asdict(config.build_objective().times)}
     for part, before in LATER.items():
         if values[part] == before:
             del values[part]
         elif isinstance(before, dict):
             values[part] = {name: value for name, value in values[part].items() if before.get(name, ...) != value}
     return _text(values)
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """A configuration as dicts, with the kind of its network; perceptrons, which came first, go without."""
+    values = dataclasses.asdict(config)
+    network = getattr(config, "network", None)
+    if network is not None and not isinstance(network, MLPConfig):
+        values["network"] = {"kind": networks.kind_of(network), **values["network"]}
+    return values
 
 
 def _text(values: dict) -> str:
@@ -344,7 +360,13 @@ def _from_dict(kind: type, values: dict, where: str) -> Any:
         raise UserError(f"{where}: unknown field {sorted(unknown)[0]!r}; allowed are {', '.join(hints)}")
     built = {}
     for name, value in values.items():
-        if dataclasses.is_dataclass(hints[name]):
+        if hints[name] == NetworkConfig:
+            kind = value.get("kind", "mlp")
+            if kind not in networks.KINDS:
+                raise UserError(f"{where}: network kind {kind!r}; allowed are {', '.join(networks.KINDS)}")
+            fields = {field: given for field, given in value.items() if field != "kind"}
+            value = _from_dict(networks.KINDS[kind], fields, f"{where}: {name}")
+        elif dataclasses.is_dataclass(hints[name]):
             value = _from_dict(typing.cast(type, hints[name]), value, f"{where}: {name}")
         elif isinstance(value, list):
             value = tuple(value)

@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from vamf import networks
-from vamf.average_velocity import AverageVelocity
+from vamf.average_velocity import AverageVelocity, in_blocks
 from vamf.data import Dataset
 from vamf.errors import UserError
 from vamf.objectives.adaptive import Adaptive
@@ -38,6 +38,8 @@ from vamf.training.step import Member, Metrics, State, Trainer, learning_rate, o
 Strategy = Literal["auto", "loop", "vmap"]
 BLOCK_BYTES = 2**20
 """Memory for batches drawn ahead, for each member."""
+BLOCK_ROWS = 256
+"""Samples that a large network draws together."""
 SMALL = 2**15
 """Largest width times batch size of a training that is better off on one core."""
 
@@ -59,7 +61,8 @@ def keep_on_one_core(config: TrainConfig) -> None:
     Measured on two cores: width 128 and batch 256 train 1.2 times faster on one, width 256 and batch 256 0.8 times.
     Call before anything has started JAX's backend; an NPROC set from outside is left alone.
     """
-    if config.network.width * config.batch_size <= SMALL:
+    network = config.network
+    if isinstance(network, networks.MLPConfig) and network.width * config.batch_size <= SMALL:
         os.environ.setdefault("NPROC", "1")
 
 
@@ -216,6 +219,8 @@ class Grid:
             if label is None and self.dataset.num_classes:
                 label = self.dataset.draw(arrays, label_key, n)[1]
             u = self.network.bind(state.average)
+            if not isinstance(self.config.network, networks.MLPConfig):
+                u = in_blocks(u, BLOCK_ROWS)
             return named.draw(sampler, u, noise, steps, jax.random.fold_in(key, 2), label)
 
         program = self._program(("sample", sampler, n, steps, label is None), lambda: draw)

@@ -80,7 +80,7 @@ class Progress:
             bar = self._bar
 
             def show(at: int, rate: float, note: str):
-                bar.update(number, completed=at, rate=f"{rate:,.0f} {unit}/s", note=note)
+                bar.update(number, completed=at, rate=f"{_pace(rate)} {unit}/s", note=note)
 
             yield Task(self, title, total, done, unit, 0.0, show)
         self._bar = None
@@ -103,6 +103,10 @@ class Task:
         elif now - self._spoken >= self._every or done >= self._total:
             self._spoken = now
             left = (self._total - done) / rate if rate else float("inf")
-            text = f"{self._title}: {done:,}/{self._total:,} {self._unit}, {rate:,.0f} {self._unit}/s"
+            text = f"{self._title}: {done:,}/{self._total:,} {self._unit}, {_pace(rate)} {self._unit}/s"
             if self._every != float("inf"):
                 self._progress.say(f"{text}, {left:,.0f} s left" + (f", {note}" if note else ""))
+
+
+def _pace(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"

@@ -8,13 +8,14 @@ parameters that an uninterrupted run reaches.
 
 import dataclasses
 import json
+import math
 from functools import cached_property
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from vamf import data, sampling
+from vamf import data
 from vamf.errors import UserError, require
 from vamf.files import write_array, write_atomic, write_json
 from vamf.metrics import sliced_wasserstein
@@ -29,6 +30,8 @@ SHOWN = 2048
 """Samples kept at each checkpoint, from the same noise throughout."""
 EVALUATED = 4096
 """Samples in an evaluation."""
+NUMBERS = 2**19
+"""Most numbers in such samples: of large events fewer are drawn."""
 
 
 class Run:
@@ -59,6 +62,7 @@ class Run:
         for name in ("teacher", "initial"):
             if given := getattr(config, name):
                 config = dataclasses.replace(config, **{name: str(Path(given).resolve())})
+        config = dataclasses.replace(config, data=data.absolute(config.data))
         run = cls(folder, config)
         _ = run.dataset  # bad data and a missing teacher are refused before anything is written
         if needs_teacher(config):
@@ -92,7 +96,8 @@ class Run:
         """Train from the newest checkpoint to the end, keeping samples of the same noise at each checkpoint."""
 
         def keep_samples(step: int, state: State) -> None:
-            write_array(self.folder / "samples" / f"step-{step:08d}.npy", self.grid.sample(state, SHOWN)[0])
+            drawn = self.grid.sample(state, self._at_most(SHOWN))[0]
+            write_array(self.folder / "samples" / f"step-{step:08d}.npy", drawn)
 
         return loop.train(self.grid, self.folder, progress, keep_samples)
 
@@ -145,10 +150,11 @@ class Run:
 
         `floor` is the same distance between real samples and the reference: nothing can be expected to be lower.
         """
+        count = self._at_most(EVALUATED)
         reference = self.dataset.reference(EVALUATED, seed)
-        drawn = self.dataset.draw(self.dataset.arrays, jax.random.fold_in(jax.random.key(seed), 1), EVALUATED)[0]
-        candidates = {f"{steps} step" + "s" * (steps > 1): self.sample(state, EVALUATED, steps) for steps in (1, 2, 4)}
-        candidates["heun, 50 steps of u(z, t, t)"] = self._integrate(state, EVALUATED)
+        drawn = self.dataset.draw(self.dataset.arrays, jax.random.fold_in(jax.random.key(seed), 1), count)[0]
+        candidates = {f"{steps} step" + "s" * (steps > 1): self.sample(state, count, steps) for steps in (1, 2, 4)}
+        candidates["heun, 50 steps of u(z, t, t)"] = self.draw(state, count, 50, sampler="heun")[0]
         candidates["floor"] = self.dataset.to_original(np.asarray(drawn))
         rows = {
             name: {f"sw{order}": sliced_wasserstein(points, reference, order) for order in (1, 2)}
@@ -157,21 +163,16 @@ class Run:
         return {
             "run": str(self.folder),
             "step": step,
-            "samples": EVALUATED,
+            "samples": count,
             "reference": len(reference),
             "projections": 500,
             "parameters": "moving average",
             "distances": rows,
         }
 
-    def _integrate(self, state: State, n: int) -> np.ndarray:
-        average = jax.tree.map(lambda leaf: leaf[0], state.average)
-        noise = jax.random.normal(jax.random.key(self.config.seed), (n, *self.dataset.event_shape))
-        label = None
-        if self.dataset.num_classes:
-            label = self.dataset.draw(self.dataset.arrays, jax.random.key(self.config.seed + 1), n)[1]
-        u = self.grid.network.bind(average)
-        return self.dataset.to_original(np.asarray(jax.jit(lambda z: sampling.integrate(u, z, 50, label))(noise)))
+    def _at_most(self, samples: int) -> int:
+        """A number of samples, or fewer where events are large."""
+        return min(samples, max(64, NUMBERS // math.prod(self.dataset.event_shape)))
 
 
 def write_evaluation(run: Run, result: dict) -> None:

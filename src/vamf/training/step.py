@@ -90,8 +90,10 @@ def streams(seed) -> Keys:
 
 
 def learning_rate(config: TrainConfig) -> optax.Schedule:
-    """Cosine decay over the whole training."""
-    return optax.cosine_decay_schedule(config.learning_rate, config.steps, config.optimiser.final_learning_rate)
+    """Cosine decay over the whole training, after a linear rise where one is asked for."""
+    decay = optax.cosine_decay_schedule(config.learning_rate, config.steps, config.optimiser.final_learning_rate)
+    warmup = config.optimiser.warmup
+    return (lambda step: decay(step) * jnp.minimum(1.0, (step + 1) / warmup)) if warmup else decay
 
 
 def optimiser(config: TrainConfig) -> optax.GradientTransformation:
