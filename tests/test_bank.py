@@ -261,6 +261,7 @@ def test_an_empty_memory_is_the_conditional_velocity():
     np.testing.assert_allclose(found.effective_size, 1, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_training_with_a_memory_lowers_the_variance():
     """Of the gradient, measured at the end of the same training, and the memory fills up."""
     measured = {}

@@ -92,6 +92,7 @@ def teacher(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["rectified_meanflow", "meanflow_rae"])
 def test_students_train_and_resume_to_the_same_end(method, teacher, tmp_path):
     pairs = 200 if method == "rectified_meanflow" else 0
@@ -187,6 +188,7 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path):
     assert not (tmp_path / "wide").exists()
 
 
+@pytest.mark.slow
 def test_mid_training_then_distillation(tmp_path):
     """The three stages of MeanFlow with representation autoencoders, from one run to the next."""
     teacher = finished(tmp_path, "teacher")

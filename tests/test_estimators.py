@@ -169,6 +169,7 @@ def test_noise_amplification_of_a_mixture_with_exact_posterior_samples():
     agrees(measured.ratio, np.trace(s @ sigma @ s.T) / np.trace(sigma))
 
 
+@pytest.mark.slow
 def test_error_of_the_amplification():
     matrix = np.random.default_rng(8).normal(size=(2, 2))
     s = np.eye(2) - 0.5 * matrix

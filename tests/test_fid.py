@@ -490,7 +490,7 @@ def test_options_out_of_range(options, words):
 
 
 @needs_inception
-@pytest.mark.slow
+@pytest.mark.long
 def test_documented_values(record_property):
     """FID-768 among CIFAR-10 images as an independent network has measured it; every image goes through once."""
     extractor = open_extractor(str(FOLDED), 768)

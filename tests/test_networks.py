@@ -5,7 +5,7 @@ import pytest
 
 from vamf.average_velocity import total_derivative
 from vamf.errors import UserError
-from vamf.networks import MLPConfig, build
+from vamf.networks import KINDS, DiTConfig, InContextConfig, MLPConfig, UNetConfig, build, kind_of, overlay
 from vamf.networks.embeddings import sinusoidal
 
 EVENTS = [(2,), (64,), (8, 8)]
@@ -199,3 +199,45 @@ def test_members_of_a_grid_are_trained_side_by_side():
 def test_refusals_name_the_field(options, name):
     with pytest.raises(UserError, match=name):
         MLPConfig(**options)
+
+
+SMALL = [
+    MLPConfig(width=8, depth=2),
+    DiTConfig(depth=2, width=16, heads=2, patch=4),
+    InContextConfig(depth=2, width=16, heads=2, patch=4, head_depth=1),
+    UNetConfig(channels=8, multipliers=(1, 1), blocks=1, attention=(4,)),
+]
+
+
+def test_every_kind_has_a_name():
+    assert {kind_of(config) for config in SMALL} == set(KINDS)
+
+
+@pytest.mark.parametrize("config", SMALL, ids=kind_of)
+def test_kinds_are_called_alike(config):
+    network = build(config, (8, 8, 1), 3, ("velocity", "log_variance", "fake"))
+    params = perturbed(network.init(jax.random.key(0)))
+    z, r, t = arguments((8, 8, 1))
+    label = jnp.array([0, 1, 2, -1, 1])
+
+    @jax.jit
+    def outputs(params):
+        u = network.bind(params)
+        return u(z, r, t, label), u.velocity(z, t, label), u.fake(z, t, label), u.log_variance(r, t)
+
+    *pictures, scale = outputs(params)
+    assert scale.shape == (5,)
+    for one in pictures:
+        assert one.shape == z.shape
+        assert np.all(np.isfinite(one))
+    assert all(np.max(np.abs(one - pictures[0])) > 1e-6 for one in pictures[1:])
+
+
+@pytest.mark.parametrize("config", SMALL, ids=kind_of)
+def test_parameters_of_another_training_take_their_places(config):
+    plain, more = (build(config, (8, 8, 1), 0, heads) for heads in ((), ("log_variance", "fake")))
+    found = overlay(more.init(jax.random.key(0)), plain.init(jax.random.key(1)))
+    z, r, t = arguments((8, 8, 1))
+    np.testing.assert_array_equal(more.bind(found)(z, r, t), plain.bind(plain.init(jax.random.key(1)))(z, r, t))
+    with pytest.raises(UserError, match=r"initial: its \S+ has shape"):
+        overlay(plain.init(jax.random.key(0)), build(config, (8, 8, 3)).init(jax.random.key(0)))

@@ -8,11 +8,12 @@ import pytest
 from vamf.objectives import METHODS
 
 ROOT = Path(__file__).parents[1]
+PAGES = ("objectives", "diagnosis", "sampling", "extending", "images", "networks")
 EXAMPLES = [
     pytest.param(code, id=f"{page.name}-{number}")
     for page in (
         ROOT / "README.md",
-        *(ROOT / "docs" / f"{name}.md" for name in ("objectives", "diagnosis", "sampling", "extending", "images")),
+        *(ROOT / "docs" / f"{name}.md" for name in PAGES),
     )
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
 ]

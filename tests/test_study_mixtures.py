@@ -122,6 +122,7 @@ def known():
     return grid, exact, asked
 
 
+@pytest.mark.slow
 def test_exact_error_against_an_independent_integrator(known):
     grid, exact, asked = known
     zero, shifted = runner.exact_error(dense_gaussian_mixture(2))(grid, grid.init())

@@ -23,6 +23,7 @@ from vamf.training.logs import MetricsLog, Progress, read
 from vamf.training.run import Run
 from vamf.training.step import Member, learning_rate, optimiser, streams
 
+PRESETS = tuple(presets.PRESETS)
 QUIET = Progress(show=False)
 
 
@@ -86,6 +87,7 @@ def test_chunks_do_not_change_the_result():
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_members_are_padded_over_devices():
     """Three trainings on two devices: a subprocess, since devices are counted once."""
     code = """
@@ -106,6 +108,7 @@ np.testing.assert_allclose(metrics.loss[2], expected.loss[0], rtol=1e-4)
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_gradient_variance_is_the_trace_of_the_sample_covariance():
     """Against numpy's covariance of gradients taken one by one."""
     grid = make_grid(small(log=LogConfig(variance_replicas=5)))
@@ -127,6 +130,7 @@ def test_gradient_variance_is_the_trace_of_the_sample_covariance():
     np.testing.assert_allclose(measured, np.var(gradients, axis=0, ddof=1).sum(), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_gradient_variance_falls_as_one_over_the_batch():
     """Sixteen times the batch, a sixteenth of the variance: within 35 %, for 256 replicas."""
     values = []
@@ -186,6 +190,7 @@ def test_run_folder_and_log(tmp_path):
     assert 0 < result["distances"]["floor"]["sw1"] < result["distances"]["1 step"]["sw1"]
 
 
+@pytest.mark.slow
 def test_weighted_loss_is_near_one_and_the_residual_is_not(tmp_path):
     """With p = 1 the printed loss says nothing; the log has the residual beside it."""
     config = small(objective=dataclasses.replace(small().objective, weight_power=1.0))
@@ -329,6 +334,20 @@ def test_config_round_trip(tmp_path):
     config = dataclasses.replace(presets.for_data("digits"), beta="linear:1:0", method="vamf")
     (tmp_path / "config.json").write_text(to_json(config))
     assert read_json(TrainConfig, tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_their_file(name, tmp_path):
+    config = presets.PRESETS[name]
+    (tmp_path / "config.json").write_text(to_json(config))
+    assert read_json(TrainConfig, tmp_path / "config.json") == config
+    assert config.build_objective().times.count_equal(config.batch_size) > 0
+
+
+def test_an_unknown_kind_of_network(tmp_path):
+    (tmp_path / "config.json").write_text('{"data": "digits", "network": {"type": "tree"}}')
+    with pytest.raises(UserError, match="network type 'tree'; allowed are mlp, dit"):
+        read_json(TrainConfig, tmp_path / "config.json")
 
 
 def test_damaged_config(tmp_path):

@@ -60,6 +60,7 @@ def test_pictures_and_labels_keep_their_shape():
     assert whiten(data.load("swiss_roll"), 0.01).mixture is None
 
 
+@pytest.mark.slow
 def test_training_in_whitened_coordinates(tmp_path):
     np.save(tmp_path / "skewed.npy", np.random.default_rng(0).normal(size=(2000, 3)) @ MIX.T + [5.0, -3.0, 0.0])
     config = TrainConfig(str(tmp_path / "skewed.npy"), method="meanflow", steps=400, whiten=0.001, learning_rate=3e-3)

@@ -334,9 +334,12 @@ def prepare(arguments: Sequence[str]) -> None:
     from vamf.data import command
     from vamf.training.logs import Progress
 
-    if not arguments or arguments[0] != "latents":
+    arguments = list(arguments)
+    if arguments[:1] == ["latents"]:
+        del arguments[0]
+    elif not {"-h", "--help"} & set(arguments):
         raise UserError("data: allowed is data latents SOURCE --autoencoder FILE --out FOLDER")
-    wanted = _parse(command.Latents, arguments[1:], "data latents", positional=("source",))
+    wanted = _parse(command.Latents, arguments, "data latents", positional=("source",))
     try:
         command.encode(wanted, Progress())
     except KeyboardInterrupt:

@@ -52,7 +52,10 @@ def pixels(where: Path, array: np.ndarray) -> UInt8[np.ndarray, "n h w c"]:
     if array.ndim not in (3, 4) or 0 in array.shape:
         raise UserError(f"{where}: shape {array.shape}; pictures of shape (n, h, w) or (n, h, w, c) are needed")
     if array.dtype != np.uint8:
-        raise UserError(f"{where}: entries of type {array.dtype}; uint8 from 0 to 255 is needed")
+        raise UserError(
+            f"{where}: shape {array.shape}, entries of type {array.dtype}; pictures are uint8 from 0 to 255, a table "
+            "has shape (n, d)"
+        )
     if array.ndim == 3:
         return array[..., None]
     if array.shape[3] not in (1, 3):

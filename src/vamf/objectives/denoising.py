@@ -30,11 +30,11 @@ class DenoisingDiffusion(FlowMatching):
     times: TimeLaw = TimeLaw(equal_fraction=1.0)
     """Not used but for r = t: t is that of a step of the diffusion."""
 
-    def draw(self, key: Key[Array, ""], x: Float[Array, "batch *event"], e=None) -> Draw:
+    def draw(self, key: Key[Array, ""], x: Float[Array, "batch *event"], e=None, step=0) -> Draw:
         """Noise and the times of uniform steps, r = t."""
         k = jax.random.randint(jax.random.fold_in(key, 8), x.shape[:1], 0, DDPM.steps)
         t = jnp.asarray(DDPM.times, x.dtype)[k]
-        return super().draw(key, x, e)._replace(r=t, t=t)
+        return super().draw(key, x, e, step)._replace(r=t, t=t)
 
     def _emphasis(self, r, t, step):
         return (1 - t) ** 2 * super()._emphasis(r, t, step)

@@ -331,7 +331,7 @@ def _plain(config: Any) -> dict[str, Any]:
     values = dataclasses.asdict(config)
     network = getattr(config, "network", None)
     if network is not None and not isinstance(network, MLPConfig):
-        values["network"] = {"kind": networks.kind_of(network), **values["network"]}
+        values["network"] = {"type": networks.kind_of(network), **values["network"]}
     return values
 
 
@@ -361,11 +361,11 @@ def _from_dict(kind: type, values: dict, where: str) -> Any:
     built = {}
     for name, value in values.items():
         if hints[name] == NetworkConfig:
-            kind = value.get("kind", "mlp")
-            if kind not in networks.KINDS:
-                raise UserError(f"{where}: network kind {kind!r}; allowed are {', '.join(networks.KINDS)}")
-            fields = {field: given for field, given in value.items() if field != "kind"}
-            value = _from_dict(networks.KINDS[kind], fields, f"{where}: {name}")
+            named = value.get("type", "mlp")
+            if named not in networks.KINDS:
+                raise UserError(f"{where}: network type {named!r}; allowed are {', '.join(networks.KINDS)}")
+            fields = {field: given for field, given in value.items() if field != "type"}
+            value = _from_dict(networks.KINDS[named], fields, f"{where}: {name}")
         elif dataclasses.is_dataclass(hints[name]):
             value = _from_dict(typing.cast(type, hints[name]), value, f"{where}: {name}")
         elif isinstance(value, list):

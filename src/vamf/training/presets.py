@@ -80,7 +80,7 @@ def pictures(path: str) -> TrainConfig:
 
 
 def cifar10_unet() -> TrainConfig:
-    """MeanFlow's recipe for CIFAR-10, without classes (arXiv:2505.13447, appendix A): FID 2.92 there, not measured here.
+    """MeanFlow's recipe for CIFAR-10, without classes (arXiv:2505.13447): FID 2.92 there, not measured here.
 
     The published augmentation and dropout of 0.2 are not part of this preset.
     """
