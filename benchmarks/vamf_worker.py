@@ -116,7 +116,8 @@ def peak(library, n):
 
 def through_run(variance):
     """Steps per second of a run in a folder: log, samples, a checkpoint in 2,000 steps, and the variance if asked."""
-    from vamf.training.logs import Progress, read
+    from vamf.progress import Progress
+    from vamf.training.logs import read
     from vamf.training.run import Run
 
     log = LogConfig(variance_every=2000 if variance else 0)

@@ -15,11 +15,12 @@ from vamf.average_velocity import total_derivative
 from vamf.errors import UserError
 from vamf.networks import MLPConfig
 from vamf.objectives.adaptive import KINDS, Binned, Local, PerDirection, PerSample
+from vamf.progress import Progress
 from vamf.schedules import Schedule
 from vamf.training import loop
 from vamf.training.config import LogConfig, TrainConfig
 from vamf.training.grid import Grid
-from vamf.training.logs import Progress, read
+from vamf.training.logs import read
 
 D = 2
 NETWORK = oracles.Smooth.random(2, D)

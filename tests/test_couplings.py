@@ -12,9 +12,9 @@ import oracles
 from vamf import data
 from vamf.errors import UserError
 from vamf.networks import MLPConfig
+from vamf.progress import Progress
 from vamf.training.config import LogConfig, ObjectiveConfig, TrainConfig
 from vamf.training.couplings import CouplingConfig, couple
-from vamf.training.logs import Progress
 from vamf.training.run import Run
 
 GAUSSIAN = oracles.Gaussian(2.0)

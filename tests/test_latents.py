@@ -18,7 +18,7 @@ from vamf.autoencoders.pictures import from_bytes, psnr
 from vamf.data import command, encoding, latents
 from vamf.data.encoding import LatentConfig
 from vamf.errors import UserError
-from vamf.training.logs import Progress
+from vamf.progress import Progress
 
 SHARED = Path(os.environ.get("VAMF_TEST_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
 CONFIG = LatentConfig(size=16, shard=10, batch_size=4)

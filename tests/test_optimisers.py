@@ -16,11 +16,11 @@ from vamf.networks import MLPConfig
 from vamf.optimisers import OPTIMISERS, eval_params, splus, table
 from vamf.optimisers.kernels import is_kernel
 from vamf.optimisers.splus import Side
+from vamf.progress import Progress
 from vamf.times import TimeLaw
 from vamf.training import loop
 from vamf.training.config import LogConfig, OptimiserConfig, TrainConfig, identity, read_json, to_json
 from vamf.training.grid import Grid
-from vamf.training.logs import Progress
 from vamf.training.step import learning_rate, optimiser
 
 # A matrix and three gradients without symmetry: no entry of a rotated momentum is near 0, whose sign rounding decides.

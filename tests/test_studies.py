@@ -10,10 +10,10 @@ import pytest
 from vamf.data import toys as toy_data
 from vamf.errors import UserError
 from vamf.metrics import sliced_wasserstein
+from vamf.progress import Progress
 from vamf.studies import toys
 from vamf.studies.toys import Budget, ToyStudy
 from vamf.training import loop
-from vamf.training.logs import Progress
 
 QUIET = Progress(show=False)
 TINY = Budget("tiny", ("pinwheel",), 20, (0.0, 0.5, 1.0), (4, 5), 10)

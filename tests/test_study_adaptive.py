@@ -10,10 +10,10 @@ import pytest
 
 import oracles
 from vamf import data
+from vamf.progress import Progress
 from vamf.studies import adaptive
 from vamf.studies.adaptive import AdaptiveStudy, Budget
 from vamf.training import loop
-from vamf.training.logs import Progress
 
 QUIET = Progress(show=False)
 TINY = Budget("tiny", ("pinwheel",), 200, (4, 5), 100, 1e-3)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from vamf.objectives import METHODS, create
+from vamf.progress import Progress
 from vamf.report.page import Page
 from vamf.studies import comparison, exact_noise, methods
 from vamf.studies.methods import Budget, MethodStudy
 from vamf.times import TimeLaw
 from vamf.training import loop
-from vamf.training.logs import Progress
 
 QUIET = Progress(show=False)
 CHOSEN = ("meanflow", "meanflow_rae")

@@ -14,13 +14,13 @@ from vamf import cli, data
 from vamf.data.mixtures import dense_gaussian_mixture
 from vamf.errors import UserError
 from vamf.metrics import sliced_wasserstein
+from vamf.progress import Progress
 from vamf.studies import exact_noise, mixtures, runner, summary
 from vamf.studies import mixtures_page as report
 from vamf.studies.mixtures import Budget, MixtureStudy
 from vamf.theory import GaussianMixture
 from vamf.training import loop, presets
 from vamf.training.grid import Grid
-from vamf.training.logs import Progress
 
 QUIET = Progress(show=False)
 TINY = Budget("tiny", (2,), 20, (0.0, 0.5, 1.0), (4, 5), 10, 1e-3, points=32)

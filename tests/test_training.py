@@ -16,10 +16,11 @@ import pytest
 
 from vamf import data
 from vamf.errors import UserError
+from vamf.progress import Progress
 from vamf.training import loop, presets
 from vamf.training.config import LogConfig, OptimiserConfig, TrainConfig, read_json, to_json
 from vamf.training.grid import Grid
-from vamf.training.logs import MetricsLog, Progress, read
+from vamf.training.logs import MetricsLog, read
 from vamf.training.run import Run
 from vamf.training.step import Member, learning_rate, optimiser, streams
 

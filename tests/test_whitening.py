@@ -11,8 +11,8 @@ from vamf.data import arrays
 from vamf.data.whitening import whiten
 from vamf.errors import UserError
 from vamf.networks import MLPConfig
+from vamf.progress import Progress
 from vamf.training.config import TrainConfig
-from vamf.training.logs import Progress
 from vamf.training.run import Run
 
 MIX = np.array([[2.0, 0.0, 0.0], [1.5, 0.5, 0.0], [0.3, 0.0, 0.02]])

@@ -136,11 +136,11 @@ def train(arguments: Sequence[str]) -> None:
     """`vamf train`."""
     import tyro
 
+    from vamf.progress import Progress
     from vamf.report import run as report
     from vamf.training import presets
     from vamf.training.config import TrainConfig
     from vamf.training.grid import keep_on_one_core
-    from vamf.training.logs import Progress
     from vamf.training.run import Run, write_evaluation
 
     @dataclasses.dataclass(frozen=True)
@@ -192,9 +192,9 @@ def sample(arguments: Sequence[str]) -> None:
     import numpy as np
 
     from vamf.files import write_array, write_atomic
+    from vamf.progress import Progress
     from vamf.report import figures
     from vamf.sampling import named
-    from vamf.training.logs import Progress
     from vamf.training.run import Run
 
     wanted = _parse(Sample, arguments, "sample", positional=("run",))
@@ -229,7 +229,7 @@ def sample(arguments: Sequence[str]) -> None:
 
 def evaluate(arguments: Sequence[str]) -> None:
     """`vamf evaluate`."""
-    from vamf.training.logs import Progress
+    from vamf.progress import Progress
     from vamf.training.run import Run, write_evaluation
 
     wanted = _parse(Evaluate, arguments, "evaluate", positional=("run",))
@@ -246,8 +246,8 @@ def diagnose(arguments: Sequence[str]) -> None:
     """`vamf diagnose`."""
     from vamf.diagnosis.run import visit
     from vamf.files import finite, write_json
+    from vamf.progress import Progress
     from vamf.report import diagnosis as report
-    from vamf.training.logs import Progress
     from vamf.training.run import Run
 
     wanted = _parse(Diagnose, arguments, "diagnose", positional=("run",))
@@ -274,7 +274,7 @@ def study(arguments: Sequence[str]) -> None:
     from vamf.training.grid import spread_over_cores
 
     spread_over_cores()
-    from vamf.training.logs import Progress
+    from vamf.progress import Progress
 
     module = importlib.import_module(f"vamf.studies.{wanted.name}")
     budget = module.plan(wanted.quick, wanted.paper)
@@ -307,9 +307,9 @@ def compare(arguments: Sequence[str]) -> None:
     from vamf.training.grid import spread_over_cores
 
     spread_over_cores()
+    from vamf.progress import Progress
     from vamf.studies import methods
     from vamf.training import presets
-    from vamf.training.logs import Progress
 
     presets.for_data(wanted.data)  # an unknown name or file is refused before anything is written
     name = str(Path(wanted.data).resolve()) if Path(wanted.data).suffix else wanted.data
@@ -332,7 +332,7 @@ def fid(arguments: Sequence[str]) -> None:
 def prepare(arguments: Sequence[str]) -> None:
     """`vamf data`."""
     from vamf.data import command
-    from vamf.training.logs import Progress
+    from vamf.progress import Progress
 
     arguments = list(arguments)
     if arguments[:1] == ["latents"]:

@@ -8,7 +8,7 @@ import tyro
 
 from vamf import autoencoders
 from vamf.data import encoding
-from vamf.training.logs import Progress
+from vamf.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from vamf.data.latents import FORMAT, INDEX, is_folder, read_index
 from vamf.data.pictures import Damaged, Encoded, Pictures
 from vamf.errors import UserError, require
 from vamf.files import finite, write_atomic, write_json
-from vamf.training.logs import Progress, Task
+from vamf.progress import Progress, Task
 
 CHECKED = 16
 """Pictures whose reconstruction is measured."""

@@ -39,13 +39,13 @@ class Source:
     def __len__(self) -> int:
         return len(self._pictures.items)
 
-    def __getitem__(self, row: int) -> tuple[UInt8[np.ndarray, "h w c"], int]:
+    def __getitem__(self, index: int) -> tuple[UInt8[np.ndarray, "h w c"], int]:
         """A picture and its label (0 where there are none).
 
         Raises:
             UserError: a picture of another shape than the first, one that is refused, or none that can be read.
         """
-        pixels, row = self._prepared(row)
+        pixels, row = self._prepared(index)
         if pixels.shape != self.shape:
             raise UserError(f"picture {row + 1} has shape {pixels.shape}, the first {self.shape}; choose a size")
         label = self._pictures.label

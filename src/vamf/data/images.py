@@ -21,7 +21,7 @@ from vamf.data import image_files, pictures
 from vamf.data.dataset import Dataset
 from vamf.data.pictures import Channels, Damaged, Encoded, Pictures
 from vamf.errors import UserError, require
-from vamf.training.logs import Progress
+from vamf.progress import Progress
 
 HALF_RANGE = 127.5
 """Bytes from 0 to 255 are `value * 127.5 + 127.5`."""

@@ -62,7 +62,7 @@ def run(wanted: Fid) -> None:
 
     from vamf.files import finite, write_json
     from vamf.metrics.comparison import compare
-    from vamf.training.logs import Progress
+    from vamf.progress import Progress
 
     progress = Progress()
     result = compare(wanted.a, wanted.b, wanted, progress)

@@ -24,7 +24,7 @@ from vamf.metrics.inception_score import SPLITS, inception_score
 from vamf.metrics.kid import kid
 from vamf.metrics.moments import Statistics, holds_statistics
 from vamf.metrics.precision_recall import K_DENSITY, precision_recall
-from vamf.training.logs import Progress
+from vamf.progress import Progress
 
 ENOUGH = 10_000
 """Images from which on scores are usually published."""

@@ -36,6 +36,7 @@ from vamf.data import toys
 from vamf.files import write_atomic, write_json
 from vamf.networks import MLPConfig
 from vamf.objectives import bank
+from vamf.progress import Progress
 from vamf.report import figures, tables
 from vamf.report.page import Page
 from vamf.studies import comparison, runner, summary
@@ -43,7 +44,6 @@ from vamf.studies.comparison import arm_table, row_of
 from vamf.studies.runner import Training
 from vamf.training import presets
 from vamf.training.config import LogConfig, ObjectiveConfig, TrainConfig
-from vamf.training.logs import Progress
 
 BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 TIMED = ("binned", "per_sample", "rao_blackwell", "rao_blackwell_2048")

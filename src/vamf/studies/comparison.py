@@ -16,12 +16,12 @@ import numpy as np
 
 from vamf import __version__, data
 from vamf.files import write_atomic, write_json
+from vamf.progress import Progress
 from vamf.report import figures, tables
 from vamf.report.page import Page
 from vamf.studies import runner, summary
 from vamf.studies.runner import Training
 from vamf.training.config import TrainConfig
-from vamf.training.logs import Progress
 
 SAMPLES = 4096
 MEASURED = ("sw1", "sw2", "u_error", "jump_error", "gradient_variance")

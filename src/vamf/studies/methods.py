@@ -17,6 +17,7 @@ from vamf.data import toys
 from vamf.networks import MLPConfig
 from vamf.objectives import METHODS, Objective
 from vamf.path import interpolate
+from vamf.progress import Progress
 from vamf.report import tables
 from vamf.report.page import Page
 from vamf.studies import exact_noise
@@ -25,7 +26,6 @@ from vamf.theory import GaussianMixture
 from vamf.training import presets
 from vamf.training.config import LogConfig, ObjectiveConfig, TrainConfig
 from vamf.training.couplings import CouplingConfig
-from vamf.training.logs import Progress
 from vamf.training.run import Run
 
 BANK = " + bank"

@@ -29,6 +29,7 @@ from vamf.average_velocity import AverageVelocity
 from vamf.data import mixtures
 from vamf.files import write_atomic, write_json
 from vamf.path import interpolate
+from vamf.progress import Progress
 from vamf.report import tables
 from vamf.studies import exact_noise, runner, summary
 from vamf.studies import mixtures_page as report
@@ -38,7 +39,6 @@ from vamf.theory.estimators import loss_variance
 from vamf.training import presets
 from vamf.training.config import LogConfig, TrainConfig
 from vamf.training.grid import Grid
-from vamf.training.logs import Progress
 from vamf.training.step import State
 
 SAMPLES = 4096

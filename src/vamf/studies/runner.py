@@ -13,12 +13,13 @@ import numpy as np
 from vamf.errors import UserError
 from vamf.files import write_array, write_atomic, write_json
 from vamf.path import interpolate
+from vamf.progress import Progress
 from vamf.theory import GaussianMixture
 from vamf.training import loop
 from vamf.training.checkpoints import fingerprint
 from vamf.training.config import TrainConfig, identity, to_json
 from vamf.training.grid import Grid
-from vamf.training.logs import Progress, read
+from vamf.training.logs import read
 from vamf.training.step import State
 
 Measure = Callable[[np.ndarray], dict[str, float]]

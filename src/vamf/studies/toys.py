@@ -22,13 +22,13 @@ import numpy as np
 from vamf import __version__, data
 from vamf.data import toys
 from vamf.files import write_atomic, write_json
+from vamf.progress import Progress
 from vamf.report import figures, tables
 from vamf.report.page import Page
 from vamf.studies import runner, summary
 from vamf.studies.runner import Training
 from vamf.training import presets
 from vamf.training.config import LogConfig, ObjectiveConfig, TimesConfig
-from vamf.training.logs import Progress
 
 SAMPLES = 4096
 SWEPT = "mixed tangent, mean and spread over seeds"

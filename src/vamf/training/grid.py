@@ -99,7 +99,7 @@ def load_initial(config: TrainConfig, dataset: Dataset) -> Any:
 
 def _load(option: str, folder: str, dataset: Dataset) -> tuple[networks.Network, Any]:
     """The network of another run and its averaged parameters on the host."""
-    from vamf.training.logs import Progress
+    from vamf.progress import Progress
     from vamf.training.run import Run
 
     run = Run.open(Path(folder))

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vamf.progress import Progress
 from vamf.training.checkpoints import Checkpoints, fingerprint
 from vamf.training.config import identity
 from vamf.training.grid import Grid
-from vamf.training.logs import MetricsLog, Progress
+from vamf.training.logs import MetricsLog
 from vamf.training.step import Metrics, State
 
 

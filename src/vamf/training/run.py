@@ -19,11 +19,11 @@ from vamf import data
 from vamf.errors import UserError, require
 from vamf.files import write_array, write_atomic, write_json
 from vamf.metrics import sliced_wasserstein
+from vamf.progress import Progress
 from vamf.sampling import named
 from vamf.training import loop
 from vamf.training.config import TrainConfig, read_json, to_json
 from vamf.training.grid import Grid, load_initial, load_teacher, needs_teacher
-from vamf.training.logs import Progress
 from vamf.training.step import State
 
 SHOWN = 2048
