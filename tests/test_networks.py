@@ -205,7 +205,7 @@ SMALL = [
     MLPConfig(width=8, depth=2),
     DiTConfig(depth=2, width=16, heads=2, patch=4),
     InContextConfig(depth=2, width=16, heads=2, patch=4, head_depth=1),
-    UNetConfig(channels=8, multipliers=(1, 1), blocks=1, attention=(4,)),
+    UNetConfig(channels=4, multipliers=(1,), blocks=1, attention=()),
 ]
 
 

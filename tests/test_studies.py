@@ -65,6 +65,7 @@ def test_report_stands_alone(finished):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_finished_trainings_are_not_repeated(finished, monkeypatch):
     monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("trained again"))
     before = (finished / "members.csv").read_text()

@@ -65,6 +65,7 @@ def test_grid_members_are_the_single_trainings():
         assert np.linalg.norm(ours - theirs) < 1e-3 * np.linalg.norm(theirs)
 
 
+@pytest.mark.slow
 def test_strategies_agree():
     results = []
     for strategy in ("loop", "vmap"):
