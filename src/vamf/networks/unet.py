@@ -101,9 +101,8 @@ class UNet(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        levels = len(config.multipliers)
-        _check(event_shape, levels)
-        colours, side = event_shape[-1], max(event_shape[:2])
+        _check(event_shape, len(config.multipliers))
+        colours = event_shape[-1]
         dtype = jnp.bfloat16 if config.dtype == "bfloat16" else None
         plain = config.kind == "ddpm"
         width = 4 * config.channels
@@ -128,34 +127,39 @@ class UNet(nnx.Module):
             config.time_features, two_times, num_classes, config.augment_features, width, rngs=rngs
         )
         self.first = blocks.convolution(colours, config.channels, dtype, rngs)
-        encoder, kept = [], [config.channels]
-        for level, multiplier in enumerate(config.multipliers):
+        levels = [
+            (multiplier * config.channels, max(event_shape[:2]) >> level in config.attention)
+            for level, multiplier in enumerate(config.multipliers)
+        ]  # channels, and whether there is attention
+
+        encoder, kept = [], [config.channels]  # and the channels of all that is kept for the way back
+        for level, (channels, attends) in enumerate(levels):
             if level:
                 encoder.append(resized(blocks.Halve, blocks.halve, kept[-1]))
                 kept.append(kept[-1])
             for _ in range(config.blocks):
-                attends = side >> level in config.attention
-                encoder.append(block(kept[-1], multiplier * config.channels, attends=attends))
-                kept.append(multiplier * config.channels)
+                encoder.append(block(kept[-1], channels, attends=attends))
+                kept.append(channels)
         self.encoder = nnx.List(encoder)
-        channels = kept[-1]
-        self.middle = nnx.List([block(channels, channels, attends=True), block(channels, channels)])
+
+        at = kept[-1]
+        self.middle = nnx.List([block(at, at, attends=True), block(at, at)])
         decoder, enlarge = [], []
-        for level, multiplier in reversed(list(enumerate(config.multipliers))):
+        for level, (channels, attends) in reversed(list(enumerate(levels))):
             row = []
             for number in range(config.blocks + 1):
-                attends = side >> level in config.attention and (plain or number == config.blocks)
-                row.append(block(channels + kept.pop(), multiplier * config.channels, attends=attends))
-                channels = multiplier * config.channels
+                row.append(block(at + kept.pop(), channels, attends=attends and (plain or number == config.blocks)))
+                at = channels
             decoder.append(nnx.List(row))
             enlarge.append(resized(blocks.Double, blocks.double, channels) if level else None)
         self.decoder, self.enlarge = nnx.List(decoder), nnx.List(enlarge)
-        self.norm = blocks.normalisation(channels, dtype, rngs)
-        self.last = blocks.convolution(channels, colours, dtype, rngs, init=ALMOST_ZERO)
+
+        self.norm = blocks.normalisation(at, dtype, rngs)
+        self.last = blocks.convolution(at, colours, dtype, rngs, init=ALMOST_ZERO)
         if "velocity" in heads:
-            self.own = block(channels, channels)
-            self.own_norm = blocks.normalisation(channels, dtype, rngs)
-            self.head = blocks.convolution(channels, colours, dtype, rngs, init=ALMOST_ZERO)
+            self.own = block(at, at)
+            self.own_norm = blocks.normalisation(at, dtype, rngs)
+            self.head = blocks.convolution(at, colours, dtype, rngs, init=ALMOST_ZERO)
         if "log_variance" in heads:
             self.scale = LogVariance(rngs=rngs)
 
