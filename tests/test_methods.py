@@ -12,9 +12,10 @@ import pytest
 import oracles
 from gradients import squared_mean
 from vamf import objectives
+from vamf.condition import Condition, Scale
 from vamf.errors import UserError
 from vamf.networks import MLPConfig, build
-from vamf.objectives import METHODS, rectification
+from vamf.objectives import METHODS, guidance, rectification
 from vamf.schedules import Schedule
 from vamf.times import TimeLaw
 
@@ -667,6 +668,79 @@ def test_sources_that_know_nothing_of_guidance_are_guided():
         objective = plain(name, guidance=2.0, label_dropout=0.1)
         expected = np.sum((NETWORK(z, t, t, label) - (2 * v_hat - hidden)) ** 2, axis=1)
         np.testing.assert_allclose(objective.loss_at(NETWORK, x, e, t, t, label, proxy=PROXY), expected, rtol=1e-8)
+
+
+class Scaled:
+    """A network that is told the scale of guidance and its times, with a velocity head."""
+
+    def __call__(self, z, r, t, told):
+        return self._asked(NETWORK, z, r, t, told)
+
+    def velocity(self, z, t, told):
+        return self._asked(PROXY, z, t, t, told)
+
+    def _asked(self, network, z, r, t, told):
+        scale = told.scale
+        extra = jnp.log(scale.omega) * (0.3 - 0.2 * scale.t_min + 0.1 * scale.t_max * r)
+        return network(z, r, t, told.label) * (1 + extra[:, None]) + 0.1 * told.label[:, None]
+
+
+def test_drawn_scales_are_improved_meanflow_s():
+    """arXiv:2512.02012, row by row: the guided target, the head's own, and the tangent that knows no interval."""
+    x, label = batch()[0], jnp.arange(8) % 3
+    objective = plain(
+        "improved_meanflow",
+        proxy="head",
+        guidance=8.0,
+        guidance_power=1.0,
+        label_dropout=0.3,
+        times=TimeLaw(equal_fraction=0.25),
+    )
+    draw = objective.draw(jax.random.key(2), x)
+    found, _ = objective.evaluate(Scaled(), x, draw, label, 0, None, 2)
+    assert np.any(draw.dropped)
+    assert np.any(draw.scale.at(draw.t)[2:] > 1)
+    assert np.all(draw.scale.t_max[:2] - draw.scale.t_min[:2] == 1)
+    for row in range(8):
+        parts = (draw.r, draw.t, draw.scale.omega, draw.scale.t_min, draw.scale.t_max)
+        expected = improved_loss(x[row], draw.e[row], label[row], draw.dropped[row], *(part[row] for part in parts))
+        np.testing.assert_allclose(found[row], expected, rtol=1e-8)
+
+
+def improved_loss(x, e, label, dropped, r, t, omega, low, high):
+    """Of one row, as its code writes it."""
+    z, v_c, u = (1 - t) * x + t * e, e - x, Scaled()
+    if dropped:
+        label, omega = jnp.array(-1), 1.0
+
+    def told(label, omega, low, high):
+        return Condition(jnp.array([label]), scale=Scale(*(jnp.array([value]) for value in (omega, low, high))))
+
+    here = omega if low <= t <= high else 1.0
+    v_n, v_0 = (u.velocity(z[None], t[None], told(*given, 0.0, 1.0))[0] for given in ((label, here), (-1, 1.0)))
+    target = v_c + (1 - 1 / here) * (v_n - v_0)
+    asked = told(label, omega, low, high)
+    value, dudt = jax.jvp(lambda z, t: u(z[None], r[None], t[None], asked)[0], (z, t), (v_n, jnp.ones(())))
+    return jnp.sum((value + (t - r) * dudt - target) ** 2) + jnp.sum((v_n - target) ** 2)
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 2.5])
+def test_drawn_scales_have_their_density(power):
+    t = jnp.full(20_000, 0.7)
+    scale = guidance.draw(jax.random.key(0), 0 * t, t, 8.0, power)
+    edges = np.linspace(1.0, 8.0, 2001)
+    mass = np.cumsum(((edges[1:] + edges[:-1]) / 2) ** -power)
+    expected = np.interp([0.1, 0.5, 0.9], np.concatenate([[0], mass]) / mass[-1], edges)
+    np.testing.assert_allclose(np.quantile(scale.omega, [0.1, 0.5, 0.9]), expected, rtol=0.03)
+    for part, (low, high) in ((scale.t_min, (0.0, 0.5)), (scale.t_max, (0.5, 1.0))):
+        np.testing.assert_allclose([part.min(), part.max()], [low, high], atol=0.01)
+
+
+def test_drawn_scales_need_their_like():
+    with pytest.raises(UserError, match="largest scale"):
+        objectives.create("improved_meanflow", guidance_power=1.0)
+    with pytest.raises(UserError, match="needs a proxy"):
+        objectives.create("meanflow", guidance_power=1.0, guidance=8.0, label_dropout=0.1)
 
 
 def test_the_flow_matching_term_has_the_target_of_the_diagonal():

@@ -1,12 +1,17 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vamf.average_velocity import total_derivative
+from vamf.condition import Condition, Scale
 from vamf.errors import UserError
 from vamf.networks import KINDS, DiTConfig, InContextConfig, MLPConfig, UNetConfig, build, kind_of, overlay
 from vamf.networks.embeddings import sinusoidal
+from vamf.training.config import ObjectiveConfig, TrainConfig
+from vamf.training.grid import Grid
 
 EVENTS = [(2,), (64,), (8, 8)]
 
@@ -241,3 +246,29 @@ def test_parameters_of_another_training_take_their_places(config):
     np.testing.assert_array_equal(more.bind(found)(z, r, t), plain.bind(plain.init(jax.random.key(1)))(z, r, t))
     with pytest.raises(UserError, match=r"initial: its \S+ has shape"):
         overlay(plain.init(jax.random.key(0)), build(config, (8, 8, 3)).init(jax.random.key(0)))
+
+
+def test_drawn_scales_of_guidance_reach_the_network(tmp_path):
+    """The loss at the very start does not depend on them, since u = 0; after a few steps the network does."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "p.npz", images=rng.integers(0, 256, (40, 8, 8, 1), np.uint8), labels=np.arange(40) % 3)
+    config = TrainConfig(
+        data=str(tmp_path / "p.npz"),
+        method="improved_meanflow",
+        objective=ObjectiveConfig(proxy="head", guidance=8.0, guidance_power=1.0, label_dropout=0.1),
+        network=InContextConfig(depth=2, width=12, heads=2, patch=4, head_depth=1),
+        batch_size=8,
+        steps=20,
+        learning_rate=0.03,
+    )
+    grid = Grid(config, config.load_data(), [0])
+    state, metrics = grid.advance(grid.init(), 20)
+    assert np.all(np.isfinite(metrics.loss))
+    u = grid.network.bind(jax.tree.map(lambda leaf: leaf[0], state.params))
+    z, r, t = arguments((8, 8, 1))
+    asked = [Scale(jnp.full(5, omega), jnp.zeros(5), jnp.ones(5)) for omega in (1.0, 8.0)]
+    one, eight = (u(z, r, t, Condition(jnp.zeros(5, int), scale=scale)) for scale in asked)
+    assert np.max(np.abs(one - eight)) > 1e-4
+    np.testing.assert_allclose(u(z, r, t, jnp.zeros(5, int)), one, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="in_context"):
+        dataclasses.replace(config, network=MLPConfig())

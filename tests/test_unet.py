@@ -11,10 +11,11 @@ from flax import nnx
 
 from modules import equations, quick
 from vamf.average_velocity import total_derivative
+from vamf.condition import Condition
 from vamf.diffusion import DDPM
 from vamf.errors import UserError
 from vamf.networks import unet_blocks as blocks
-from vamf.networks.given import Condition, Given
+from vamf.networks.given import Given
 from vamf.networks.unet import CIFAR10, DDPM_CIFAR10, UNet, UNetConfig
 
 SMALL = UNetConfig(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), time_features=8)

@@ -13,14 +13,16 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from vamf.condition import Told
 from vamf.path import expand
 
 
 @runtime_checkable
 class AverageVelocity(Protocol):
-    """Any callable u(z, r, t, label): z of shape (batch, *event), r and t of shape (batch,), label (batch,) or None.
+    """Any callable u(z, r, t, label): z of shape (batch, *event), r and t of shape (batch,), label (batch,), or None,
+    or more than a label (`vamf.condition`).
 
     It returns z's shape. A network with its parameters closed over is one; the closed form of a mixture is another.
     """
@@ -30,7 +32,7 @@ class AverageVelocity(Protocol):
         z: Float[Array, "batch *event"],
         r: Float[Array, " batch"],
         t: Float[Array, " batch"],
-        label: Int[Array, " batch"] | None,
+        label: Told,
         /,
     ) -> Float[Array, "batch *event"]: ...
 
@@ -41,7 +43,7 @@ def total_derivative(
     r: Float[Array, " batch"],
     t: Float[Array, " batch"],
     tangent: Float[Array, "batch *event"],
-    label: Int[Array, " batch"] | None = None,
+    label: Told = None,
 ) -> tuple[Float[Array, "batch *event"], Float[Array, "batch *event"]]:
     """u and its total derivative D_w u = (du/dz) w + du/dt at fixed r, in one forward-mode pass.
 
@@ -56,7 +58,7 @@ def flow_map(
     z: Float[Array, "batch *event"],
     t: Float[Array, " batch"],
     r: Float[Array, " batch"],
-    label: Int[Array, " batch"] | None = None,
+    label: Told = None,
 ) -> Float[Array, "batch *event"]:
     """The jump z_r = z - (t - r) u(z, r, t) from time t to time r; exact for the exact u."""
     return z - expand(t - r, z) * u(z, r, t, label)
@@ -68,7 +70,7 @@ def jacobian_product(
     r: Float[Array, " batch"],
     t: Float[Array, " batch"],
     direction: Float[Array, "batch *event"],
-    label: Int[Array, " batch"] | None = None,
+    label: Told = None,
 ) -> Float[Array, "batch *event"]:
     """J direction, with J = du/dz at fixed times: one forward-mode pass, the Jacobian itself is never formed.
 

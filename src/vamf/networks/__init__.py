@@ -9,6 +9,7 @@ from flax import nnx
 from vamf.average_velocity import AverageVelocity
 from vamf.errors import UserError
 from vamf.networks.dit import DiT, DiTConfig
+from vamf.networks.given import Given
 from vamf.networks.in_context import InContextConfig, InContextTransformer
 from vamf.networks.mlp import MLP, MLPConfig
 from vamf.networks.unet import UNet, UNetConfig
@@ -70,7 +71,7 @@ def build(
     def bind(params):
         state = jax.tree.map(lambda leaf: leaf, abstract)
         nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(graph, state)
+        return Given(nnx.merge(graph, state))
 
     return Network(init, bind)
 

@@ -3,34 +3,22 @@
 import dataclasses
 from typing import Any
 
-import jax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Condition:
-    """All that a network is told about each row, in the place of its label; `condition[rows]` is that of some rows."""
-
-    label: Any
-    """Class (batch,), or None."""
-    augment: Any
-    """How each image was augmented (batch, features)."""
-
-    def __getitem__(self, rows) -> "Condition":
-        return Condition(None if self.label is None else self.label[rows], self.augment[rows])
+from vamf.condition import Condition, Told, label_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """u(z, r, t, label) and the heads beside it, of a network in training.
+    """u(z, r, t, label) and the heads beside it, of a network that takes what its rows are told as keywords.
 
     One key for all calls of a step makes the dropout's masks equal in value and tangent of a Jacobian-vector product,
     and in every forward pass of the same rows.
     """
 
     network: Any
-    """A network whose call and `velocity` take the keywords `key` and `augment`."""
+    """A network whose call and `velocity` take the keywords `augment`, `omega`, `t_min` and `t_max`, as far as its rows
+    are told them, and `key`."""
     key: Key[Array, ""] | None = None
     """Of the dropout; without one nothing is dropped."""
 
@@ -39,25 +27,31 @@ class Given:
         z: Float[Array, "batch *event"],
         r: Float[Array, " batch"],
         t: Float[Array, " batch"],
-        label: Int[Array, " batch"] | Condition | None = None,
+        label: Told = None,
     ) -> Float[Array, "batch *event"]:
-        label, augment = _parts(label)
-        return self.network(z, r, t, label, key=self.key, augment=augment)
+        return self.network(z, r, t, label_of(label), **self._keywords(label))
 
     def velocity(
-        self,
-        z: Float[Array, "batch *event"],
-        t: Float[Array, " batch"],
-        label: Int[Array, " batch"] | Condition | None = None,
+        self, z: Float[Array, "batch *event"], t: Float[Array, " batch"], label: Told = None
     ) -> Float[Array, "batch *event"]:
         """The network's velocity head."""
-        label, augment = _parts(label)
-        return self.network.velocity(z, t, label, key=self.key, augment=augment)
+        return self.network.velocity(z, t, label_of(label), **self._keywords(label))
+
+    def fake(
+        self, z: Float[Array, "batch *event"], t: Float[Array, " batch"], label: Told = None
+    ) -> Float[Array, "batch *event"]:
+        """The second network beside this one."""
+        return self.network.fake(z, t, label_of(label), **self._keywords(label))
 
     def log_variance(self, r: Float[Array, " batch"], t: Float[Array, " batch"]) -> Float[Array, " batch"]:
         """The network's learned scale of the loss."""
         return self.network.log_variance(r, t)
 
-
-def _parts(label):
-    return (label.label, label.augment) if isinstance(label, Condition) else (label, None)
+    def _keywords(self, told: Told) -> dict[str, Any]:
+        given = {} if self.key is None else {"key": self.key}
+        if isinstance(told, Condition):
+            if told.augment is not None:
+                given["augment"] = told.augment
+            if told.scale is not None:
+                given |= {"omega": told.scale.omega, "t_min": told.scale.t_min, "t_max": told.scale.t_max}
+        return given

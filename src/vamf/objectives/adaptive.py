@@ -26,9 +26,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from vamf.average_velocity import AverageVelocity
+from vamf.condition import Told
 from vamf.errors import UserError, require
 from vamf.path import expand
 from vamf.theory.control_variate import row_terms
@@ -68,7 +69,7 @@ class Local(Adaptive, abc.ABC):
         t: Float[Array, " batch"],
         v_c: Float[Array, "batch *event"],
         v_hat: Float[Array, "batch *event"],
-        label: Int[Array, " batch"] | None,
+        label: Told,
         probe: Float[Array, "batch *event"] | None = None,
     ) -> tuple[Float[Array, "batch *event"], Float[Array, "batch *event"], Float[Array, " batch"]]:
         """u, its total derivative along the mixed tangent, and the coefficient (its mean over directions)."""
@@ -108,7 +109,7 @@ class Binned(Adaptive):
         r: Float[Array, " batch"],
         t: Float[Array, " batch"],
         xi: Float[Array, "batch *event"],
-        label: Int[Array, " batch"] | None = None,
+        label: Told = None,
     ) -> Memory:
         """The sums with a batch's rows added; they serve later batches, never this one."""
         numerator, denominator = row_terms(u, z, r, t, xi, label)

@@ -23,11 +23,12 @@ from numbers import Real
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from vamf.average_velocity import AverageVelocity, total_derivative
+from vamf.condition import Told
 from vamf.errors import UserError, require
-from vamf.objectives import adaptive, bank, guidance, proxies
+from vamf.objectives import adaptive, bank, proxies
 from vamf.objectives.adaptive import Adaptive, Binned, Local
 from vamf.objectives.objective import Draw, Found, Memory, Objective, Rows
 from vamf.objectives.roles import mix
@@ -78,7 +79,7 @@ class Eulerian(Objective):
 
     @property
     def mixes(self) -> bool:
-        return not (is_zero(self.beta) and is_zero(self.gamma))
+        return super().mixes or not is_zero(self.beta)
 
     @property
     def needs_average(self) -> bool:
@@ -109,7 +110,7 @@ class Eulerian(Objective):
         u: AverageVelocity,
         x: Float[Array, "batch *event"],
         draw: Draw,
-        label: Int[Array, " batch"] | None,
+        label: Told,
         step,
         proxy: AverageVelocity | None = None,
         equal: int = 0,
@@ -121,8 +122,7 @@ class Eulerian(Objective):
             return super().adapt(memory, u, x, draw, label, step, proxy, equal, points)
         e, r, t = draw.e, draw.r, draw.t
         off = slice(equal, None)
-
-        label = guidance.hide(label, draw.dropped)
+        label = self._told(label, draw)
 
         def update(memory):
             z = interpolate(x, e, t)

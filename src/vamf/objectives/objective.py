@@ -28,7 +28,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from vamf import condition
 from vamf.average_velocity import AverageVelocity
+from vamf.condition import Condition, Scale, Told
 from vamf.errors import UserError, require
 from vamf.objectives import adaptive, bank, guidance, proxies, rectification, weights
 from vamf.objectives.roles import mix
@@ -59,6 +61,8 @@ class Draw(NamedTuple):
     """True where the label is hidden."""
     renoised: rectification.Renoised | None = None
     """Noise and times of the rectification."""
+    scale: Scale | None = None
+    """The guidance of each row, where it has its own."""
 
 
 class Points(NamedTuple):
@@ -81,7 +85,7 @@ class Rows(NamedTuple):
     v_hat: Float[Array, "rows *event"] | None
     y: Float[Array, "rows *event"]
     """The target."""
-    label: Int[Array, " rows"] | None
+    label: Told
     probe: Float[Array, "rows *event"] | None
     share: Float[Array, " rows"] | None
 
@@ -121,6 +125,9 @@ class Objective(abc.ABC):
     """W: scale of classifier-free guidance in the target field; 1 is none. Needs labels."""
     guidance_range: tuple[float, float] = (0.0, 1.0)
     """Times at which guidance acts."""
+    guidance_power: float | None = None
+    """b: each row has a scale of its own, with density omega^-b on [1, guidance], which acts at times of its own; the
+    network is told. gamma becomes 1 - (1 - gamma) / omega: the noise of v_c stays as it is. None: one scale for all."""
     label_dropout: float = 0.0
     """Share of rows whose label is hidden, so that the network learns the unconditional velocity too."""
     anchor_weight: float = 0.0
@@ -168,6 +175,10 @@ class Objective(abc.ABC):
             raise UserError("rao_blackwell: already averages what the proxy bank would; choose another proxy")
         require(0 <= self.bank_from <= 1, "bank_from", self.bank_from, "[0, 1]")
         require(self.guidance >= 1, "guidance", self.guidance, "1 (none) or more")
+        if self.guidance_power is not None and self.guidance == 1:
+            raise UserError("guidance_power: needs guidance above 1, the largest scale to draw")
+        if self.guidance_power is not None and self.proxy == "none":
+            raise UserError("guidance_power: needs a proxy, such as online")
         require(0 <= self.label_dropout < 1, "label_dropout", self.label_dropout, "[0, 1)")
         if self.guidance > 1 and self.label_dropout == 0:
             raise UserError("guidance: needs label_dropout above 0, for rows without label")
@@ -219,7 +230,7 @@ class Objective(abc.ABC):
     @property
     def mixes(self) -> bool:
         """Whether v_hat is used off the diagonal."""
-        return not is_zero(self.gamma)
+        return not is_zero(self.gamma) or self.guidance_power is not None
 
     def probes(self, size: int) -> bool:
         """Whether `Draw.probe` is needed, for events of `size` numbers."""
@@ -262,7 +273,7 @@ class Objective(abc.ABC):
 
     def adapt(self, memory, u, x, draw, label, step, proxy=None, equal=0, points=None):
         """The memory after a batch, for later batches."""
-        return memory.remember(x, label) if isinstance(memory, bank.Classes) else memory
+        return memory.remember(x, condition.label_of(label)) if isinstance(memory, bank.Classes) else memory
 
     def draw(self, key: Key[Array, ""], x: Float[Array, "batch *event"], e=None, step=0) -> Draw:
         """Noise, times and whatever else is random; the first `times.count_equal(batch)` rows have r = t.
@@ -292,13 +303,15 @@ class Objective(abc.ABC):
             found["dropped"] = jax.random.bernoulli(jax.random.fold_in(key, 7), self.label_dropout, (n,))
         if self.rectify_weight > 0:
             found["renoised"] = rectification.renoise(jax.random.fold_in(key, 8), x)
+        if self.guidance_power is not None:
+            found["scale"] = guidance.draw(jax.random.fold_in(key, 9), r, t, self.guidance, self.guidance_power)
         return Draw(e, r, t, **found)
 
     def __call__(
         self,
         u: AverageVelocity,
         x: Float[Array, "batch *event"],
-        label: Int[Array, " batch"] | None,
+        label: Told,
         key: Key[Array, ""],
         step,
         proxy: AverageVelocity | None = None,
@@ -329,7 +342,7 @@ class Objective(abc.ABC):
         e: Float[Array, "batch *event"],
         r: Float[Array, " batch"],
         t: Float[Array, " batch"],
-        label: Int[Array, " batch"] | None = None,
+        label: Told = None,
         proxy: AverageVelocity | None = None,
         delta: Float[Array, " batch"] | None = None,
         step=0,
@@ -363,7 +376,7 @@ class Objective(abc.ABC):
         u: AverageVelocity,
         x: Float[Array, "batch *event"],
         draw: Draw,
-        label: Int[Array, " batch"] | None,
+        label: Told,
         step,
         proxy: AverageVelocity | None = None,
         equal: int | None = 0,
@@ -378,7 +391,7 @@ class Objective(abc.ABC):
         e, r, t = draw.e, draw.r, draw.t
         z = interpolate(x, e, t)
         on, off = slice(None, equal), slice(equal, None)  # on and off the diagonal r = t
-        label = guidance.hide(label, draw.dropped)
+        label = self._told(label, draw)
         raw, known = self._raw(u, x, e, t, label, points, memory)
         aux = {"r": r, "t": t}
         if known is not None:
@@ -388,9 +401,7 @@ class Objective(abc.ABC):
 
         def matching(rows):
             """u(z, t, t) - y of the rows."""
-            y, at = raw[rows], t[rows]
-            if self.mix_diagonal and not is_zero(self.gamma):
-                y = mix(self.gamma, step, y, self._v_hat(u, proxy, z, t, label, known, rows))
+            y, at = self._diagonal_target(u, proxy, z, t, label, raw, known, step, rows), t[rows]
             return u(z[rows], at, at, _rows(label, rows)) - y
 
         if equal:
@@ -400,7 +411,7 @@ class Objective(abc.ABC):
             scale.append(jnp.ones(equal, x.dtype))
         if equal < x.shape[0]:
             v_hat = self._v_hat(u, proxy, z, t, label, known, off) if self.mixes else None
-            y = mix(self.gamma, step, raw[off], v_hat)
+            y = mix(self._gamma(step, label, t, off), step, raw[off], v_hat)
             v_hat = self._tangent_proxy(u, proxy, z, t, label, known, off, v_hat)
             parts = (raw[off], v_hat, y, _rows(label, off), _rows(draw.probe, off), _rows(draw.share, off))
             found = self.off_diagonal(u, Rows(z[off], e[off], r[off], t[off], *parts), step, proxy, memory)
@@ -417,7 +428,9 @@ class Objective(abc.ABC):
         loss = self._weigh(u, residual, z, r, t, label, draw.probe) * jnp.concatenate(scale)
         loss = loss * self._emphasis(r, t, step)
         if self.anchor_weight > 0 and draw.delta is not None:
-            y = raw if known is None or self.rao_blackwell else mix(self.gamma, step, raw, known.velocity)
+            y = raw
+            if known is not None and not self.rao_blackwell:
+                y = mix(self._gamma(step, label, t), step, raw, known.velocity)
             at = jnp.maximum(t - draw.delta, 0)
             anchor = self._reduce(u(z, at, t, label) - y)
             loss = loss + self.anchor_weight * self._weigh(u, anchor, z, at, t, label, draw.probe)
@@ -433,12 +446,33 @@ class Objective(abc.ABC):
             real = proxies.resolve(self.proxy, u, proxy)
             loss = loss + self.rectify_weight * rectification.loss(u, real, e, label, draw.renoised)
         if self.proxy == "head":
-            head = self._reduce(proxies.head(u)(z, t, t, label) - raw)
+            y = self._diagonal_target(u, proxy, z, t, label, raw, known, step)
+            head = self._reduce(proxies.head(u)(z, t, t, condition.now(label, t)) - y)
             loss = loss + self.head_weight * weights.power(head, self.weight_power, self.weight_constant)
         aux |= {"residual": residual, "jvp_norm": jnp.concatenate(jvp_norm), "beta": jnp.concatenate(beta)}
         return loss, aux
 
     # ---------------------------------------------------------------------------------------------------- the parts
+
+    def _told(self, label: Told, draw: Draw) -> Told:
+        """What the network is told of the rows."""
+        if draw.scale is not None:
+            label = dataclasses.replace(label if isinstance(label, Condition) else Condition(label), scale=draw.scale)
+        return guidance.hide(label, draw.dropped)
+
+    def _gamma(self, step, told: Told, t, rows: slice = slice(None)):
+        """gamma of all rows, or of each where the rows have scales of their own."""
+        scale = condition.scale_of(told)
+        if self.guidance_power is None or scale is None:
+            return self.gamma
+        return 1 - (1 - value_at(self.gamma, step)) / scale.at(t)[rows]
+
+    def _diagonal_target(self, u, proxy, z, t, label, raw, known, step, rows: slice = slice(None)):
+        """The target of the rows where r = t."""
+        gamma = self._gamma(step, label, t, rows)
+        if not self.mix_diagonal or is_zero(gamma):
+            return raw[rows]
+        return mix(gamma, step, raw[rows], self._v_hat(u, proxy, z, t, label, known, rows))
 
     def _raw(self, u, x, e, t, label, points: Points | None, memory=None):
         """v_c, averaged over the bank and guided where asked, and what the bank says."""
@@ -449,11 +483,16 @@ class Objective(abc.ABC):
                 raw = known.velocity
         if self.guidance > 1:
             z = interpolate(x, e, t)
-            raw = guidance.guide(u, z, t, label, raw, self.guidance, self.guidance_range)
+            raw = guidance.guide(self._own_velocity(u), z, t, label, raw, self.guidance, self.guidance_range)
         return raw, known
+
+    def _own_velocity(self, u):
+        """The network whose diagonal is the velocity without a label."""
+        return proxies.head(u) if self.proxy == "head" else u
 
     def _posterior(self, x, e, t, label, points: Points | None, memory) -> bank.Posterior:
         """What the batch and the points beyond it say about each row, or what is remembered of earlier batches."""
+        label = condition.label_of(label)
         if isinstance(memory, bank.Classes):
             known = memory.posterior(x, e, t, label)
         else:
@@ -475,9 +514,9 @@ class Objective(abc.ABC):
             assert known is not None
             v_hat = known.velocity[rows]
         else:
-            v_hat = proxies.marginal_velocity(proxies.resolve(self.proxy, u, proxy), z, t, label)
+            v_hat = proxies.marginal_velocity(proxies.resolve(self.proxy, u, proxy), z, t, condition.now(label, t))
         if self.guidance > 1 and self.proxy in proxies.UNGUIDED:
-            v_hat = guidance.guide(u, z, t, label, v_hat, self.guidance, self.guidance_range)
+            v_hat = guidance.guide(self._own_velocity(u), z, t, label, v_hat, self.guidance, self.guidance_range)
         return v_hat
 
     def _tangent_proxy(self, u, proxy, z, t, label, known, rows: slice, v_hat):
@@ -487,9 +526,8 @@ class Objective(abc.ABC):
     def _matching(self, u, x, e, t, draw: Draw, label, step, proxy, points, memory):
         """The loss of flow matching at other times than the row's own, and the velocity it was asked of."""
         z = interpolate(x, e, t)
-        y, known = self._raw(u, x, e, t, label, points, memory)
-        if self.mix_diagonal and not is_zero(self.gamma):
-            y = mix(self.gamma, step, y, self._v_hat(u, proxy, z, t, label, known, slice(None)))
+        raw, known = self._raw(u, x, e, t, label, points, memory)
+        y = self._diagonal_target(u, proxy, z, t, label, raw, known, step)
         velocity = u(z, t, t, label)
         return self._weigh(u, self._reduce(velocity - y), z, t, t, label, draw.probe), velocity
 

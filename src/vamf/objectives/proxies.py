@@ -15,9 +15,10 @@
 from collections.abc import Callable
 
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from vamf.average_velocity import AverageVelocity
+from vamf.condition import Told
 from vamf.errors import UserError
 
 SOURCES = ("none", "online", "ema", "head", "bank", "oracle", "teacher")
@@ -72,7 +73,7 @@ def marginal_velocity(
     proxy: AverageVelocity,
     z: Float[Array, "batch *event"],
     t: Float[Array, " batch"],
-    label: Int[Array, " batch"] | None,
+    label: Told,
 ) -> Float[Array, "batch *event"]:
     """v_hat(z, t) = sg[proxy(z, t, t, label)]."""
     return jax.lax.stop_gradient(proxy(z, t, t, label))

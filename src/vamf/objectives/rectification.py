@@ -18,9 +18,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from vamf.average_velocity import AverageVelocity
+from vamf.condition import Told
 from vamf.objectives import proxies
 from vamf.path import expand, interpolate
 
@@ -47,7 +48,7 @@ def loss(
     u: AverageVelocity,
     real: AverageVelocity,
     e: Float[Array, "batch *event"],
-    label: Int[Array, " batch"] | None,
+    label: Told,
     renoised: Renoised,
 ) -> Float[Array, " batch"]:
     """The generator's and the fake velocity's losses (batch,), whose gradients do not meet.

@@ -17,9 +17,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from vamf.average_velocity import AverageVelocity, jacobian_product
+from vamf.condition import Told
 from vamf.path import expand
 from vamf.times import TimeLaw
 
@@ -58,7 +59,7 @@ def trace(
     z: Float[Array, "batch *event"],
     r: Float[Array, " batch"],
     t: Float[Array, " batch"],
-    label: Int[Array, " batch"] | None,
+    label: Told,
     probe: Float[Array, "batch *event"],
 ) -> Float[Array, " batch"]:
     """`loss / (1 + t^2 tr(A A^T) / d)`, the trace from one random probe, A = (t - r) du/dz - I."""

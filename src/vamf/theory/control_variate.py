@@ -27,9 +27,10 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Real
+from jaxtyping import Array, Float, Real
 
 from vamf.average_velocity import AverageVelocity, jacobian_product
+from vamf.condition import Told
 from vamf.path import expand
 from vamf.theory.estimate import Estimate, mean_of, ratio_of
 
@@ -108,7 +109,7 @@ def row_terms(
     r: Float[Array, " batch"],
     t: Float[Array, " batch"],
     xi: Float[Array, "batch *event"],
-    label: Int[Array, " batch"] | None = None,
+    label: Told = None,
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
     """<A xi, M xi> and ||M xi||^2 of every row: numerator and denominator of the unbiased-proxy optimum [14].
 
@@ -125,7 +126,7 @@ def estimate_beta(
     r: Float[Array, " batch"],
     t: Float[Array, " batch"],
     xi: Float[Array, "batch *event"],
-    label: Int[Array, " batch"] | None = None,
+    label: Told = None,
     bias: Float[Array, "batch *event"] | None = None,
 ) -> Estimate:
     """The one beta of least gradient MSE over a batch (G = I), and its standard error. Not clipped to [0, 1].
@@ -150,7 +151,7 @@ def estimate_mse(
     r: Float[Array, " batch"],
     t: Float[Array, " batch"],
     xi: Float[Array, "batch *event"],
-    label: Int[Array, " batch"] | None = None,
+    label: Told = None,
     bias: Float[Array, "batch *event"] | None = None,
 ) -> list[Estimate]:
     """The gradient MSE [27] over a batch (G = I, factor 4 included) at each beta: the curve that [13] scales.

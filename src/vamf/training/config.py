@@ -10,7 +10,7 @@ from vamf import networks
 from vamf.data import Dataset, ImageConfig, load
 from vamf.data.whitening import whiten
 from vamf.errors import UserError, require
-from vamf.networks import MLPConfig, NetworkConfig
+from vamf.networks import InContextConfig, MLPConfig, NetworkConfig
 from vamf.objectives import METHODS, Objective, adaptive, create
 from vamf.optimisers import table
 from vamf.schedules import parse
@@ -49,6 +49,9 @@ class ObjectiveConfig:
     """W: scale of classifier-free guidance, 1 or more; mix it with gamma and beta as the published rules do."""
     guidance_range: tuple[float, float] | None = None
     """Times at which guidance acts."""
+    guidance_power: float | None = None
+    """b: draw the scale for each row, with density omega^-b on [1, guidance], and the times at which it acts; the
+    network, which has to be in_context, is told."""
     label_dropout: float | None = None
     """Share of rows whose label is hidden."""
     anchor_weight: float | None = None
@@ -240,6 +243,8 @@ class TrainConfig:
         require(0 <= self.seed < 2**31, "seed", self.seed, "0 to 2147483647")
         require(0 <= self.whiten < 1, "whiten", self.whiten, "[0, 1); 0 is off, 0.01 usual")
         objective = self.build_objective()
+        if objective.guidance_power is not None and not isinstance(self.network, InContextConfig):
+            raise UserError("guidance-power: the network has to be told the scale; only --network in_context is")
         if self.couplings.pairs and objective.has_bank:
             raise UserError("couplings: not with a bank, whose posterior is that of independent noise")
         if self.method == "rectified_meanflow" and not self.couplings.pairs:
@@ -292,7 +297,7 @@ LATER: dict[str, Any] = {
         ("rao_blackwell", "bank_from", "guidance", "guidance_range", "label_dropout", "matching_weight", "mix_diagonal",
          "weight", "weight_gap", "weight_velocity", "reduction", "through", "correction", "difference", "moving",
          "alpha", "eta", "split", "instant", "clip", "bank_memory", "matching_noise", "head_weight", "pair_weight",
-         "rectify_weight")
+         "rectify_weight", "guidance_power")
     ),
     "times": {name: getattr(TimeLaw(), name) for name in ("second_mean", "equal_mean", "gap_mean", "gap_std", "shift")},
     "optimiser": {"name": "adam", "weight_decay": None, "warmup": 0},

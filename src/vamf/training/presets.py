@@ -140,13 +140,13 @@ def imagenet_dit(size: str, mix: float = 0.5, scale: float = 2.0, until: float =
 def imagenet_in_context(size: str) -> TrainConfig:
     """Improved MeanFlow on ImageNet-256 latents with the in-context transformer (arXiv:2512.02012).
 
-    The paper draws the scale for each row and tells the network; here it is fixed at 4. Not measured.
+    Scales of guidance up to 8 are drawn and told. FID of one call, published, at the best scale and times: B 3.39, M
+    2.27, L 1.86, XL 1.72. Not measured here.
     """
-    mixed = 1 - 1 / 4.0
     return TrainConfig(
         data="data/imagenet-latents",
         method="improved_meanflow",
-        objective=ObjectiveConfig(gamma=mixed, proxy="head", guidance=4.0, label_dropout=0.1),
+        objective=ObjectiveConfig(proxy="head", guidance=8.0, guidance_power=1.0, label_dropout=0.1),
         steps=800_000,
         batch_size=1024,
         learning_rate=1e-4,
