@@ -151,7 +151,7 @@ def test_sample_npy_png_and_label(digits_run, tmp_path, capsys):
     assert "label = 12: allowed is 0 to 9" in err
     status, _, err = run("sample", digits_run, "--out", tmp_path / "t.gif", capsys=capsys)
     assert status == 2
-    assert ".npy, .csv for tables and .png" in err
+    assert ".npy, .csv for tables, and .png, .npz or a folder for images" in err
 
 
 def test_samples_of_a_table_are_in_its_units(table_run, tmp_path, capsys):

@@ -191,7 +191,14 @@ def kill_at(monkeypatch, name, call):
 
 @pytest.mark.parametrize(
     ("function", "call"),
-    [("write_json", 1), ("_write_npz", 1), ("write_json", 2), ("_write_npz", 3), ("write_json", 4), ("write_json", 6)],
+    [
+        ("write_json", 1),
+        ("write_arrays", 1),
+        ("write_json", 2),
+        ("write_arrays", 3),
+        ("write_json", 4),
+        ("write_json", 6),
+    ],
 )
 def test_an_encoding_that_was_killed_goes_on(tmp_path, monkeypatch, function, call):
     """The index is first written empty, then after each of four shards, then complete."""
@@ -201,7 +208,7 @@ def test_an_encoding_that_was_killed_goes_on(tmp_path, monkeypatch, function, ca
         kill_at(patch, function, call)
         with pytest.raises(Killed):
             encoding.encode(tmp_path / "x.npz", autoencoder(), tmp_path / "out", CONFIG)
-    if function == "_write_npz":
+    if function == "write_arrays":
         assert "not finished" in refusal(latents.load, tmp_path / "out")
         (tmp_path / "out" / ".latents-00002.npz.123.tmp").write_bytes(b"half")
     finished = [file.stat().st_mtime_ns for file in sorted((tmp_path / "out").glob("*.npz"))]

@@ -23,7 +23,7 @@ USAGE = """usage: vamf COMMAND ...
   train CONFIG [--field value ...] [--out RUN]    train a generator; CONFIG: a preset, a table, pictures or latents
   train --resume RUN                              continue a training where it stopped
   sample RUN --n N [--steps K] [--sampler NAME] --out FILE
-                                                  draw samples: .npy, .csv for tables, .png for images
+                                                  draw samples: .npy, .csv for tables; .png, .npz, a folder for images
   evaluate RUN [--json]                           distances of a run's samples to unseen data
   diagnose RUN [--json]                           where a run's noise comes from, what beta should be, what its log says
   compare METHOD ... --data NAME                  methods side by side: equal steps, equal time, cost, a ranking
@@ -61,7 +61,7 @@ class Sample:
     run: Path
     """Folder of the run."""
     out: Path
-    """File to write: .npy, .csv for tables, .png for images."""
+    """File to write: .npy, .csv for tables; for images .png (a sheet), .npz or a folder without suffix."""
     n: int = 64
     """Number of samples."""
     steps: int = 1
@@ -72,6 +72,8 @@ class Sample:
     """Seed of the noise."""
     label: int | None = None
     """Class, where the data has classes; drawn like the data's if left out."""
+    autoencoder: Path | None = None
+    """Weights that turn latents into images; the file that made the latents if left out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,41 +191,21 @@ def train(arguments: Sequence[str]) -> None:
 
 def sample(arguments: Sequence[str]) -> None:
     """`vamf sample`."""
-    import numpy as np
-
-    from vamf.files import write_array, write_atomic
     from vamf.progress import Progress
-    from vamf.report import figures
-    from vamf.sampling import named
+    from vamf.report import samples
     from vamf.training.run import Run
 
     wanted = _parse(Sample, arguments, "sample", positional=("run",))
-    run = Run.open(wanted.run)
-    picture, suffix = run.dataset.picture, wanted.out.suffix
-    if suffix not in (".npy", ".csv", ".png"):
-        raise UserError(f"out = {wanted.out}: allowed are .npy, .csv for tables and .png for images")
-    if suffix == ".png" and picture is None:
-        raise UserError(f"out = {wanted.out}: samples of {run.dataset.name} are no images; use .npy or .csv")
-    state, step = run.load(Progress())
-    drawn, calls = run.draw(state, wanted.n, wanted.steps, wanted.seed, wanted.label, wanted.sampler)
-    if suffix == ".npy":
-        write_array(wanted.out, drawn)
-    elif suffix == ".csv":
-        text = io.StringIO()
-        header = ",".join(run.dataset.columns)
-        np.savetxt(text, drawn.reshape(wanted.n, -1), delimiter=",", header=header, comments="", fmt="%.8g")
-        write_atomic(wanted.out, text.getvalue() if header else text.getvalue().lstrip("\n"))
-    else:
-        reference = run.dataset.reference(2048, 0)
-        columns = 10 if wanted.n >= 10 else wanted.n
-        images = drawn.reshape(wanted.n, *(picture or ()))
-        write_atomic(wanted.out, figures.pictures(images, columns, 8, reference.min(), reference.max()))
+    run, progress = Run.open(wanted.run), Progress()
+    state, step = run.load(progress)
+    drawn = samples.Wanted(wanted.n, wanted.steps, wanted.sampler, wanted.seed, wanted.label)
+    cost = samples.write(run, state, drawn, wanted.out, progress, wanted.autoencoder)
     how = f"{wanted.steps} step{'s' * (wanted.steps > 1)}"
     if wanted.sampler != "jumps":
         how += f" of {wanted.sampler}"
     if wanted.sampler == "fast_flow":
-        count, size = named.batches(wanted.n)
-        how += f", {calls:,} network calls for {count} batch{'es' * (count > 1)} of {size}, {calls / count:.1f} each"
+        how += f", {cost.calls:,} network calls for {cost.batches} batch{'es' * (cost.batches > 1)} of "
+        how += f"{cost.batch_size}, {cost.each:.1f} each"
     print(f"{wanted.n} samples in {how} (training step {step:,}): {wanted.out}")
 
 

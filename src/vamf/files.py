@@ -45,6 +45,17 @@ def write_array(path: Path, array) -> None:
     write_atomic(path, buffer.getvalue())
 
 
+def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    """Write a numpy `.npz` file."""
+    import io
+
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_atomic(path, buffer.getvalue())
+
+
 def finite(value: Any) -> Any:
     """The value with every number that is not finite replaced by None, for JSON."""
     if isinstance(value, dict):

@@ -47,6 +47,8 @@ class Autoencoder(NamedTuple):
     """Latents -> pictures in [-1, 1]."""
     moments: Callable[[Float[Array, "n h w 3"]], tuple[Float[Array, "n h8 w8 c"], Float[Array, "n h8 w8 c"]]] | None
     """Pictures -> mean and standard deviation of the latents, in the units of `encode`; None where they are certain."""
+    path: Path | None = None
+    """Where it was read from."""
 
 
 def load(path: Path, kind: Kind = "auto") -> Autoencoder:
@@ -62,7 +64,8 @@ def load(path: Path, kind: Kind = "auto") -> Autoencoder:
     if kind == "auto":
         kind = "tiny" if "encoder.0.weight" in found else "kl"
     sha256 = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    return (_load_tiny if kind == "tiny" else _load_kl)(found, path, sha256)
+    loaded = (_load_tiny if kind == "tiny" else _load_kl)(found, path, sha256)
+    return loaded._replace(path=Path(path).resolve())
 
 
 def _load_kl(found: Mapping[str, np.ndarray], path: Path, sha256: str) -> Autoencoder:

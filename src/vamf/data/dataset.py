@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,6 +34,10 @@ class Dataset:
     """Number of classes; 0 where samples have no labels."""
     picture: tuple[int, ...] | None = None
     """Shape of one sample as an image, where it is one."""
+    white: float = 255.0
+    """Value of an image's brightest pixel, in original units; 0 is black."""
+    latents: Path | None = None
+    """Folder of the latents that samples are, where they are latents."""
     columns: tuple[str, ...] = ()
     """Names of a table's columns, where it has them."""
     mixture: GaussianMixture | None = None

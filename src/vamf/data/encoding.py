@@ -6,7 +6,6 @@ first shard that the index does not know.
 
 import dataclasses
 import hashlib
-import io
 import math
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +21,7 @@ from vamf.data.images import QUIET, ImageConfig
 from vamf.data.latents import FORMAT, INDEX, is_folder, read_index
 from vamf.data.pictures import Damaged, Encoded, Pictures
 from vamf.errors import UserError, require
-from vamf.files import finite, write_atomic, write_json
+from vamf.files import finite, write_arrays, write_json
 from vamf.progress import Progress, Task
 
 CHECKED = 16
@@ -71,6 +70,7 @@ def encode(
     source = image_files.read(path)
     index = _open(folder, _settings(path, source, autoencoder, config))
     index["source"] = str(path.resolve())
+    index["weights"] = None if autoencoder.path is None else str(autoencoder.path)
     index["num_classes"] = 0 if source.label is None else source.num_classes or int(source.label.max()) + 1
     total = len(source.items)
     shards = [
@@ -86,7 +86,7 @@ def encode(
             if name in known:
                 continue
             arrays, damaged = _encode_shard(source, rows, autoencoder, config, partial(_advance, task, done))
-            _write_npz(folder / name, arrays)
+            write_arrays(folder / name, arrays)
             index["shards"][name] = _summary(arrays) | {"damaged": damaged}
             write_json(folder / INDEX, index)
             done += rows.stop - rows.start
@@ -214,9 +214,3 @@ def _statistics(shards: list[dict[str, Any]]) -> dict[str, Any]:
     std[std == 0] = 1.0  # a constant channel keeps its scale
     count = sum(shard["count"] for shard in shards)
     return {"count": count, "shape": shards[0]["shape"][1:], "mean": mean.tolist(), "std": std.tolist()}
-
-
-def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    write_atomic(path, buffer.getvalue())

@@ -115,6 +115,7 @@ def load(folder: Path, *, holdout: float = 0.1, standardise: bool = True, memory
         shift=shift,
         scale=scale,
         num_classes=index["num_classes"],
+        latents=folder,
         summary=(
             f"{folder.name}: {len(train):,} latents of {kind} ({settings['autoencoder']}, pictures of "
             f"{settings['size']}) to train on, " + (f"{held:,} held out" if held else "none held out")
@@ -126,8 +127,11 @@ def decode(
     autoencoder: Autoencoder, latents: Float[np.ndarray, "n h w c"], batch_size: int = 16
 ) -> UInt8[np.ndarray, "n height width 3"]:
     """Latents in the autoencoder's units as pictures."""
-    found = in_batches(autoencoder.decode, np.asarray(latents, np.float32), min(batch_size, len(latents)))
-    return to_bytes(found)
+
+    def pictures(part):
+        return to_bytes(np.asarray(autoencoder.decode(part)))
+
+    return in_batches(pictures, np.asarray(latents, np.float32), min(batch_size, len(latents)))
 
 
 def check_autoencoder(folder: Path, autoencoder: Autoencoder) -> None:

@@ -252,6 +252,11 @@ def pictures(images: np.ndarray, columns: int = 10, scale: int = 4, low: float |
     return buffer.getvalue()
 
 
+def enlargement(images: np.ndarray, most: int = 8, height: int = 256) -> int:
+    """How many times to enlarge images (n, h, w, ...): at most so often, and to about so many rows."""
+    return max(1, min(most, height // images.shape[1]))
+
+
 def histograms(columns: Mapping[str, Mapping[str, np.ndarray]], bins: int = 40) -> bytes:
     """One histogram for each column of a table, its samples overlaid; SVG."""
     pyplot = _pyplot()

@@ -5,6 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from vamf import __version__
+from vamf.data import Dataset
+from vamf.data.viewing import Viewer, viewer
+from vamf.errors import UserError
 from vamf.files import write_atomic
 from vamf.report import figures, tables
 from vamf.report.page import Page
@@ -13,6 +16,8 @@ from vamf.training.run import Run
 
 STRIP = 4
 """Moments of training shown in the strip of samples."""
+SMALL, LARGE = 40, 10
+"""Pictures shown: up to 64 rows high, and of more rows."""
 COLUMNS = 12
 """Columns of a table shown as histograms."""
 CURVES = {
@@ -34,14 +39,16 @@ def write(run: Run, evaluation: dict) -> Path:
     page.text(dataset.summary + f". Network: {run.grid.parameters:,} parameters.")
 
     page.section("Samples")
-    reference = dataset.reference(2048, 0)
+    view = _viewer(dataset)
+    shown = SMALL if dataset.picture and dataset.picture[0] <= 64 else LARGE
+    reference = dataset.reference(2048 if view is None else shown, 0)
     kept = sorted((run.folder / "samples").glob("step-*.npy"))
     chosen = [kept[index] for index in sorted({round(i) for i in np.linspace(0, len(kept) - 1, STRIP)})] if kept else []
     stages = {f"step {int(path.stem[5:]):,}": np.load(path, allow_pickle=False) for path in chosen}
-    if dataset.picture:
-        low, high = reference.min(), reference.max()
-        for name, images in {"data": reference, **stages}.items():
-            sheet = figures.pictures(images[:40].reshape(-1, *dataset.picture), 20, 4, low, high)
+    if view is not None:
+        for name, samples in {"data": reference, **stages}.items():
+            images = view(samples[:shown])
+            sheet = figures.pictures(images, 20, figures.enlargement(images, 4, 128), 0, 255)
             page.figure(sheet, name if name == "data" else f"one-step samples of the moving average, {name}")
     elif dataset.event_shape == (2,):
         page.figure(
@@ -50,9 +57,11 @@ def write(run: Run, evaluation: dict) -> Path:
         )
     elif stages:
         last = list(stages.values())[-1]
-        names = dataset.columns or tuple(f"column {index + 1}" for index in range(dataset.event_shape[0]))
-        shown = {name: {"data": reference[:, i], "samples": last[:, i]} for i, name in enumerate(names[:COLUMNS])}
-        page.figure(figures.histograms(shown), f"Distributions of the first {len(shown)} columns, in original units.")
+        width, kind = dataset.event_shape[-1], "columns" if len(dataset.event_shape) == 1 else "channels"
+        names = dataset.columns or tuple(f"{kind[:-1]} {index + 1}" for index in range(width))
+        numbers = {"data": reference.reshape(-1, width), "samples": last.reshape(-1, width)}
+        drawn = {name: {of: rows[:, i] for of, rows in numbers.items()} for i, name in enumerate(names[:COLUMNS])}
+        page.figure(figures.histograms(drawn), f"Distributions of the first {len(drawn)} {kind}, in original units.")
 
     seen = dataset.arrays and config.holdout == 0
     page.section("Distances to the training data" if seen else "Distances to unseen data")
@@ -76,6 +85,14 @@ def write(run: Run, evaluation: dict) -> Path:
     page.section("Configuration")
     page.text(f"The whole of it is in `config.json`. Repeat: {_command(run)}")
     return _save(run, page)
+
+
+def _viewer(dataset: Dataset) -> Viewer | None:
+    """How samples become pictures; None where they are none, or latents whose autoencoder is not at hand."""
+    try:
+        return viewer(dataset)
+    except UserError:
+        return None
 
 
 def _curves(records: list[dict]) -> bytes:
