@@ -12,7 +12,7 @@ test: $(VENV)/.dev  ## the test suite
 	$(BIN)/python -m pytest -n auto -m "not slow and not long"
 
 test-slow: $(VENV)/.dev  ## the long tests
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n auto -m slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

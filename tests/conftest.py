@@ -1,7 +1,18 @@
-"""What holds for every test: shapes and types in vamf's signatures are enforced at every call."""
+"""What holds for every test: shapes and types in vamf's signatures are enforced at every call, programs compile once."""
 
-from beartype import BeartypeConf, beartype
-from jaxtyping import install_import_hook
+import os
+from pathlib import Path
+
+# Before anything imports JAX; processes that tests start inherit it. Compilation is most of the suite's time: quick
+# code will do, and what one test compiled serves all others, in the next run too.
+CACHE = Path(__file__).resolve().parent.parent / ".pytest_cache" / "jax"
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+from beartype import BeartypeConf, beartype  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
 
 # An int is welcome wherever a float is asked for, as everywhere in Python.
 typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True))
