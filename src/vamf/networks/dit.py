@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vamf.errors import UserError, require
+from vamf.errors import require
 from vamf.networks.attention import Attention, Linear, through
 from vamf.networks.embeddings import (
     LogVariance,
@@ -34,6 +34,7 @@ from vamf.networks.embeddings import (
     grid_positions,
     to_patches,
 )
+from vamf.networks.sizes import size_of
 
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "M": (16, 1024, 16), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
 """Depth, width and heads by name."""
@@ -75,11 +76,7 @@ class DiTConfig:
     @classmethod
     def named(cls, name: str, **options: Any) -> "DiTConfig":
         """A published size: S, B, M, L or XL, a slash and the side of a patch, as in `B/4`."""
-        size, _, patch = name.partition("/")
-        if size not in SIZES or not patch.isdecimal():
-            raise UserError(f"{name!r} is no size of a DiT: one of {', '.join(SIZES)}, a slash and a patch, as B/4")
-        depth, width, heads = SIZES[size]
-        return cls(depth=depth, width=width, heads=heads, patch=int(patch), **options)
+        return cls(**size_of(name, SIZES), **options)
 
 
 class DiT(nnx.Module):

@@ -23,9 +23,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vamf.errors import UserError, require
+from vamf.errors import require
 from vamf.networks.attention import Attention, Linear, RMSNorm, rotation_table, through
 from vamf.networks.embeddings import LogVariance, ScalarEmbedding, embed_label, from_patches, grid_of, to_patches
+from vamf.networks.sizes import size_of
 
 Number = Float[Array, " batch"] | Float[Array, ""] | float
 """One for each row, or one for all."""
@@ -65,11 +66,7 @@ class InContextConfig:
     @classmethod
     def named(cls, name: str, **options: Any) -> "InContextConfig":
         """A published size: B, M, L or XL, a slash and the side of a patch, as in `B/2`."""
-        size, _, patch = name.partition("/")
-        if size not in SIZES or not patch.isdecimal():
-            raise UserError(f"{name!r} is no size of this transformer: {', '.join(SIZES)}, a slash, a patch, as B/2")
-        depth, width, heads = SIZES[size]
-        return cls(depth=depth, width=width, heads=heads, patch=int(patch), **options)
+        return cls(**size_of(name, SIZES), **options)
 
 
 class InContextTransformer(nnx.Module):
