@@ -1,4 +1,4 @@
-"""What holds for every test: shapes and types in vamf's signatures are enforced at every call, programs compile once."""
+"""What holds for every test: vamf's signatures are enforced at every call, and a program is compiled but once."""
 
 import os
 from pathlib import Path

@@ -10,7 +10,7 @@ from vamf.condition import Condition, Scale
 from vamf.errors import UserError
 from vamf.networks import KINDS, DiTConfig, InContextConfig, MLPConfig, UNetConfig, build, kind_of, overlay
 from vamf.networks.embeddings import sinusoidal
-from vamf.training.config import ObjectiveConfig, TrainConfig
+from vamf.training.config import ObjectiveConfig, OptimiserConfig, TrainConfig
 from vamf.training.grid import Grid
 
 EVENTS = [(2,), (64,), (8, 8)]
@@ -260,6 +260,7 @@ def test_drawn_scales_of_guidance_reach_the_network(tmp_path):
         batch_size=8,
         steps=20,
         learning_rate=0.03,
+        optimiser=OptimiserConfig(ema_decay=0.5),
     )
     grid = Grid(config, config.load_data(), [0])
     state, metrics = grid.advance(grid.init(), 20)
@@ -270,5 +271,7 @@ def test_drawn_scales_of_guidance_reach_the_network(tmp_path):
     one, eight = (u(z, r, t, Condition(jnp.zeros(5, int), scale=scale)) for scale in asked)
     assert np.max(np.abs(one - eight)) > 1e-4
     np.testing.assert_allclose(u(z, r, t, jnp.zeros(5, int)), one, rtol=1e-4, atol=1e-5)
+    drawn = [grid.draw(state, 5, label=np.zeros(5), scale=(omega, 0.0, 1.0))[0] for omega in (1.0, 8.0)]
+    assert np.max(np.abs(drawn[0] - drawn[1])) > 1e-3
     with pytest.raises(UserError, match="in_context"):
         dataclasses.replace(config, network=MLPConfig())

@@ -72,6 +72,10 @@ class Sample:
     """Seed of the noise."""
     label: int | None = None
     """Class, where the data has classes; drawn like the data's if left out."""
+    guidance: float | None = None
+    """Scale of guidance, for networks that are told it; others have learnt the one of their training. 1 is none."""
+    guidance_range: tuple[float, float] = (0.0, 1.0)
+    """Times at which it acts."""
     autoencoder: Path | None = None
     """Weights that turn latents into images; the file that made the latents if left out."""
 
@@ -198,7 +202,8 @@ def sample(arguments: Sequence[str]) -> None:
     wanted = _parse(Sample, arguments, "sample", positional=("run",))
     run, progress = Run.open(wanted.run), Progress()
     state, step = run.load(progress)
-    drawn = samples.Wanted(wanted.n, wanted.steps, wanted.sampler, wanted.seed, wanted.label)
+    scale = () if wanted.guidance is None else (wanted.guidance, *wanted.guidance_range)
+    drawn = samples.Wanted(wanted.n, wanted.steps, wanted.sampler, wanted.seed, wanted.label, scale)
     cost = samples.write(run, state, drawn, wanted.out, progress, wanted.autoencoder)
     how = f"{wanted.steps} step{'s' * (wanted.steps > 1)}"
     if wanted.sampler != "jumps":

@@ -59,6 +59,8 @@ class Wanted:
     sampler: named.Sampler = "jumps"
     seed: int = 0
     label: int | None = None
+    scale: tuple[float, ...] = ()
+    """Scale of guidance and the times at which it acts, where the network is to be told."""
 
 
 def write(
@@ -109,7 +111,7 @@ def write(
             "training_step": int(np.asarray(state.step)[0]),
             "nfe": cost.each,
             "ema": run.config.optimiser.ema_decay,
-            "guidance": run.grid.trainer.objective.guidance,
+            "guidance": wanted.scale[0] if wanted.scale else run.told_guidance,
         }
         write_json(out.with_suffix(".json") if suffix else out / "samples.json", made)
     return cost
@@ -123,7 +125,7 @@ def draw(run: Run, state: State, wanted: Wanted) -> Iterator[tuple[np.ndarray, C
     batches, batch_size = named.batches(size) if wanted.sampler == "fast_flow" else (1, size)
     for part in range(count):
         seed = int(np.random.SeedSequence((wanted.seed, part)).generate_state(1)[0]) if part else wanted.seed
-        samples, calls = run.draw(state, size, wanted.steps, seed, wanted.label, wanted.sampler)
+        samples, calls = run.draw(state, size, wanted.steps, seed, wanted.label, wanted.sampler, wanted.scale)
         yield samples[: wanted.n - part * size], Cost(calls, batches, batch_size)
 
 

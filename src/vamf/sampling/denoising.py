@@ -21,8 +21,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
+from vamf.condition import Told
 from vamf.diffusion import DDPM, Diffusion, NoisePrediction
 from vamf.errors import require
 
@@ -32,7 +33,7 @@ def ancestral(
     noise: Float[Array, "batch *event"],
     key: Key[Array, ""],
     steps: int | Sequence[int] | None = None,
-    label: Int[Array, " batch"] | None = None,
+    label: Told = None,
     *,
     variance: Literal["large", "small"] = "large",
     bound: float | None = None,
@@ -57,7 +58,7 @@ def ddim(
     e_hat: NoisePrediction,
     noise: Float[Array, "batch *event"],
     steps: int | Sequence[int],
-    label: Int[Array, " batch"] | None = None,
+    label: Told = None,
     *,
     eta: float = 0.0,
     key: Key[Array, ""] | None = None,

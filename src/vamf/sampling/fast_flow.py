@@ -36,6 +36,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vamf.average_velocity import AverageVelocity
+from vamf.condition import Told
 from vamf.errors import require
 from vamf.path import expand
 from vamf.sampling.grid import times_of
@@ -83,7 +84,7 @@ class FastFlow:
         u: AverageVelocity,
         noise: Float[Array, "batch *event"],
         state: FastFlowState,
-        label: Int[Array, " batch"] | None = None,
+        label: Told = None,
     ) -> tuple[Float[Array, "batch *event"], FastFlowState, Int[Array, ""]]:
         """Data from noise, what is known after it, and the number of network calls that were made."""
         shape = (self.steps, len(self.arms))

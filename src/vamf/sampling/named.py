@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from vamf.average_velocity import AverageVelocity
+from vamf.condition import Told
 from vamf.diffusion import DDPM
 from vamf.errors import require
 from vamf.sampling.denoising import ancestral, ddim
@@ -45,7 +46,7 @@ def draw(
     noise: Float[Array, "batch *event"],
     steps: int,
     key: Key[Array, ""],
-    label: Int[Array, " batch"] | None = None,
+    label: Told = None,
     bound: float | None = None,
 ) -> tuple[Float[Array, "batch *event"], Int[Array, ""]]:
     """Data from noise by a named sampler, and how many network calls that took, over all batches together.

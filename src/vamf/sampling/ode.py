@@ -5,9 +5,10 @@ It uses only the diagonal of u and serves as the reference for the jumps of the 
 
 from typing import Literal
 
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from vamf.average_velocity import AverageVelocity
+from vamf.condition import Told
 from vamf.errors import require
 from vamf.path import expand
 from vamf.sampling.grid import times_of, walk
@@ -17,7 +18,7 @@ def integrate(
     u: AverageVelocity,
     noise: Float[Array, "batch *event"],
     steps: int,
-    label: Int[Array, " batch"] | None = None,
+    label: Told = None,
     method: Literal["euler", "heun"] = "heun",
 ) -> Float[Array, "batch *event"]:
     """Data from noise by `steps` steps of the ODE dz/dt = u(z, t, t): Euler (1 call a step) or Heun (2 calls)."""

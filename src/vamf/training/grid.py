@@ -26,6 +26,7 @@ from jax.typing import ArrayLike
 
 from vamf import networks
 from vamf.average_velocity import AverageVelocity, in_blocks
+from vamf.condition import Condition, Scale
 from vamf.data import Dataset
 from vamf.errors import UserError
 from vamf.objectives.adaptive import Adaptive
@@ -201,12 +202,14 @@ class Grid:
         seed: int | None = None,
         label: np.ndarray | None = None,
         sampler: named.Sampler = "jumps",
+        scale: tuple[float, ...] = (),
     ) -> tuple[np.ndarray, np.ndarray]:
         """n samples (size, n, *event) of every member's moving average, in original units, and network calls (size,).
 
         Args:
             seed: of the noise; each member uses its own training seed where none is given.
             label: classes (n,); drawn from the data where it has classes and none are given.
+            scale: (omega, t_min, t_max) of the guidance, for networks that are told.
         """
 
         seeds = self.members.seed if seed is None else self.place(np.full(self.size, seed, np.uint32))
@@ -218,12 +221,14 @@ class Grid:
             noise = jax.random.normal(noise_key, (n, *self.dataset.event_shape))
             if label is None and self.dataset.num_classes:
                 label = self.dataset.draw(arrays, label_key, n)[1]
+            if scale:
+                label = Condition(label, scale=Scale(*(jnp.full(n, value) for value in scale)))
             u = self.network.bind(state.average)
             if not isinstance(self.config.network, networks.MLPConfig):
                 u = in_blocks(u, BLOCK_ROWS)
             return named.draw(sampler, u, noise, steps, jax.random.fold_in(key, 2), label)
 
-        program = self._program(("sample", sampler, n, steps, label is None), lambda: draw)
+        program = self._program(("sample", sampler, n, steps, label is None, scale), lambda: draw)
         drawn, calls = self.collect(program(self._arrays, seeds, labels, state))
         return self.dataset.to_original(drawn), calls
 

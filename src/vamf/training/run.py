@@ -128,11 +128,15 @@ class Run:
         seed: int | None = None,
         label: int | None = None,
         sampler: named.Sampler = "jumps",
+        scale: tuple[float, ...] = (),
     ) -> tuple[np.ndarray, int]:
         """n samples (n, *event) in original units, of one class where a label is given, and the network calls made.
 
+        Args:
+            scale: (omega, t_min, t_max) of the guidance, for a network that is told.
+
         Raises:
-            UserError: a count below 1, too few steps for the sampler, or a label that the run's data does not have.
+            UserError: a count below 1, too few steps for the sampler, or a label or a scale that the run does not have.
         """
         require(n >= 1, "n", n, "1 or more")
         named.check(sampler, steps)
@@ -142,8 +146,23 @@ class Run:
                 raise UserError(f"label = {label}: this run has no classes")
             require(0 <= label < classes, "label", label, f"0 to {classes - 1}")
         labels = None if label is None else np.full(n, label)
-        drawn, calls = self.grid.draw(state, n, steps, seed, labels, sampler)
+        if scale:
+            self._check(scale)
+        drawn, calls = self.grid.draw(state, n, steps, seed, labels, sampler, scale)
         return drawn[0], int(calls[0])
+
+    @property
+    def told_guidance(self) -> float:
+        """The scale of guidance of samples for which none is given: that of the training, or none."""
+        objective = self.grid.trainer.objective
+        return objective.guidance if objective.guidance_power is None else 1.0
+
+    def _check(self, scale: tuple[float, ...]) -> None:
+        omega, low, high = scale
+        if self.grid.trainer.objective.guidance_power is None:
+            raise UserError(f"guidance = {omega:g}: this run's network is not told; its training fixed the guidance")
+        require(omega >= 1, "guidance", omega, "1 (none) or more")
+        require(0 <= low <= high <= 1, "guidance-range", f"{low:g} {high:g}", "two times, 0 <= low <= high <= 1")
 
     def evaluate(self, state: State, step: int, seed: int = 0) -> dict:
         """Sliced Wasserstein distances to held-out data in original units, beside those of real data.
