@@ -37,6 +37,11 @@ class AverageVelocity(Protocol):
     ) -> Float[Array, "batch *event"]: ...
 
 
+def precise(u: AverageVelocity) -> AverageVelocity:
+    """u as it is asked for derivatives: in single precision, where it computes in less and has such a form."""
+    return getattr(u, "precise", u)
+
+
 def total_derivative(
     u: AverageVelocity,
     z: Float[Array, "batch *event"],
@@ -50,6 +55,7 @@ def total_derivative(
     Args:
         tangent: the direction w in which z moves per unit of t; the marginal velocity makes D_w u the true du/dt.
     """
+    u = precise(u)
     return jax.jvp(lambda z, t: u(z, r, t, label), (z, t), (tangent, jnp.ones_like(t)))
 
 
@@ -77,6 +83,7 @@ def jacobian_product(
     The flow map's Jacobian is S = I - (t - r) J, the gap-scaled Jacobian M = (t - r) J, and the paper's Jacobi factor
     A = M - I = -S (arXiv:2605.09235, eq. 5).
     """
+    u = precise(u)
     return jax.jvp(lambda z: u(z, r, t, label), (z,), (direction,))[1]
 
 

@@ -1,7 +1,9 @@
 """Networks, and the one place where flax modules become plain functions of their parameters."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 from flax import nnx
@@ -48,30 +50,41 @@ def kind_of(config: NetworkConfig) -> str:
 
 
 def build(
-    config: NetworkConfig, event_shape: tuple[int, ...], num_classes: int = 0, heads: tuple[str, ...] = ()
+    config: NetworkConfig,
+    event_shape: tuple[int, ...],
+    num_classes: int = 0,
+    heads: tuple[str, ...] = (),
+    jvp_dtype: Literal["float32", "network"] = "float32",
 ) -> Network:
     """The network that a configuration describes, for events of a shape and a number of classes (0: none).
 
     Args:
         heads: outputs beside u: `velocity` (z, t, label), `log_variance` (r, t), and `fake` (z, t, label), which is a
             second network of the same kind.
+        jvp_dtype: what Jacobian-vector products of u are computed in; `network`: its own `dtype`. Parameters are in
+            single precision in any case.
     """
     if FAKE in heads:
-        own = build(config, event_shape, num_classes, tuple(name for name in heads if name != FAKE))
+        own = build(config, event_shape, num_classes, tuple(name for name in heads if name != FAKE), jvp_dtype)
         return _beside(own, build(config, event_shape, num_classes))
 
-    def create(key):
+    def create(key, config):
         return MODULES[type(config)](config, event_shape, num_classes, heads, rngs=nnx.Rngs(key))
 
     def init(key):
-        return nnx.to_pure_dict(nnx.state(create(key), nnx.Param))
+        return nnx.to_pure_dict(nnx.state(create(key, config), nnx.Param))
 
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: create(jax.random.key(0))))
+    forms = [config]
+    if jvp_dtype == "float32" and getattr(config, "dtype", "float32") != "float32":
+        forms.append(dataclasses.replace(config, dtype="float32"))
+    abstract = [nnx.eval_shape(partial(create, jax.random.key(0), form)) for form in forms]
+    graphs, states = zip(*(nnx.split(network) for network in abstract), strict=True)
 
     def bind(params):
-        state = jax.tree.map(lambda leaf: leaf, abstract)
+        state = jax.tree.map(lambda leaf: leaf, states[0])
         nnx.replace_by_pure_dict(state, params)
-        return Given(nnx.merge(graph, state))
+        network, *twin = (nnx.merge(graph, state) for graph in graphs)
+        return Given(network, None, *twin)
 
     return Network(init, bind)
 

@@ -21,6 +21,13 @@ class Given:
     are told them, and `key`."""
     key: Key[Array, ""] | None = None
     """Of the dropout; without one nothing is dropped."""
+    twin: Any = None
+    """The same network in single precision, for its derivatives; None where it is in single precision itself."""
+
+    @property
+    def precise(self) -> "Given":
+        """The network as it is asked for derivatives."""
+        return self if self.twin is None else Given(self.twin, self.key)
 
     def __call__(
         self,

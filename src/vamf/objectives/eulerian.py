@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vamf.average_velocity import AverageVelocity, total_derivative
+from vamf.average_velocity import AverageVelocity, precise, total_derivative
 from vamf.condition import Told
 from vamf.errors import UserError, require
 from vamf.objectives import adaptive, bank, proxies
@@ -166,7 +166,8 @@ class Eulerian(Objective):
         if self.moving == (0.0, 1.0):
             return *total_derivative(u, z, r, t, w, label), share
         along_r, along_t = (jnp.full_like(t, value) for value in self.moving)
-        return *jax.jvp(lambda z, r, t: u(z, r, t, label), (z, r, t), (w, along_r, along_t)), share
+        exact = precise(u)
+        return *jax.jvp(lambda z, r, t: exact(z, r, t, label), (z, r, t), (w, along_r, along_t)), share
 
     def _difference(self, u, rows: Rows, w):
         """[u(z + h w, r, t + h) - u(z - h w, r, t - h)] / (2 h)."""

@@ -14,7 +14,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from vamf.average_velocity import AverageVelocity
+from vamf.average_velocity import AverageVelocity, precise
 from vamf.errors import UserError
 from vamf.objectives import proxies
 from vamf.objectives.objective import Found, Objective, Rows
@@ -37,7 +37,8 @@ class Lagrangian(Objective):
     def off_diagonal(self, u: AverageVelocity, rows: Rows, step, proxy, memory) -> Found:
         """R = u - (t - r) du/dr - sg[v(X, r)]."""
         z, r, t, label = rows.z, rows.r, rows.t, rows.label
-        prediction, dudr = jax.jvp(lambda r: u(z, r, t, label), (r,), (jnp.ones_like(r),))
+        exact = precise(u)
+        prediction, dudr = jax.jvp(lambda r: exact(z, r, t, label), (r,), (jnp.ones_like(r),))
         gap = expand(t - r, z)
         end = jax.lax.stop_gradient(z - gap * prediction)
         velocity = proxies.marginal_velocity(proxies.resolve(self.proxy, u, proxy), end, r, label)

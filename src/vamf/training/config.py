@@ -231,6 +231,8 @@ class TrainConfig:
     """Law of the time of the flow-matching term of its own."""
     network: NetworkConfig = MLPConfig()
     """The network; its kind is the preset's, or `--network KIND`."""
+    jvp_dtype: Literal["float32", "network"] = "float32"
+    """Precision of Jacobian-vector products, where the network computes in less; network: in the network's own."""
     optimiser: OptimiserConfig = OptimiserConfig()
     """The optimiser."""
     log: LogConfig = LogConfig()
@@ -290,6 +292,7 @@ LATER: dict[str, Any] = {
     "teacher": "",
     "initial": "",
     "whiten": 0.0,
+    "jvp_dtype": "float32",
     "images": dataclasses.asdict(ImageConfig()),
     "matching_times": dataclasses.asdict(TimesConfig()),
     "couplings": dataclasses.asdict(CouplingConfig()),

@@ -135,7 +135,8 @@ class Grid:
         self.seeds = tuple(seeds)
         self.betas = None if betas is None else tuple(betas)
         self.learning_rate = learning_rate(config)
-        self.network = networks.build(config.network, dataset.event_shape, dataset.num_classes, objective.heads)
+        described = config.network, dataset.event_shape, dataset.num_classes, objective.heads
+        self.network = networks.build(*described, config.jvp_dtype)
         if objective.proxy == "oracle" and getattr(dataset, "mixture", None) is None:
             raise UserError(f"proxy = oracle: the law of {dataset.name} is not known in closed form")
         self.trainer = Trainer(config, dataset, self.network, objective, optimiser(config), teacher)
