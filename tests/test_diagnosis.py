@@ -192,6 +192,7 @@ def with_gradient(request):
             data,
             gradient=gradient,
             rao_blackwell=lambda key: 0.5 * gradient(jnp.zeros(()), key),
+            own=lambda key: 2.0 * gradient(jnp.zeros(()), key),
             cells=3,
             samples=256,
         )
@@ -218,6 +219,12 @@ def test_advice_agrees_with_the_measured_variance(with_gradient):
     assert found.of_gradient
     assert found.rao_blackwell is not None
     assert found.rao_blackwell.value == pytest.approx(0.25)
+    assert found.own is not None
+    assert found.own.value == pytest.approx(4)
+    said = [
+        finding for finding in advise(found, Current("split_meanflow", None, 0.999)) if "split_meanflow" in finding.text
+    ]
+    assert ["times higher" in finding.text for finding in said] == [True]
 
 
 def test_advice_names_the_setting(with_gradient):
@@ -393,6 +400,17 @@ def test_diagnose_a_run(tmp_path, capsys, monkeypatch):
     assert out.splitlines()[-1] == f"report: {folder / 'diagnosis.html'}"
     for finding in findings:
         assert finding.text in out
+
+
+@pytest.mark.slow
+def test_a_run_of_another_kind_says_what_its_own_loss_does(tmp_path, capsys):
+    """Two jumps for one: less noise than MeanFlow's tangent has on the same network."""
+    folder = tmp_path / "run"
+    small = ["--network.width", "16", "--network.depth", "1", "--batch-size", "64", "--steps", "400"]
+    run("train", "swiss_roll", *small, "--method", "split_meanflow", "--out", folder, capsys=capsys)
+    result = json.loads(run("diagnose", folder, "--json", capsys=capsys)[1])
+    assert 0 < result["own"]["value"] < 1
+    assert any("split_meanflow" in finding["text"] for finding in result["advice"])
 
 
 def measured():

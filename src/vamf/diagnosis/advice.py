@@ -47,7 +47,8 @@ def advise(diagnosis: Diagnosis, current: Current | None = None) -> list[Finding
         *_bank(diagnosis, current),
     ]
     ranked = sorted(options, key=lambda option: option[0])
-    return [finding for _, finding in ranked] + [_plane(diagnosis), _source(diagnosis), *_proxy(diagnosis, current)]
+    rest = [*_own(diagnosis, current), _plane(diagnosis), _source(diagnosis), *_proxy(diagnosis, current)]
+    return [finding for _, finding in ranked] + rest
 
 
 def _constant(diagnosis: Diagnosis, current: Current | None) -> tuple[float, Finding]:
@@ -112,6 +113,17 @@ def _bank(diagnosis: Diagnosis, current: Current | None) -> list[tuple[float, Fi
         "without a proxy and its bias."
     )
     return [(ratio.value, Finding("advice", text, "--method rao_blackwell"))]
+
+
+def _own(diagnosis: Diagnosis, current: Current | None) -> list[Finding]:
+    """The loss that the run trains, where the curve is not of it."""
+    if diagnosis.own is None or current is None:
+        return []
+    text = (
+        f"The loss that this run trains, {current.method}, has a gradient variance {_lower(diagnosis.own)} than "
+        "MeanFlow's tangent (beta = 0) would have on this network. The curve of beta is of that tangent and its mixes."
+    )
+    return [Finding("note", text)]
 
 
 def _plane(diagnosis: Diagnosis) -> Finding:

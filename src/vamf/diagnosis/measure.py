@@ -124,6 +124,8 @@ class Diagnosis:
     """Predicted MSE with the best beta in each cell, over that at beta = 0."""
     rao_blackwell: Estimate | None
     """Variance of a batch's gradient with the bank's posterior mean in both roles, over that at beta = 0."""
+    own: Estimate | None
+    """The same of the loss that the training has."""
     tracking_gap: Estimate
     """E||u(z, t, t) - v_hat||^2."""
     shrinkage: Estimate
@@ -162,6 +164,7 @@ def diagnose(
     times: TimeLaw | None = None,
     gradient: Gradient | None = None,
     rao_blackwell: Callable[[Key[Array, ""]], Any] | None = None,
+    own: Callable[[Key[Array, ""]], Any] | None = None,
     key: Key[Array, ""] | None = None,
     cells: int = 8,
     samples: int = 768,
@@ -177,6 +180,7 @@ def diagnose(
         gradient: (beta, key) -> the gradient of one batch's loss, a tree. With it, the measured curve is that
             gradient's variance; without, it is the mean squared residual in the space of outputs.
         rao_blackwell: key -> the gradient of one batch with the bank in both roles.
+        own: key -> the gradient of one batch of the training itself, where its loss is none of a tangent mix.
         cells: along each axis of the plane.
         samples: pairs (x, e) in each cell; BLOCKS times as many for the training law.
         replicas: batches for the gradient's variance.
@@ -223,7 +227,7 @@ def diagnose(
     squares = law["moved"] + law["biased"]
     predicted = _curve([law["noise"] - 2 * beta * law["cross"] + beta**2 * squares for beta in BETAS])
 
-    variance_ratio = None
+    ratios: dict[str, Estimate | None] = {"rao_blackwell": None, "own": None}
     if gradient is None:
         # R is affine in beta: R_0 - beta p.
         measured = _curve([law["residual"] - 2 * b * law["along"] + b**2 * law["moved"] for b in BETAS])
@@ -233,9 +237,10 @@ def diagnose(
             lambda betas: jax.lax.map(lambda b: gradient_contrasts(lambda key: gradient(b, key), keys), betas)
         )(jnp.asarray(BETAS, x.dtype))
         measured = _curve(list(np.asarray(contrasts, np.float64)))
-        if rao_blackwell is not None:
-            unbiased = jax.jit(lambda keys: gradient_contrasts(rao_blackwell, keys))(keys)
-            variance_ratio = ratio_of(unbiased, contrasts[0])
+        for name, other in (("rao_blackwell", rao_blackwell), ("own", own)):
+            if other is not None:
+                found = jax.jit(lambda keys, other=other: gradient_contrasts(other, keys))(keys)
+                ratios[name] = ratio_of(found, contrasts[0])
 
     return Diagnosis(
         cells=measured_cells,
@@ -246,7 +251,8 @@ def diagnose(
         measured=measured,
         of_gradient=gradient is not None,
         by_time=_by_time(weights, in_cells),
-        rao_blackwell=variance_ratio,
+        rao_blackwell=ratios["rao_blackwell"],
+        own=ratios["own"],
         tracking_gap=mean_of(law["lag"]),
         shrinkage=ratio_of(law["floor"], law["floor"] + law["lag"]),
     )

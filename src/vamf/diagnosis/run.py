@@ -19,6 +19,9 @@ ROWS = 4096
 SHARED = ("times", "weight", "weight_power", "weight_constant", "reduction", "anchor_weight", "anchor_range")
 """Options of the run's objective that hold for every beta of the measured curve."""
 
+MIXES = ("meanflow", "vamf", "rao_blackwell")
+"""Methods whose losses the measured curve is of."""
+
 
 class Visit(NamedTuple):
     """What the doctor found."""
@@ -76,6 +79,8 @@ def visit(run: Run, state: State, step: int, seed: int = 0) -> Visit:
 
         return lambda key: jax.grad(mean_loss)(params, key)
 
+    trainer, arrays = run.grid.trainer, dataset.arrays
+    member, one = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (run.grid.members, state))
     data_key, measure_key = jax.random.split(jax.random.key(seed))
     x, label = draw(data_key, ROWS)
     diagnosis = diagnose(
@@ -86,6 +91,7 @@ def visit(run: Run, state: State, step: int, seed: int = 0) -> Visit:
         times=objective.times,
         gradient=lambda beta, key: gradient_of("vamf", beta=beta, gamma=gamma, proxy=proxy)(key),
         rao_blackwell=gradient_of("rao_blackwell"),
+        own=None if run.config.method in MIXES else lambda key: trainer.gradient(arrays, key, member, one),
         key=measure_key,
     )
     config = run.config

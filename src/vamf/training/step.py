@@ -144,11 +144,12 @@ class Trainer:
     def gradient_variance(self, arrays, member: Member, state: State) -> Float[Array, ""]:
         """tr Cov of the batch gradient: sum_k ||g_k - mean||^2 / (K - 1) over K fresh batches at the same state."""
         key = jax.random.fold_in(streams(member.seed).variance, state.step)
+        keys = jax.random.split(key, self.config.log.variance_replicas)
+        return gradient_contrasts(lambda key: self.gradient(arrays, key, member, state), keys).mean()
 
-        def gradient(key):
-            return self._gradient(self._batch(arrays, key, state.step), member, state)[0]
-
-        return gradient_contrasts(gradient, jax.random.split(key, self.config.log.variance_replicas)).mean()
+    def gradient(self, arrays, key, member: Member, state: State) -> Any:
+        """The gradient of a batch that the key draws, at a state."""
+        return self._gradient(self._batch(arrays, key, state.step), member, state)[0]
 
     def _batch(self, arrays, key, step) -> Batch:
         batch_key, loss_key = jax.random.split(key)
