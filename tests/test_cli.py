@@ -73,6 +73,8 @@ def table_run(tmp_path_factory):
         (["compare", "meanflow", "meanflow", "--data", "swiss_roll"], "named twice"),
         (["train", "swiss_roll", "--method", "rectified_meanflow"], "--teacher RUN"),
         (["train", "swiss_roll", "--method", "meanflow_rae"], "--teacher RUN"),
+        (["train", "swiss_roll", "--method", "ddpm", "--times.mean", "0"], "times: the method ddpm draws the steps"),
+        (["train", "ddpm_cifar10", "--method", "meanflow"], "network.predicts = noise: is for flow_matching and ddpm"),
         (["train", "swiss_roll", "--method", "meanflow_rae", "--teacher", "nowhere"], "nowhere: holds no run"),
         (["study", "toys", "--quick", "--paper"], "choose one of them"),
     ],
@@ -205,8 +207,9 @@ def test_samplers_by_name(table_run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--sampler", "fast_flow"], "steps = 1: allowed is 4 or more with fast_flow"),
+        (["--sampler", "fast_flow", "--steps", "1"], "steps = 1: allowed is 4 or more with fast_flow"),
         (["--sampler", "restart", "--steps", "0"], "steps = 0: allowed is 1 or more"),
+        (["--sampler", "ancestral", "--steps", "1001"], "steps = 1001: allowed is 1 to 1000 with ancestral"),
         (["--sampler", "rk4"], "--sampler"),
     ],
 )

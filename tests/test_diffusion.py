@@ -8,11 +8,12 @@ import pytest
 import oracles
 from vamf.diffusion import DDPM, Diffusion
 from vamf.errors import UserError
-from vamf.objectives.denoising import DenoisingDiffusion
+from vamf.objectives import create
 from vamf.objectives.flow_matching import FlowMatching
 from vamf.sampling import ancestral, ddim, integrate
 from vamf.sampling.named import draw
 from vamf.theory import GaussianMixture
+from vamf.times import TimeLaw
 
 SHORT = Diffusion(20, 1e-3, 0.3)
 M, S = 0.7, 0.4
@@ -293,7 +294,7 @@ def through(e_hat, diffusion=DDPM):
 def test_loss_is_the_noises_mean_squared_error():
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(64, 4, 4, 3)))
-    objective = DenoisingDiffusion(gamma=0.0, proxy="none")
+    objective = create("ddpm")
 
     def e_hat(z, k, label):
         return jnp.sin(3 * z) * jnp.cos(k)[:, None, None, None]
@@ -315,7 +316,7 @@ def test_best_network_has_the_known_least_loss():
     a = kept(DDPM)
     least = np.mean(a * S**2 / (a * S**2 + 1 - a))
     x = M + S * jax.random.normal(jax.random.key(5), (100_000, 2))
-    objective = DenoisingDiffusion(gamma=0.0, proxy="none")
+    objective = create("ddpm")
 
     def loss(e_hat):
         found = np.asarray(objective(through(e_hat), x, None, jax.random.key(6), 0)[0])
@@ -329,7 +330,7 @@ def test_best_network_has_the_known_least_loss():
 
 
 def test_steps_are_drawn_uniformly():
-    t = DenoisingDiffusion(gamma=0.0, proxy="none").draw(jax.random.key(0), jnp.zeros((50_000, 1))).t
+    t = create("ddpm").draw(jax.random.key(0), jnp.zeros((50_000, 1))).t
     k = np.searchsorted(DDPM.times, np.asarray(t) - 1e-9)
     np.testing.assert_allclose(DDPM.times[k], t, rtol=1e-9)
     counts = np.bincount(k // 100, minlength=10)
@@ -339,7 +340,7 @@ def test_steps_are_drawn_uniformly():
 def test_it_is_weighted_flow_matching():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(10, 3)))
     u = oracles.Smooth.random(0, 3)
-    objective = DenoisingDiffusion(gamma=0.0, proxy="none")
+    objective = create("ddpm")
     sample = objective.draw(jax.random.key(0), x)
     plain = FlowMatching(gamma=0.0, proxy="none", reduction="mean").loss_at(u, x, sample.e, sample.r, sample.t)
     np.testing.assert_allclose(objective(u, x, None, jax.random.key(0), 0)[0], (1 - sample.t) ** 2 * plain, rtol=1e-8)
@@ -368,3 +369,5 @@ def test_other_refusals():
         ddim(best(SHORT), noise, 5, eta=0.5, diffusion=SHORT)
     with pytest.raises(UserError, match="1 to 1000 with ddim"):
         draw("ddim", through(best(DDPM)), noise, 1001, jax.random.key(0))
+    with pytest.raises(UserError, match="times: the method ddpm"):
+        create("ddpm", times=TimeLaw("logit_normal", equal_fraction=1.0))

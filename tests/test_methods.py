@@ -109,6 +109,7 @@ TABLE = {
     "mid_training": Row({"proxy": "teacher"}, bias=quiet, gradient_biased=True),  # by its Euler steps
     "flow_consist": Row({}, quiet),
     "consistency": Row({"correction": 1.0}, beta_noise(0)),
+    "ddpm": Row(noise=None),
 }
 
 
@@ -447,6 +448,8 @@ def test_the_diagonal_is_flow_matching(name):
     if name == "meanflow_rae":  # distillation: the teacher's velocity, here the exact one
         target = PROXY(z, t, t)
     expected = np.sum((NETWORK(z, t, t) - target) ** 2, axis=1)
+    if name == "ddpm":  # the error of the noise
+        expected *= (1 - t) ** 2
     found = objective.loss_at(NETWORK, x, e, t, t, proxy=PROXY)
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 

@@ -163,11 +163,12 @@ def test_predicted_noise_is_that_of_the_residual_at_the_exact_velocity(beta, gam
 
 def test_every_method_has_a_configuration_for_every_kind_of_data(tmp_path):
     study = MethodStudy(tmp_path, Budget("compare", ("swiss_roll",), methods.ALL, True, 1000, (0,), 100, 1e-3))
-    assert set(methods.ALL) == set(METHODS)
+    compared = set(METHODS) - {"ddpm"}  # no jump to judge
+    assert set(methods.ALL) == compared
     for name in ("swiss_roll", "dgmm16", "digits"):
         entries = study.entries(name)
         assert next(iter(entries)) == "meanflow"
-        assert {entry.split(" + ")[0] for entry in entries} == set(METHODS)
+        assert {entry.split(" + ")[0] for entry in entries} == compared
         assert len({config.learning_rate for config in entries.values()}) == 1
         for entry, config in entries.items():
             assert config.build_objective().rao_blackwell == entry.endswith("bank")

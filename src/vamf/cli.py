@@ -38,12 +38,12 @@ methods: {methods}
 `vamf COMMAND --help` lists every option. `vamf --version` prints the version."""
 
 PRESETS = "checkerboard eight_gaussians two_moons swiss_roll two_spirals pinwheel"
-PRESETS += " dgmm2 dgmm4 dgmm8 dgmm16 dgmm32 dgmm64 digits fashion_mnist cifar10_unet cifar10_dit imagenet_dit_b4"
-PRESETS += " imagenet_dit_b2 imagenet_dit_m2 imagenet_dit_l2 imagenet_dit_xl2 imagenet_in_context_b2"
+PRESETS += " dgmm2 dgmm4 dgmm8 dgmm16 dgmm32 dgmm64 digits fashion_mnist cifar10_unet cifar10_dit ddpm_cifar10"
+PRESETS += " imagenet_dit_b4 imagenet_dit_b2 imagenet_dit_m2 imagenet_dit_l2 imagenet_dit_xl2 imagenet_in_context_b2"
 METHODS = (
     "flow_matching meanflow vamf vamf_corner rao_blackwell alphaflow improved_meanflow modular_meanflow "
     "accelerated_meanflow terminal_velocity rectified_meanflow decoupled_meanflow split_meanflow shortcut "
-    "progressive_map lagrangian_map eulerian_map meanflow_rae mid_training flow_consist consistency"
+    "progressive_map lagrangian_map eulerian_map meanflow_rae mid_training flow_consist consistency ddpm"
 )
 STUDIES = {
     "toys": "ToyStudy",
@@ -64,10 +64,12 @@ class Sample:
     """File to write: .npy, .csv for tables; for images .png (a sheet), .npz or a folder without suffix."""
     n: int = 64
     """Number of samples."""
-    steps: int = 1
-    """Steps from noise to data; the network calls for each sample, but for heun (twice as many) and fast_flow."""
-    sampler: Literal["jumps", "restart", "heun", "euler", "fast_flow"] = "jumps"
-    """Jumps of the average velocity, jumps to the data and back, or the ODE of u(z, t, t); fast_flow skips calls."""
+    steps: int | None = None
+    """Steps from noise to data, the network calls for each sample, but for heun (twice as many) and fast_flow; left
+    out, 1 jump, 2 restarts, 1000 of ancestral and 50 of the others."""
+    sampler: Literal["jumps", "restart", "heun", "euler", "fast_flow", "ancestral", "ddim"] | None = None
+    """Jumps of the average velocity, jumps to the data and back, the ODE of u(z, t, t) (fast_flow skips calls), or the
+    steps of a diffusion; left out, jumps, but heun for flow_matching and ddim for ddpm."""
     seed: int = 0
     """Seed of the noise."""
     label: int | None = None
@@ -201,14 +203,15 @@ def sample(arguments: Sequence[str]) -> None:
 
     wanted = _parse(Sample, arguments, "sample", positional=("run",))
     run, progress = Run.open(wanted.run), Progress()
+    sampler, steps = run.usual(wanted.sampler, wanted.steps)
     state, step = run.load(progress)
     scale = () if wanted.guidance is None else (wanted.guidance, *wanted.guidance_range)
-    drawn = samples.Wanted(wanted.n, wanted.steps, wanted.sampler, wanted.seed, wanted.label, scale)
+    drawn = samples.Wanted(wanted.n, steps, sampler, wanted.seed, wanted.label, scale)
     cost = samples.write(run, state, drawn, wanted.out, progress, wanted.autoencoder)
-    how = f"{wanted.steps} step{'s' * (wanted.steps > 1)}"
-    if wanted.sampler != "jumps":
-        how += f" of {wanted.sampler}"
-    if wanted.sampler == "fast_flow":
+    how = f"{steps} step{'s' * (steps > 1)}"
+    if sampler != "jumps":
+        how += f" of {sampler}"
+    if sampler == "fast_flow":
         how += f", {cost.calls:,} network calls for {cost.batches} batch{'es' * (cost.batches > 1)} of "
         how += f"{cost.batch_size}, {cost.each:.1f} each"
     print(f"{wanted.n} samples in {how} (training step {step:,}): {wanted.out}")

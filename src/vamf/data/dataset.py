@@ -38,6 +38,8 @@ class Dataset:
     """Value of an image's brightest pixel, in original units; 0 is black."""
     latents: Path | None = None
     """Folder of the latents that samples are, where they are latents."""
+    bound: float | None = None
+    """Largest absolute value of a sample's numbers, where there is one, in the units the network sees."""
     columns: tuple[str, ...] = ()
     """Names of a table's columns, where it has them."""
     mixture: GaussianMixture | None = None

@@ -185,6 +185,7 @@ def from_pixels(
         scale=HALF_RANGE,
         num_classes=num_classes,
         picture=shape,
+        bound=1.0,
         summary=f"{name}: {len(chosen):,} pictures of {kind} to train on, {used}{left_out}",
     )
 

@@ -45,4 +45,4 @@ def whiten(dataset: Dataset, floor: float) -> Dataset:
         flat = np.asarray(samples, np.float64).reshape(*samples.shape[: samples.ndim - len(shape)], -1)
         return (flat @ (vectors * spread).T + mean).reshape(samples.shape)
 
-    return dataclasses.replace(dataset, draw=draw, restore=restore, mixture=None)
+    return dataclasses.replace(dataset, draw=draw, restore=restore, mixture=None, bound=None)

@@ -10,15 +10,20 @@ other learns the velocity, with DDPM's emphasis on the noise levels.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from vamf.diffusion import DDPM
+from vamf.errors import UserError
 from vamf.objectives.flow_matching import FlowMatching
 from vamf.objectives.objective import Draw
 from vamf.times import TimeLaw
+
+STEPS = TimeLaw(equal_fraction=1.0)
+"""Stands for the law of t: that of a uniform step of the diffusion, with r = t."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,8 +32,20 @@ class DenoisingDiffusion(FlowMatching):
 
     reduction: str = "mean"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Squared errors are averaged over the event's axes, so that the loss of a network that knows nothing is 1."""
-    times: TimeLaw = TimeLaw(equal_fraction=1.0)
-    """Not used but for r = t: t is that of a step of the diffusion."""
+    times: TimeLaw = STEPS
+    """Not to be changed."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.times != STEPS:
+            raise UserError("times: the method ddpm draws the steps of its diffusion uniformly and has no other law")
+
+    @property
+    def sampler(self) -> Literal["ddim"]:
+        return "ddim"
+
+    def noise(self, step: int) -> None:
+        return None
 
     def draw(self, key: Key[Array, ""], x: Float[Array, "batch *event"], e=None, step=0) -> Draw:
         """Noise and the times of uniform steps, r = t."""

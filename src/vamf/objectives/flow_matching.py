@@ -4,6 +4,7 @@ Lipman et al. (arXiv:2210.02747) on the straight path: R = u(z, t, t) - y.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax.numpy as jnp
 
@@ -15,7 +16,11 @@ from vamf.objectives.objective import Found, Objective, Rows
 class FlowMatching(Objective):
     """Only the diagonal of u is trained; sample it with `vamf.sampling.integrate`."""
 
-    def noise(self, step: int) -> tuple[float, float]:
+    @property
+    def sampler(self) -> Literal["heun", "ddim"]:
+        return "heun"
+
+    def noise(self, step: int) -> tuple[float, float] | None:
         return 0.0, 1.0
 
     def off_diagonal(self, u: AverageVelocity, rows: Rows, step, proxy, memory) -> Found:

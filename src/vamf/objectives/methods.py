@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vamf.errors import UserError
+from vamf.objectives.denoising import STEPS, DenoisingDiffusion
 from vamf.objectives.eulerian import Eulerian
 from vamf.objectives.finite_step import FiniteStep
 from vamf.objectives.flow_matching import FlowMatching
@@ -243,6 +244,12 @@ METHODS: dict[str, Method] = {
             "times": TimeLaw("to_data", mean=-1.0, std=1.4, equal_fraction=0.0),
         },
         steps=400_000,
+    ),
+    "ddpm": Method(
+        "DDPM (arXiv:2006.11239): flow matching at the steps of a diffusion, weighted so that the noise's error counts",
+        DenoisingDiffusion,
+        fixed={"gamma": 0.0, "proxy": "none"},
+        defaults={"times": STEPS},
     ),
 }
 

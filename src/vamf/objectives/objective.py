@@ -259,6 +259,11 @@ class Objective(abc.ABC):
         return self.bank_memory > 0
 
     @property
+    def sampler(self) -> Literal["jumps", "heun", "ddim"]:
+        """The named sampler (`vamf.sampling.named`) that asks for what is trained."""
+        return "jumps"
+
+    @property
     def has_bank(self) -> bool:
         """Whether v_c is averaged over data points, somewhere."""
         return self.proxy == "bank" or self.rao_blackwell

@@ -11,6 +11,7 @@ from vamf.errors import UserError
 from vamf.files import write_atomic
 from vamf.report import figures, tables
 from vamf.report.page import Page
+from vamf.sampling import named
 from vamf.training.logs import read
 from vamf.training.run import Run
 
@@ -45,15 +46,17 @@ def write(run: Run, evaluation: dict) -> Path:
     kept = sorted((run.folder / "samples").glob("step-*.npy"))
     chosen = [kept[index] for index in sorted({round(i) for i in np.linspace(0, len(kept) - 1, STRIP)})] if kept else []
     stages = {f"step {int(path.stem[5:]):,}": np.load(path, allow_pickle=False) for path in chosen}
+    sampler, steps = run.usual()
+    how = f"{'one-step samples' if steps == 1 else f'samples ({named.describe(sampler, steps)})'} of the moving average"
     if view is not None:
         for name, samples in {"data": reference, **stages}.items():
             images = view(samples[:shown])
             sheet = figures.pictures(images, 20, figures.enlargement(images, 4, 128), 0, 255)
-            page.figure(sheet, name if name == "data" else f"one-step samples of the moving average, {name}")
+            page.figure(sheet, name if name == "data" else f"{how}, {name}")
     elif dataset.event_shape == (2,):
         page.figure(
             figures.clouds({dataset.name.replace("_", " "): {"data": reference, **stages}}),
-            "Data, and one-step samples of the moving average from the same noise over training.",
+            f"Data, and {how} from the same noise over training.",
         )
     elif stages:
         last = list(stages.values())[-1]

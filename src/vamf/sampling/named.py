@@ -16,6 +16,10 @@ from vamf.sampling.jumps import restart, sample
 from vamf.sampling.ode import integrate
 
 Sampler = Literal["jumps", "restart", "heun", "euler", "fast_flow", "ancestral", "ddim"]
+USUAL: dict[str, int] = {
+    "jumps": 1, "restart": 2, "heun": 50, "euler": 50, "fast_flow": 50, "ancestral": DDPM.steps, "ddim": 50,
+}  # fmt: skip
+"""Steps of each sampler where nobody says how many."""
 BATCHES, SMALLEST = 64, 64
 """`fast_flow` learns from batch to batch: at most so many batches, of so many samples at least."""
 
@@ -32,6 +36,14 @@ def check(sampler: str, steps: int) -> None:
         require(steps >= 4, "steps", steps, "4 or more with fast_flow; in fewer there is nothing to skip")
     if sampler in ("ancestral", "ddim"):
         require(steps <= DDPM.steps, "steps", steps, f"1 to {DDPM.steps} with {sampler}")
+
+
+def describe(sampler: Sampler, steps: int) -> str:
+    """A way from noise to data in words."""
+    count = f"{steps} step{'s' * (steps > 1)}"
+    if sampler == "jumps":
+        return count
+    return f"{sampler}, {count}" + " of u(z, t, t)" * (sampler != "restart")
 
 
 def batches(n: int) -> tuple[int, int]:

@@ -251,6 +251,11 @@ class TrainConfig:
             raise UserError("couplings: not with a bank, whose posterior is that of independent noise")
         if self.method == "rectified_meanflow" and not self.couplings.pairs:
             raise UserError("method = rectified_meanflow: needs --teacher RUN and --couplings.pairs N")
+        predicts = getattr(self.network, "predicts", "average_velocity")
+        if predicts != "average_velocity" and objective.sampler == "jumps":
+            raise UserError(
+                f"network.predicts = {predicts}: is for flow_matching and ddpm; {self.method} needs average_velocity"
+            )
         if self.couplings.pairs and not self.teacher:
             raise UserError("couplings: name the run whose flow makes them with --teacher RUN")
 

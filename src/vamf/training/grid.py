@@ -227,7 +227,7 @@ class Grid:
             u = self.network.bind(state.average)
             if not isinstance(self.config.network, networks.MLPConfig):
                 u = in_blocks(u, BLOCK_ROWS)
-            return named.draw(sampler, u, noise, steps, jax.random.fold_in(key, 2), label)
+            return named.draw(sampler, u, noise, steps, jax.random.fold_in(key, 2), label, self.dataset.bound)
 
         program = self._program(("sample", sampler, n, steps, label is None, scale), lambda: draw)
         drawn, calls = self.collect(program(self._arrays, seeds, labels, state))

@@ -96,7 +96,7 @@ class Run:
         """Train from the newest checkpoint to the end, keeping samples of the same noise at each checkpoint."""
 
         def keep_samples(step: int, state: State) -> None:
-            drawn = self.grid.sample(state, self._at_most(SHOWN))[0]
+            drawn, _ = self.draw(state, self._at_most(SHOWN))
             write_array(self.folder / "samples" / f"step-{step:08d}.npy", drawn)
 
         return loop.train(self.grid, self.folder, progress, keep_samples)
@@ -118,27 +118,34 @@ class Run:
         self, state: State, n: int, steps: int = 1, seed: int | None = None, label: int | None = None
     ) -> np.ndarray:
         """n samples (n, *event) in `steps` jumps; otherwise as `draw`."""
-        return self.draw(state, n, steps, seed, label)[0]
+        return self.draw(state, n, steps, seed, label, "jumps")[0]
+
+    def usual(self, sampler: named.Sampler | None = None, steps: int | None = None) -> tuple[named.Sampler, int]:
+        """A sampler and its number of steps; where none are given, those that ask for what the run has trained."""
+        sampler = sampler or self.config.build_objective().sampler
+        return sampler, named.USUAL.get(sampler, 1) if steps is None else steps
 
     def draw(
         self,
         state: State,
         n: int,
-        steps: int = 1,
+        steps: int | None = None,
         seed: int | None = None,
         label: int | None = None,
-        sampler: named.Sampler = "jumps",
+        sampler: named.Sampler | None = None,
         scale: tuple[float, ...] = (),
     ) -> tuple[np.ndarray, int]:
         """n samples (n, *event) in original units, of one class where a label is given, and the network calls made.
 
         Args:
+            steps, sampler: as `usual` has them where none are given.
             scale: (omega, t_min, t_max) of the guidance, for a network that is told.
 
         Raises:
             UserError: a count below 1, too few steps for the sampler, or a label or a scale that the run does not have.
         """
         require(n >= 1, "n", n, "1 or more")
+        sampler, steps = self.usual(sampler, steps)
         named.check(sampler, steps)
         classes = self.dataset.num_classes
         if label is not None:
@@ -172,8 +179,12 @@ class Run:
         count = self._at_most(EVALUATED)
         reference = self.dataset.reference(EVALUATED, seed)
         drawn = self.dataset.draw(self.dataset.arrays, jax.random.fold_in(jax.random.key(seed), 1), count)[0]
-        candidates = {f"{steps} step" + "s" * (steps > 1): self.sample(state, count, steps) for steps in (1, 2, 4)}
-        candidates["heun, 50 steps of u(z, t, t)"] = self.draw(state, count, 50, sampler="heun")[0]
+        own = self.usual()
+        ways = [("jumps", 1), ("jumps", 2), ("jumps", 4)] if own[0] == "jumps" else [own]
+        candidates = {
+            named.describe(sampler, steps): self.draw(state, count, steps, sampler=sampler)[0]
+            for sampler, steps in dict.fromkeys([*ways, ("heun", 50)])
+        }
         candidates["floor"] = self.dataset.to_original(np.asarray(drawn))
         rows = {
             name: {f"sw{order}": sliced_wasserstein(points, reference, order) for order in (1, 2)}
