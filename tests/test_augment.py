@@ -62,8 +62,12 @@ def test_filter_is_an_orthonormal_wavelets_with_six_vanishing_moments():
 def test_images_that_are_not_moved_return_unchanged():
     images = noise()
     np.testing.assert_allclose(apply(still(3), images), images, atol=1e-5)
-    off = Augmentation(0.0, mirror=False, flip=True, rotate=True)
+    off = Augmentation(0.0, flip=True, rotate=True)
     moved, label = off(jax.random.key(0), images)
+    np.testing.assert_allclose(moved, images, atol=1e-5)
+    assert label.shape == (3, off.features) == (3, 0)
+    rare = Augmentation(1e-9, mirror=False, flip=True, rotate=True)
+    moved, label = rare(jax.random.key(0), images)
     np.testing.assert_allclose(moved, images, atol=1e-5)
     np.testing.assert_array_equal(label, np.zeros((3, 8)))
 

@@ -19,6 +19,14 @@ QUIET = Progress(show=False)
 FAST = ["--steps", "4", "--batch-size", "8", "--checkpoint-every", "4"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_samples():
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("SHOWN", "EVALUATED"):
+            patch.setattr(f"vamf.training.run.{name}", 64)
+        yield
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """A file of 40 grey pictures of 8x8."""

@@ -175,7 +175,8 @@ def train(arguments: Sequence[str]) -> None:
             raise UserError(f"train needs a CONFIG: {PRESETS.replace(' ', ', ')}, a table, pictures or latents")
         settings = presets.for_data(arguments.pop(0)) if named else TrainConfig(data="CONFIG")
         if "--network" in arguments:
-            settings = dataclasses.replace(settings, network=_network(arguments))
+            unaugmented = dataclasses.replace(settings.augment, probability=0.0)  # of which no kind is told by default
+            settings = dataclasses.replace(settings, network=_network(arguments), augment=unaugmented)
         parsed = _parse(Train, arguments, "train CONFIG", default=Train(settings))
         keep_on_one_core(parsed.settings)  # before any data is on a device; a resumed run rounds in the same way
         run = Run.create(parsed.settings, parsed.out)

@@ -42,6 +42,8 @@ SPREAD = 0.2
 """Standard deviation of the logarithm, to base 2, of scales and stretches."""
 REACH = 0.125
 """Standard deviation of shifts, in units of the image's side."""
+NUMBERS = {"mirror": 1, "flip": 1, "scale": 1, "rotate": 2, "stretch": 2, "shift": 2}
+"""How many numbers of the label tell of each kind of move."""
 
 
 class Moves(NamedTuple):
@@ -68,7 +70,7 @@ class Augmentation:
     """Random moves of images, and the label that tells of them; the defaults are MeanFlow's for CIFAR-10."""
 
     probability: float = 0.12
-    """Share of the images to which each kind of move is applied, the mirror apart."""
+    """Share of the images to which each kind of move is applied, the mirror apart; 0 leaves all as they are."""
     mirror: bool = True
     """Whether half of all images are mirrored."""
     flip: bool = False
@@ -83,12 +85,17 @@ class Augmentation:
     """Whether images are shifted."""
 
     def __post_init__(self):
-        require(0 <= self.probability <= 1, "augmentation.probability", self.probability, "[0, 1]")
+        require(0 <= self.probability <= 1, "augment.probability", self.probability, "[0, 1]")
+
+    @property
+    def kinds(self) -> list[str]:
+        """The moves that there are."""
+        return [name for name in NUMBERS if self.probability and getattr(self, name)]
 
     @property
     def features(self) -> int:
-        """Length of the label."""
-        return self.mirror + self.flip + self.scale + 2 * (self.rotate + self.stretch + self.shift)
+        """Length of the label; 0 where nothing is moved."""
+        return sum(NUMBERS[name] for name in self.kinds)
 
     def __call__(
         self, key: Key[Array, ""], images: Float[Array, "n height width colours"]
@@ -111,7 +118,7 @@ class Augmentation:
             return jax.random.bernoulli(next(keys), self.probability * wanted, (n,)).astype(jnp.float32)
 
         return Moves(
-            mirror=half() * self.mirror,
+            mirror=half() * ("mirror" in self.kinds),
             flip=half() * chosen(self.flip),
             scale=jax.random.normal(next(keys), (n,)) * chosen(self.scale),
             angle=angle() * chosen(self.rotate),
@@ -130,7 +137,7 @@ class Augmentation:
             "stretch": [moves.stretch * jnp.cos(moves.axis), moves.stretch * jnp.sin(moves.axis)],
             "shift": [moves.shift[:, 0], moves.shift[:, 1]],
         }
-        columns = [column for name, part in parts.items() if getattr(self, name) for column in part]
+        columns = [column for name in self.kinds for column in parts[name]]
         return jnp.stack(columns, axis=1) if columns else jnp.zeros((len(moves.mirror), 0))
 
 

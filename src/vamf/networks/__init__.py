@@ -40,8 +40,8 @@ class Network(NamedTuple):
 
     init: Callable[[jax.Array], Any]
     """key -> parameters."""
-    bind: Callable[[Any], AverageVelocity]
-    """parameters -> u(z, r, t, label)."""
+    bind: Callable[..., AverageVelocity]
+    """parameters -> u(z, r, t, label); with a key as well, the network in training, whose dropout it decides."""
 
 
 def kind_of(config: NetworkConfig) -> str:
@@ -80,11 +80,11 @@ def build(
     abstract = [nnx.eval_shape(partial(create, jax.random.key(0), form)) for form in forms]
     graphs, states = zip(*(nnx.split(network) for network in abstract), strict=True)
 
-    def bind(params):
+    def bind(params, key=None):
         state = jax.tree.map(lambda leaf: leaf, states[0])
         nnx.replace_by_pure_dict(state, params)
         network, *twin = (nnx.merge(graph, state) for graph in graphs)
-        return Given(network, None, *twin)
+        return Given(network, key, *twin)
 
     return Network(init, bind)
 
@@ -93,9 +93,9 @@ def _beside(own: Network, fake: Network) -> Network:
     """Two networks in one tree of parameters; the second is the head `fake` of the first."""
 
     class Both:
-        def __init__(self, params):
-            self.own = own.bind(params[OWN])
-            self.second = fake.bind(params[FAKE])
+        def __init__(self, params, key=None):
+            self.own = own.bind(params[OWN], key)
+            self.second = fake.bind(params[FAKE], key)
 
         def __call__(self, z, r, t, label=None):
             return self.own(z, r, t, label)

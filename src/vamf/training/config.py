@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from vamf import networks
 from vamf.data import Dataset, ImageConfig, load
+from vamf.data.augment import Augmentation
 from vamf.data.whitening import whiten
 from vamf.errors import UserError, require
 from vamf.networks import InContextConfig, MLPConfig, NetworkConfig
@@ -214,6 +215,8 @@ class TrainConfig:
     """Share of a table's rows kept for evaluation, never trained on."""
     images: ImageConfig = ImageConfig()
     """How pictures are prepared."""
+    augment: Augmentation = Augmentation(probability=0.0)
+    """Random moves of pictures in training, of which the network is told; 0.12 is usual, with augment_features 6."""
     teacher: str = ""
     """Folder of a run: the network behind the proxy `teacher` and behind couplings."""
     initial: str = ""
@@ -258,6 +261,7 @@ class TrainConfig:
             )
         if self.couplings.pairs and not self.teacher:
             raise UserError("couplings: name the run whose flow makes them with --teacher RUN")
+        self._check_augment(objective)
 
     def build_objective(self) -> Objective:
         """The objective that the configuration describes."""
@@ -281,9 +285,28 @@ class TrainConfig:
             UserError: unknown name, or a file that cannot be used.
         """
         dataset = load(self.data, self.holdout, self.images)
+        if self.augment.features and dataset.picture != dataset.event_shape:
+            raise UserError(f"augment: moves pictures; samples of {dataset.name} have shape {dataset.event_shape}")
         if not self.conditional:
             dataset = dataclasses.replace(dataset, num_classes=0)
         return whiten(dataset, self.whiten) if self.whiten else dataset
+
+    def _check_augment(self, objective: Objective) -> None:
+        """Refuse an augmentation that the network does not know of, and parts that do not know of the augmentation."""
+        told, taken = self.augment.features, getattr(self.network, "augment_features", 0)
+        if told != taken:
+            raise UserError(
+                f"augment: tells the network {told} numbers about each picture, but network.augment-features = {taken} "
+                "(always 0 where the network is no U-Net)"
+            )
+        ignorant = {
+            "whiten": self.whiten > 0,
+            "couplings": self.couplings.pairs > 0,
+            "a bank": objective.has_bank,
+            "a teacher": objective.proxy == "teacher",
+        }
+        for name in (name for name, used in ignorant.items() if told and used):
+            raise UserError(f"augment: not with {name}, made for pictures as they are")
 
     def describe(self) -> str:
         """One line for people."""
@@ -299,6 +322,7 @@ LATER: dict[str, Any] = {
     "whiten": 0.0,
     "jvp_dtype": "float32",
     "images": dataclasses.asdict(ImageConfig()),
+    "augment": dataclasses.asdict(Augmentation(probability=0.0)),
     "matching_times": dataclasses.asdict(TimesConfig()),
     "couplings": dataclasses.asdict(CouplingConfig()),
     "objective": dict.fromkeys(

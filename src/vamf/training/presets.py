@@ -1,11 +1,11 @@
 """Configurations by name. Any data file is one too: see `for_data`."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 from vamf import data
 from vamf.data import ImageConfig, arrays, image_files, latents, mixtures, toys
+from vamf.data.augment import Augmentation
 from vamf.errors import UserError
 from vamf.networks import DiTConfig, InContextConfig, MLPConfig, unet
 from vamf.training.config import LogConfig, ObjectiveConfig, OptimiserConfig, TimesConfig, TrainConfig
@@ -82,7 +82,8 @@ def pictures(path: str) -> TrainConfig:
 def cifar10_unet() -> TrainConfig:
     """MeanFlow's recipe for CIFAR-10, without classes (arXiv:2505.13447): FID 2.92 there, not measured here.
 
-    The published augmentation and dropout of 0.2 are not part of this preset.
+    Adam at 6e-4 after 10,000 steps of warm-up, batch 1024, p = 0.75, dropout 0.2, moving average 0.99995. As in the
+    official code pictures are mirrored twice over: as they are drawn, of which nobody is told, and by the augmentation.
     """
     return TrainConfig(
         data="data/cifar10",
@@ -95,7 +96,8 @@ def cifar10_unet() -> TrainConfig:
         batch_size=1024,
         learning_rate=6e-4,
         checkpoint_every=10_000,
-        network=dataclasses.replace(unet.CIFAR10, augment_features=0, dropout=0.0),
+        augment=Augmentation(),
+        network=unet.CIFAR10,
         optimiser=OptimiserConfig(final_learning_rate=1.0, warmup=10_000, ema_decay=0.99995),
         log=LogConfig(variance_every=0),
     )

@@ -179,11 +179,13 @@ class Run:
         count = self._at_most(EVALUATED)
         reference = self.dataset.reference(EVALUATED, seed)
         drawn = self.dataset.draw(self.dataset.arrays, jax.random.fold_in(jax.random.key(seed), 1), count)[0]
-        own = self.usual()
-        ways = [("jumps", 1), ("jumps", 2), ("jumps", 4)] if own[0] == "jumps" else [own]
+        ways: list[tuple[named.Sampler, int]] = [self.usual()]
+        if ways[0][0] == "jumps":
+            ways = [("jumps", 1), ("jumps", 2), ("jumps", 4)]
+        ways.append(("heun", 50))
         candidates = {
             named.describe(sampler, steps): self.draw(state, count, steps, sampler=sampler)[0]
-            for sampler, steps in dict.fromkeys([*ways, ("heun", 50)])
+            for sampler, steps in dict.fromkeys(ways)
         }
         candidates["floor"] = self.dataset.to_original(np.asarray(drawn))
         rows = {

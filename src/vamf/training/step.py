@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from vamf import networks
 from vamf.average_velocity import AverageVelocity
+from vamf.condition import Condition, Told
 from vamf.data import Dataset
 from vamf.networks import Network
 from vamf.objectives import Objective
@@ -21,6 +22,9 @@ from vamf.objectives.objective import Points
 from vamf.optimisers import OPTIMISERS
 from vamf.theory.estimators import gradient_contrasts
 from vamf.training.config import TrainConfig
+
+AUGMENT, DROPOUT = 100, 101
+"""Streams of a step's loss key that no objective uses."""
 
 
 class Member(NamedTuple):
@@ -69,10 +73,13 @@ class Batch(NamedTuple):
     """What a step consumes: data, and the randomness of the objective."""
 
     x: Float[Array, "batch *event"]
-    label: Int[Array, " batch"] | None
+    label: Told
+    """What the network is told: classes, and how each picture was augmented."""
     draw: Any
     points: Points | None = None
     """Data that joins the batch as the bank."""
+    dropout: jax.Array | None = None
+    """Key of the dropout of the network in training, where it has one: every call of the step takes it."""
 
 
 class Keys(NamedTuple):
@@ -154,11 +161,16 @@ class Trainer:
     def _batch(self, arrays, key, step) -> Batch:
         batch_key, loss_key = jax.random.split(key)
         x, label = self._data(arrays, batch_key, self.config.batch_size)
+        if self.config.augment.features:
+            x, moved = self.config.augment(jax.random.fold_in(loss_key, AUGMENT), x)
+            label = Condition(label, moved)
         extra = self.objective.extra_points(self.config.batch_size)
         points = Points(*self._data(arrays, jax.random.fold_in(batch_key, 1), extra)) if extra else None
         noise = self.dataset.noise
         e = None if noise is None else noise(arrays, batch_key, self.config.batch_size)
-        return Batch(x, label, self.objective.draw(loss_key, x, e, step), points)
+        drops = getattr(self.config.network, "dropout", 0) > 0
+        dropout = jax.random.fold_in(loss_key, DROPOUT) if drops else None
+        return Batch(x, label, self.objective.draw(loss_key, x, e, step), points, dropout)
 
     def _data(self, arrays, key, n: int):
         x, label = self.dataset.draw(arrays, key, n)
@@ -174,19 +186,19 @@ class Trainer:
     def _adapt(self, batch: Batch, state: State):
         if not self.objective.adapts:
             return state.memory
-        x, label, draw, points = batch
-        u, proxy = self.network.bind(state.params), self._proxy(self.objective, state)
+        x, label, draw, points, dropout = batch
+        u, proxy = self.network.bind(state.params, dropout), self._proxy(self.objective, state)
         equal = self.objective.times.count_equal(x.shape[0])
         return self.objective.adapt(state.memory, u, x, draw, label, state.step, proxy, equal, points)
 
     def _gradient(self, batch: Batch, member: Member, state: State) -> tuple[Any, Metrics]:
-        x, label, draw, points = batch
+        x, label, draw, points, dropout = batch
         equal = self.objective.times.count_equal(x.shape[0])
         objective = self.objective if member.beta is None else dataclasses.replace(self.objective, beta=member.beta)
         proxy = self._proxy(objective, state)
 
         def mean_loss(params):
-            u = self.network.bind(params)
+            u = self.network.bind(params, dropout)
             loss, aux = objective.evaluate(u, x, draw, label, state.step, proxy, equal, points, state.memory)
             return loss.mean(), aux
 

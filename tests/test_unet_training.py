@@ -1,0 +1,276 @@
+"""Dropout and augmentation in training: who is told, who is not, and that a step's randomness is its own."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from modules import quick, random_parameters
+from vamf import cli, networks
+from vamf.condition import HIDDEN, Condition
+from vamf.data.augment import Augmentation
+from vamf.errors import UserError
+from vamf.networks import DiTConfig, Network, UNetConfig
+from vamf.objectives import create
+from vamf.progress import Progress
+from vamf.training import loop, presets
+from vamf.training.config import LogConfig, ObjectiveConfig, TimesConfig, TrainConfig, identity
+from vamf.training.couplings import CouplingConfig
+from vamf.training.grid import Grid
+from vamf.training.run import Run
+from vamf.training.step import Member, State, Trainer, optimiser, streams
+
+QUIET = Progress(show=False)
+TINY = UNetConfig("ddpm", 4, (1,), 1, (), 4, "velocity", augment_features=6, dropout=0.5)
+HALF = Augmentation(0.5)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A file of 40 smooth colour pictures of 8x8 in 3 classes."""
+    rng = np.random.default_rng(0)
+    waves = np.sin(np.linspace(0, 3, 8)[:, None, None] + rng.uniform(0, 6, (40, 1, 8, 3)))
+    path = tmp_path_factory.mktemp("data") / "pictures.npz"
+    np.savez(path, images=(127 * (1 + waves)).astype(np.uint8), labels=np.arange(40) % 3)
+    return str(path)
+
+
+def small(data, **changes) -> TrainConfig:
+    """A flow-matching U-Net with dropout and augmentation."""
+    config = TrainConfig(data, "flow_matching", steps=4, batch_size=8, checkpoint_every=2, network=TINY, augment=HALF)
+    return dataclasses.replace(config, log=LogConfig(every=2, variance_every=0), **changes)
+
+
+def key_bits(key):
+    return jax.random.key_data(key).tolist()
+
+
+def watched_step(config, step=3, seed=1):
+    """The batch of a step, and the key and label of each call that its training step makes of a network u = w z."""
+    calls = []
+
+    def bind(params, key=None):
+        def u(z, r, t, label):
+            calls.append((key, label))
+            return params["w"] * z
+
+        return u
+
+    network = Network(lambda key: {"w": jnp.ones(())}, bind)
+    dataset = config.load_data()
+    trainer = Trainer(config, dataset, network, config.build_objective(), optimiser(config))
+    member = Member(np.uint32(seed), None)
+    batch = quick(trainer.batch)(dataset.arrays, member, step)
+    trainer.step(batch, member, trainer.init(member))
+    return batch, calls
+
+
+# ------------------------------------------------------------------------------------------------------------- dropout
+
+
+def test_all_calls_of_a_step_share_a_key_and_the_moving_average_has_none(pictures):
+    vamf = small(pictures, method="vamf", network=dataclasses.replace(TINY, predicts="average_velocity"))
+    batch, calls = watched_step(vamf)
+    keys = [None if key is None else key_bits(key) for key, _ in calls]
+    assert keys.count(None) == 1  # v_hat of the moving average
+    assert keys.count(key_bits(batch.dropout)) == len(keys) - 1 >= 2
+
+
+def test_every_step_and_every_seed_has_a_key_of_its_own(pictures):
+    config = small(pictures)
+    found = [key_bits(watched_step(config, *at)[0].dropout) for at in ((3, 1), (3, 1), (4, 1), (3, 2))]
+    assert found[0] == found[1]
+    assert len({tuple(key) for key in found}) == 3
+    without = dataclasses.replace(config, network=dataclasses.replace(TINY, dropout=0.0))
+    assert watched_step(without)[0].dropout is None
+
+
+def test_keys_reach_both_networks_of_a_rectified_training():
+    network = networks.build(TINY, (8, 8, 3), 0, ("fake",))
+    params, key = random_parameters(network), jax.random.key(1)
+    both = network.bind(params, key)
+    assert both.own.key is both.second.key is key
+    assert network.bind(params).own.key is None
+
+
+def test_masks_differ_between_steps_and_not_within_one(pictures):
+    """Of a real network: the key decides what is dropped, whatever else is the same."""
+    network = networks.build(TINY, (8, 8, 3))
+    params, z, t = random_parameters(network), jnp.ones((2, 8, 8, 3)), jnp.full(2, 0.5)
+    u = quick(lambda key: network.bind(params, key)(z, t, t, None))
+    keys = [watched_step(small(pictures), step)[0].dropout for step in (0, 0, 1)]
+    first, again, later = (np.asarray(u(key)) for key in keys)
+    np.testing.assert_array_equal(first, again)
+    assert np.max(np.abs(first - later)) > 1e-3
+
+
+# -------------------------------------------------------------------------------------------------------- augmentation
+
+
+def test_pictures_are_moved_and_the_network_is_told(pictures):
+    config = small(pictures, batch_size=32)
+    untold = dataclasses.replace(TINY, augment_features=0)
+    batch, calls = watched_step(config)
+    still, others = watched_step(dataclasses.replace(config, augment=Augmentation(0.0), network=untold))
+    np.testing.assert_array_equal(batch.label.label, still.label)
+    told = np.asarray(batch.label.augment)
+    assert told.shape == (32, 6)
+    alone = np.all(told == 0, axis=1)
+    mirrored = (told[:, 0] == 1) & np.all(told[:, 1:] == 0, axis=1)
+    assert min(alone.sum(), mirrored.sum()) >= 1
+    np.testing.assert_allclose(batch.x[alone], still.x[alone], atol=1e-5)
+    np.testing.assert_allclose(batch.x[mirrored], still.x[mirrored][:, :, ::-1], atol=1e-5)
+    other = ~alone & ~mirrored
+    assert np.min(np.max(np.abs(batch.x - still.x)[other], axis=(1, 2, 3))) > 1e-3
+    assert all(isinstance(label, Condition) for _, label in calls)
+    assert not any(isinstance(label, Condition) for _, label in others)
+
+
+@pytest.mark.parametrize("method", ["meanflow", "vamf", "split_meanflow"])
+def test_each_row_is_told_of_its_own_picture(pictures, method):
+    """The rows on and off the diagonal, of the network and of its moving average."""
+    average = dataclasses.replace(TINY, predicts="average_velocity")
+    times = TimesConfig(equal_fraction=0.25)
+    batch, calls = watched_step(small(pictures, method=method, network=average, batch_size=16, times=times))
+    told, label = (np.asarray(part) for part in (batch.label.augment, batch.label.label))
+    parts = {len(given.label): given for _, given in calls}
+    assert sum(parts) == 16
+    assert len(parts) == 2
+    for _, given in calls:
+        rows = slice(0, len(given.label)) if len(given.label) == min(parts) else slice(min(parts), None)
+        np.testing.assert_array_equal(given.augment, told[rows])
+        np.testing.assert_array_equal(given.label, label[rows])
+
+
+def test_guidance_hides_the_class_and_keeps_the_augmentation():
+    """v_null is that of the moved picture too; a row whose label is dropped stays told of its move."""
+    seen = []
+
+    def u(z, r, t, label):
+        seen.append(label)
+        return z
+
+    x = jnp.ones((6, 8, 8, 1))
+    condition = Condition(jnp.arange(6) % 3, jnp.arange(36.0).reshape(6, 6))
+    objective = create("flow_matching", guidance=2.0, label_dropout=0.5)
+    loss, _ = objective(u, x, condition, jax.random.key(0), 0)
+    null, shown = seen[0], seen[1:]
+    assert loss.shape == (6,)
+    np.testing.assert_array_equal(null.label, np.full(6, HIDDEN))
+    np.testing.assert_array_equal(null.augment, condition.augment)
+    np.testing.assert_array_equal(np.concatenate([part.augment for part in shown]), condition.augment)
+    labels = np.concatenate([part.label for part in shown])
+    assert np.all((labels == HIDDEN) | (labels == condition.label))
+    assert 0 < np.sum(labels == HIDDEN) < 6
+
+
+# -------------------------------------------------------------------------------------------------------- both in runs
+
+
+def test_a_step_is_the_same_whenever_it_is_taken(pictures):
+    """From a state that has been on the host, as a resumed run has it: masks and moves follow from seed and step."""
+    config = small(pictures)
+    grid = Grid(config, config.load_data(), [1])
+    state, _ = grid.advance(grid.init(), 2)
+    kept = grid.collect(state)
+    straight, metrics = grid.advance(state, 2)
+    straight = grid.collect(straight)
+    resumed, again = grid.advance(grid.place(kept), 2)
+    np.testing.assert_array_equal(metrics.loss, again.loss)
+    for ours, theirs in zip(jax.tree.leaves(grid.collect(resumed)), jax.tree.leaves(straight), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert np.all(metrics.loss[0, 0] != metrics.loss[0, 1])
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_bit_identical(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("vamf.training.run.SHOWN", 1)
+    config = small(pictures)
+    whole = Run.create(config, tmp_path / "whole").train(QUIET).state
+    cut = Run.create(config, tmp_path / "cut")
+
+    class Killed(BaseException):
+        pass
+
+    def kill(step, _):
+        raise Killed
+
+    with pytest.raises(Killed):
+        loop.train(cut.grid, cut.folder, QUIET, kill)
+    resumed = Run.open(cut.folder)
+    assert resumed.config == cut.config
+    for ours, theirs in zip(*(jax.tree.leaves(state) for state in (resumed.train(QUIET).state, whole)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_samples_know_of_neither(pictures):
+    """They are those of the same parameters in a network without dropout, told that nothing was moved."""
+    config = small(pictures)
+    grid = Grid(config, config.load_data(), [1])
+    params = random_parameters(grid.network)
+    state = State((), jax.tree.map(lambda leaf: leaf[None], params), (), jnp.zeros(1, jnp.int32))
+    label = np.array([0, 1, 2, 2])
+    drawn = grid.sample(state, 4, 1, seed=5, label=label)
+    still = networks.build(dataclasses.replace(TINY, dropout=0.0), (8, 8, 3), 3)
+    noise = jax.random.normal(jax.random.split(streams(5).sample)[0], (4, 8, 8, 3))
+    told = Condition(jnp.asarray(label), jnp.zeros((4, 6)))
+    u = quick(still.bind(params))(noise, jnp.zeros(4), jnp.ones(4), told)
+    np.testing.assert_allclose(drawn[0], grid.dataset.to_original(np.asarray(noise - u)), rtol=1e-3, atol=0.1)
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"network": UNetConfig()}, "tells the network 6 numbers about each picture, but .* = 0"),
+        ({"network": DiTConfig()}, "always 0 where the network is no U-Net"),
+        ({"augment": Augmentation(0.0)}, "tells the network 0 numbers about each picture, but .* = 6"),
+        ({"augment": Augmentation(0.1, rotate=True)}, "tells the network 8 numbers"),
+        ({"whiten": 0.1}, "augment: not with whiten"),
+        ({"couplings": CouplingConfig(64), "teacher": "nowhere"}, "augment: not with couplings"),
+        ({"objective": ObjectiveConfig(rao_blackwell=True)}, "augment: not with a bank"),
+        (
+            {"method": "meanflow_rae", "network": dataclasses.replace(TINY, predicts="average_velocity")},
+            "augment: not with a teacher",
+        ),
+    ],
+)
+def test_what_does_not_know_of_the_augmentation_is_refused(changes, line):
+    with pytest.raises(UserError, match=line):
+        small("pictures.npz", **changes)
+
+
+def test_only_pictures_are_moved():
+    with pytest.raises(UserError, match=r"augment: moves pictures; samples of digits have shape \(64,\)"):
+        small("digits").load_data()
+
+
+def test_another_network_comes_without_the_augmentation(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        cli.main(["train", "cifar10_unet", "--network", "dit"])
+    assert "data/cifar10: no such folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["train", "cifar10_unet", "--network", "dit", "--augment.probability", "0.1"])
+    assert "augment: tells the network 6 numbers" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------- configurations
+
+
+def test_the_preset_has_the_published_augmentation_and_dropout():
+    config = presets.PRESETS["cifar10_unet"]
+    assert config.network.dropout == 0.2
+    assert config.augment.probability == 0.12
+    assert config.augment.kinds == ["mirror", "scale", "stretch", "shift"]
+    assert config.augment.features == config.network.augment_features == 6
+
+
+def test_earlier_runs_keep_their_identity():
+    assert "augment" not in identity(TrainConfig("swiss_roll"))
+    one, other = (identity(small("x.npz", augment=Augmentation(share))) for share in (0.1, 0.2))
+    assert one != other
