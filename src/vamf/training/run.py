@@ -160,7 +160,7 @@ class Run:
 
     @property
     def told_guidance(self) -> float:
-        """The scale of guidance of samples for which none is given: that of the training, or none."""
+        """The scale of guidance that samples have where none is given, which is that of the training, or none."""
         objective = self.grid.trainer.objective
         return objective.guidance if objective.guidance_power is None else 1.0
 
