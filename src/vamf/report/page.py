@@ -33,7 +33,7 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .85rem; }
 """
 
 
-WIDE = 8
+WIDE = 7
 """Columns of a table from which on it has to be set smaller."""
 
 
