@@ -90,5 +90,5 @@ def test_mixed_sizes(grain, tmp_path):
 def test_without_grain(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
     np.save(tmp_path / "x.npy", pixels())
-    with pytest.raises(UserError, match="pip install grain"):
+    with pytest.raises(UserError, match=r"pip install 'vamf\[images\]'"):
         take(tmp_path / "x.npy", 1)

@@ -368,3 +368,19 @@ def test_real_latents(tmp_path):
     x = encoding.images.decode(encoding.image_files.read(SHARED / "imagenet_sample"), config, "photographs").pixels
     found = psnr(latents.decode(model, kept.astype(np.float32), 7), x)
     np.testing.assert_allclose(found[:16].mean(), index["psnr"], atol=0.05)
+
+
+def test_pictures_as_training_sees_them(tmp_path, capsys):
+    save(tmp_path / "photos" / "a", pixels(3, 24, 20))
+    save(tmp_path / "photos" / "b", pixels(2, 30, 40))
+    damage(tmp_path / "photos" / "b" / "0001.png", "empty")
+    wanted = command.Pictures(tmp_path / "photos", tmp_path / "x.npz", size=20)
+    command.prepare(wanted, Progress())
+    said = capsys.readouterr()
+    assert "4 pictures of 20x20x3" in said.out
+    assert "1 damaged and left out" in said.err
+    written = np.load(tmp_path / "x.npz")
+    np.testing.assert_array_equal(written["images"][:3], pixels(3, 24, 20)[:, 2:22])
+    np.testing.assert_array_equal(written["labels"], [0, 0, 0, 1])
+    with pytest.raises(UserError, match=r"ends in \.npz"):
+        dataclasses.replace(wanted, out=tmp_path / "x.png")

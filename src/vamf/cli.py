@@ -31,6 +31,7 @@ USAGE = """usage: vamf COMMAND ...
   fid A B [--weights FILE]                        images against images: FID and its kin, with a receipt
   data latents SOURCE --autoencoder FILE --out FOLDER
                                                   encode pictures into latents to train on
+  data pictures SOURCE [--size N] --out FILE      pictures as training sees them, to judge samples by
 
 studies: {studies}
 presets: {presets}
@@ -45,6 +46,10 @@ METHODS = (
     "accelerated_meanflow terminal_velocity rectified_meanflow decoupled_meanflow split_meanflow shortcut "
     "progressive_map lagrangian_map eulerian_map meanflow_rae mid_training flow_consist consistency ddpm"
 )
+DATA = """usage: vamf data latents SOURCE --autoencoder FILE --out FOLDER
+       vamf data pictures SOURCE [--size N] --out FILE
+
+`vamf data latents --help` and `vamf data pictures --help` list every option."""
 STUDIES = {
     "toys": "ToyStudy",
     "mixtures": "MixtureStudy",
@@ -325,16 +330,19 @@ def prepare(arguments: Sequence[str]) -> None:
     from vamf.data import command
     from vamf.progress import Progress
 
-    arguments = list(arguments)
-    if arguments[:1] == ["latents"]:
-        del arguments[0]
-    elif not {"-h", "--help"} & set(arguments):
-        raise UserError("data: allowed is data latents SOURCE --autoencoder FILE --out FOLDER")
-    wanted = _parse(command.Latents, arguments, "data latents", positional=("source",))
-    try:
-        command.encode(wanted, Progress())
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command continues the encoding") from None
+    what, *rest = arguments or [""]
+    if what in ("-h", "--help"):
+        print(DATA)
+    elif what == "pictures":
+        command.prepare(_parse(command.Pictures, rest, "data pictures", positional=("source",)), Progress())
+    elif what == "latents":
+        wanted = _parse(command.Latents, rest, "data latents", positional=("source",))
+        try:
+            command.encode(wanted, Progress())
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the same command continues the encoding") from None
+    else:
+        raise UserError(f"data {what!r}: allowed are latents and pictures")
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

@@ -33,7 +33,7 @@ def load(name: str, holdout: float = 0.1, pictures: ImageConfig | None = None) -
         return arrays.digits(holdout)
     path = Path(name)
     if latents.is_folder(path):
-        return latents.load(path, holdout=holdout, memory=pictures.memory)
+        return latents.load(path, holdout=holdout, memory=pictures.memory, streamed=pictures.stream)
     if image_files.is_source(path) or pictures.expect:
         return images.load(path, pictures, holdout)
     if path.suffix.lower() in arrays.SUFFIXES:

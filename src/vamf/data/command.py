@@ -7,7 +7,11 @@ from typing import Annotated
 import tyro
 
 from vamf import autoencoders
-from vamf.data import encoding
+from vamf.data import encoding, image_files, images
+from vamf.data.images import ImageConfig
+from vamf.data.pictures import Channels
+from vamf.errors import require
+from vamf.files import write_arrays
 from vamf.progress import Progress
 
 
@@ -25,6 +29,37 @@ class Latents:
     """How pictures are encoded."""
     kind: autoencoders.Kind = "auto"
     """Layout of the autoencoder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """Write pictures as training prepares them, all of one size: the reference of `vamf fid`."""
+
+    source: Path
+    """Folder of pictures or another source of them: .npz, .parquet, IDX or CIFAR-10 files."""
+    out: Path
+    """File to write, .npz."""
+    size: int | None = None
+    """Height and width after shrinking and a centre crop; as stored if left out."""
+    channels: Channels = "stored"
+    """grey or rgb converts; stored takes grey or RGB pictures as they are and refuses others."""
+    strict: bool = False
+    """Refuse damaged pictures instead of leaving them out."""
+    memory: float = 4.0
+    """Largest set to hold in memory, in GiB."""
+
+    def __post_init__(self):
+        require(self.out.suffix == ".npz", "out", self.out, "a file that ends in .npz")
+
+
+def prepare(wanted: Pictures, progress: Progress) -> None:
+    """`vamf data pictures`."""
+    config = ImageConfig(size=wanted.size, channels=wanted.channels, strict=wanted.strict, memory=wanted.memory)
+    found = images.decode(image_files.read(wanted.source), config, str(wanted.source), progress)
+    if found.damaged:
+        progress.say(f"{len(found.damaged)} damaged and left out, the first: {found.damaged[0]}")
+    write_arrays(wanted.out, {"images": found.pixels} | ({} if found.label is None else {"labels": found.label}))
+    print(f"{len(found.pixels):,} pictures of {'x'.join(map(str, found.pixels.shape[1:]))}: {wanted.out}")
 
 
 def encode(wanted: Latents, progress: Progress) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from vamf.data.stream import Stream
 from vamf.theory.mixture import GaussianMixture
 
 
@@ -44,12 +46,26 @@ class Dataset:
     """Names of a table's columns, where it has them."""
     mixture: GaussianMixture | None = None
     """The exact law of the data in the network's units, where it is known."""
+    stream: Stream | None = None
+    """The rows to train on, where they stay on disk: `arrays` are then some of them, and `labels` of all."""
     noise: Callable[[Any, jax.Array, int], jax.Array] | None = None
     """(arrays, key, n) -> the noise (n, *event) that belongs to what `draw` returns, where data come in pairs."""
     restore: Callable[[np.ndarray], np.ndarray] | None = None
     """Undoes a change of coordinates, before scale and shift."""
     summary: str = ""
     """One line for people: where the data is from and how large it is."""
+
+    def batch(self, arrays: Any, key: jax.Array, step, n: int) -> tuple[jax.Array, jax.Array | None]:
+        """The samples of a training step: drawn, or of a stream those whose turn it is. Traceable."""
+        if self.stream is None:
+            return self.draw(arrays, key, n)
+        return self.stream.take(arrays, key, (step - arrays["start"]) * n + jnp.arange(n))
+
+    def draw_labels(self, arrays: Any, key: jax.Array, n: int) -> jax.Array | None:
+        """Labels (n,), each class as often as the data have it. Traceable."""
+        if self.stream is None:
+            return self.draw(arrays, key, n)[1]
+        return jax.random.choice(key, arrays["labels"], (n,))
 
     def to_original(self, samples: np.ndarray) -> np.ndarray:
         """Samples in original units."""

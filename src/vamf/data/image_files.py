@@ -110,7 +110,7 @@ def _pictures_in(entries: Iterable[Path]) -> list[Path]:
 
 def _read_arrays(path: Path) -> Pictures:
     try:
-        loaded = np.load(path, allow_pickle=False)
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(loaded, np.lib.npyio.NpzFile):
             return Pictures(pixels(path, loaded))
         with loaded:

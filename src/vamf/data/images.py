@@ -6,7 +6,7 @@ Formats: `image_files.py`; decoding and cropping: `pictures.py`; more pictures t
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,7 @@ from jaxtyping import Int, UInt8
 from vamf.data import image_files, pictures
 from vamf.data.dataset import Dataset
 from vamf.data.pictures import Channels, Damaged, Encoded, Pictures
+from vamf.data.stream import Stream
 from vamf.errors import UserError, require
 from vamf.progress import Progress
 
@@ -30,6 +31,8 @@ MINIMUM = 32
 GIB = 2**30
 AHEAD = 1024
 """Pictures that are decoded together."""
+REFERENCE = 2**26
+"""Most numbers of an evaluation's reference."""
 QUIET = Progress(show=False)
 
 
@@ -63,7 +66,9 @@ class ImageConfig:
     num_classes: int = 0
     """Number of classes; 0 takes the largest label's."""
     memory: float = 4.0
-    """Largest data set to hold in memory, in GiB."""
+    """Largest data set to hold in memory, in GiB; a larger one is streamed from disk."""
+    stream: bool = False
+    """Stream from disk whatever the size."""
     expect: Literal["", "fashion_mnist", "cifar10"] = ""
     """The data set that the pictures must be; empty takes any."""
 
@@ -94,27 +99,32 @@ def load(
         holdout: share of the pictures kept for evaluation, in [0, 0.5], where there is no official test set.
 
     Raises:
-        UserError: nothing to read, damaged files, pictures of several sizes or kinds, labels out of range, too few
-            pictures or too many for the memory allowed.
+        UserError: nothing to read, damaged files, pictures of several sizes or kinds, labels out of range, or too few
+            pictures.
     """
     expected = KNOWN.get(config.expect)
     if expected and not path.exists():
         raise UserError(f"{path}: no such folder; {config.expect} needs {expected.files}")
     source = image_files.read(path)
-    train = decode(source, config, str(path), progress)
-    shape = train.pixels.shape[1:]
+    shape = _shape(source, config, str(path))
     if expected and config.size is None and shape != expected.shape:
         raise UserError(f"{path}: pictures of shape {shape}; {config.expect} is {expected.shape}: {expected.files}")
-    stated = expected.classes if expected else source.num_classes
+    name = config.expect or path.stem
+    num_classes = config.num_classes or (expected.classes if expected else source.num_classes)
+    if config.stream or _gibibytes(len(source.items), shape) > config.memory:
+        from vamf.data import image_stream
+
+        return image_stream.load(path, name, source, config, holdout, num_classes)
+    train = decode(source, config, str(path), progress)
     test = None if source.test is None else decode(source.test, config, f"{path} (test set)", progress)
     return from_pixels(
-        config.expect or path.stem,
+        name,
         train.pixels,
         label=train.label,
         held_out=None if test is None else test.pixels,
         holdout=holdout,
         flip=config.flip,
-        num_classes=config.num_classes or stated,
+        num_classes=num_classes,
         source=str(path),
         damaged=train.damaged + (test.damaged if test else []),
     )
@@ -138,7 +148,6 @@ def from_pixels(
         held_out: pictures for evaluation; without them the share `holdout` of `pixels` is kept for it.
         num_classes: number of classes; 0 takes the largest label's.
     """
-    require(0 <= holdout <= 0.5, "holdout", holdout, "[0, 0.5], a share of the pictures")
     left_out = f"; {len(damaged)} damaged and left out, the first: {damaged[0]}" if damaged else ""
     if len(pixels) < MINIMUM:
         raise UserError(f"{source}: {len(pixels)} pictures; at least {MINIMUM} are needed{left_out}")
@@ -146,33 +155,61 @@ def from_pixels(
         raise UserError(
             f"{source}: the test set has pictures of shape {held_out.shape[1:]}, the training set {pixels.shape[1:]}"
         )
-    num_classes = _classes(source, label, num_classes)
+    num_classes = count_classes(source, label, num_classes)
     rows = np.arange(len(pixels))
     if held_out is None:
-        order = np.random.default_rng(0).permutation(len(pixels))
-        held = max(1, round(holdout * len(pixels))) if holdout else 0
-        held_out, rows = pixels[np.sort(order[:held])] if held else pixels, np.sort(order[held:])
-        used = f"{held:,} held out" if held else "none held out"
+        rows, held = parted(len(pixels), holdout)
+        held_out = pixels[held] if len(held) else pixels
+        used = f"{len(held):,} held out" if len(held) else "none held out"
     else:
         used = f"{len(held_out):,} in the official test set"
     chosen = pixels if len(rows) == len(pixels) else pixels[rows]
-    shape = pixels.shape[1:]
     # Flat rows: a gather of them copies each in one piece.
     arrays = {"pixels": jnp.asarray(chosen.reshape(len(chosen), -1))}
     if label is not None:
         arrays["label"] = jnp.asarray(label[rows], jnp.int32)
 
-    def draw(arrays, key, n):
-        row_key, flip_key = jax.random.split(key)
-        rows = jax.random.randint(row_key, (n,), 0, arrays["pixels"].shape[0])
-        x = arrays["pixels"][rows].reshape(n, *shape).astype(jnp.float32) / HALF_RANGE - 1
-        if flip:
-            mirrored = jax.random.bernoulli(flip_key, 0.5, (n, 1, 1, 1))
-            x = jnp.where(mirrored, x[:, :, ::-1], x)
-        return x, arrays["label"][rows] if "label" in arrays else None
+    most = max(1, REFERENCE // math.prod(pixels.shape[1:]))
 
     def reference(n, seed):
-        return held_out[np.random.default_rng(seed).permutation(len(held_out))[:n]].astype(np.float32)
+        return held_out[np.random.default_rng(seed).permutation(len(held_out))[: min(n, most)]].astype(np.float32)
+
+    return assembled(
+        name,
+        pixels.shape[1:],
+        arrays,
+        reference,
+        flip=flip,
+        num_classes=num_classes,
+        count=len(chosen),
+        used=f"{used}{left_out}",
+    )
+
+
+def assembled(
+    name: str,
+    shape: tuple[int, ...],
+    arrays: dict[str, jax.Array],
+    reference: Callable[[int, int], np.ndarray],
+    *,
+    flip: bool,
+    num_classes: int,
+    count: int,
+    used: str,
+    stream: Stream | None = None,
+) -> Dataset:
+    """A data set of flat rows of bytes.
+
+    Args:
+        arrays: `pixels` and, where there are classes, `label`.
+        count: pictures to train on.
+        used: what became of the others, in words.
+    """
+    take = taking(shape, flip)
+
+    def draw(arrays, key, n):
+        row_key, flip_key = jax.random.split(key)
+        return take(arrays, flip_key, jax.random.randint(row_key, (n,), 0, len(arrays["pixels"])))
 
     kind = "x".join(map(str, shape)) + (f" in {num_classes} classes" if num_classes else "")
     return Dataset(
@@ -186,8 +223,30 @@ def from_pixels(
         num_classes=num_classes,
         picture=shape,
         bound=1.0,
-        summary=f"{name}: {len(chosen):,} pictures of {kind} to train on, {used}{left_out}",
+        stream=stream,
+        summary=f"{name}: {count:,} pictures of {kind} to train on{', streamed from disk' if stream else ''}, {used}",
     )
+
+
+def parted(count: int, holdout: float) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " held"]]:
+    """Rows to train on and rows held out, in order; the same ones for so many pictures."""
+    require(0 <= holdout <= 0.5, "holdout", holdout, "[0, 0.5], a share of the pictures")
+    order = np.random.default_rng(0).permutation(count)
+    held = max(1, round(holdout * count)) if holdout else 0
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def taking(shape: tuple[int, ...], flip: bool) -> Callable[..., tuple[jax.Array, jax.Array | None]]:
+    """(arrays, key, rows) -> pictures (n, h, w, c) of flat rows of bytes, mirrored by chance, and their labels."""
+
+    def take(arrays, key, rows):
+        x = arrays["pixels"][rows].reshape(-1, *shape).astype(jnp.float32) / HALF_RANGE - 1
+        if flip:
+            mirrored = jax.random.bernoulli(key, 0.5, (len(rows), 1, 1, 1))
+            x = jnp.where(mirrored, x[:, :, ::-1], x)
+        return x, arrays["label"][rows] if "label" in arrays else None
+
+    return take
 
 
 def decode(source: Pictures, config: ImageConfig, where: str, progress: Progress = QUIET) -> Decoded:
@@ -198,7 +257,8 @@ def decode(source: Pictures, config: ImageConfig, where: str, progress: Progress
     """
     if isinstance(source.items, np.ndarray) and _as_wanted(source.items.shape[1:], config):
         _check_memory(where, source.items.shape, config)
-        return Decoded(np.ascontiguousarray(source.items), source.label, [])
+        copied = np.array if isinstance(source.items, np.memmap) else np.ascontiguousarray  # the file may change
+        return Decoded(copied(source.items), source.label, [])
     total = len(source.items)
     pixels, kept, damaged = None, [], []
     with progress.task(f"reading {where}", total, unit="pictures") as task:
@@ -248,8 +308,23 @@ def _as_wanted(shape: tuple[int, ...], config: ImageConfig) -> bool:
     return right_size and channels == {"stored": channels, "grey": 1, "rgb": 3}[config.channels]
 
 
+def _shape(source: Pictures, config: ImageConfig, where: str) -> tuple[int, ...]:
+    """The shape (h, w, c) of the first picture that can be read, prepared."""
+    damaged = []
+    for item in source.items:
+        try:
+            return pictures.one(item, config.size, config.channels).shape
+        except Damaged as damage:
+            damaged.append(str(damage))
+    raise UserError(f"{where}: none of {len(damaged)} pictures can be read; the first: {damaged[0]}")
+
+
+def _gibibytes(count: int, shape: tuple[int, ...]) -> float:
+    return count * math.prod(shape) / GIB
+
+
 def _check_memory(where: str, shape: tuple[int, ...], config: ImageConfig) -> None:
-    size = math.prod(shape) / GIB
+    size = _gibibytes(shape[0], shape[1:])
     if size > config.memory:
         raise UserError(
             f"{where}: {shape[0]:,} pictures of {'x'.join(map(str, shape[1:]))} are {size:,.1f} GiB, memory = "
@@ -257,7 +332,7 @@ def _check_memory(where: str, shape: tuple[int, ...], config: ImageConfig) -> No
         )
 
 
-def _classes(where: str, label: np.ndarray | None, num_classes: int) -> int:
+def count_classes(where: str, label: np.ndarray | None, num_classes: int) -> int:
     """The number of classes; 0 without labels."""
     if label is None:
         return 0

@@ -7,23 +7,27 @@ A view is the picture or, the second one, its mirror image. Where the encoder gi
 sample of it, and the statistics are those of samples: Var = Var[mean] + E[std^2].
 """
 
+import hashlib
 import json
-import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from vamf.autoencoders import Autoencoder
 from vamf.autoencoders.pictures import in_batches, to_bytes
-from vamf.data import images
+from vamf.data import images, shards
+from vamf.data import stream as streams
 from vamf.data.dataset import Dataset
-from vamf.data.images import MINIMUM
+from vamf.data.images import MINIMUM, parted
 from vamf.data.pictures import line
-from vamf.errors import UserError, require
+from vamf.data.shards import Shards
+from vamf.data.stream import Stream
+from vamf.errors import UserError
 
 INDEX = "latents.json"
 FORMAT = 1
@@ -57,19 +61,21 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def load(folder: Path, *, holdout: float = 0.1, standardise: bool = True, memory: float = 4.0) -> Dataset:
+def load(
+    folder: Path, *, holdout: float = 0.1, standardise: bool = True, memory: float = 4.0, streamed: bool = False
+) -> Dataset:
     """The latents of a folder as a data set; original units are the autoencoder's latents.
 
     Args:
         holdout: share of the pictures kept for evaluation, in [0, 0.5].
         standardise: mean 0 and standard deviation 1 for each channel; otherwise latents as they are (those of Stable
             Diffusion times 0.18215).
-        memory: largest set to hold in memory, in GiB.
+        memory: largest set to hold in memory, in GiB; a larger one is streamed from disk.
+        streamed: from disk, whatever the size.
 
     Raises:
-        UserError: no index, an encoding that is not finished, a damaged shard (named), or too many latents.
+        UserError: no index, an encoding that is not finished, or a damaged shard (named).
     """
-    require(0 <= holdout <= 0.5, "holdout", holdout, "[0, 0.5], a share of the pictures")
     index = read_index(folder)
     if not index["complete"]:
         raise UserError(
@@ -77,35 +83,47 @@ def load(folder: Path, *, holdout: float = 0.1, standardise: bool = True, memory
         )
     if index["count"] < MINIMUM:
         raise UserError(f"{folder}: {index['count']} pictures; at least {MINIMUM} are needed")
-    stored = _read_shards(folder, index, memory)
-    order = np.random.default_rng(0).permutation(index["count"])
-    held = max(1, round(holdout * index["count"])) if holdout else 0
-    test, train = np.sort(order[:held]) if held else np.sort(order), np.sort(order[held:])
-    arrays = {name: jnp.asarray(array[train]) for name, array in stored.items()}
+    train, held = parted(index["count"], holdout)
+    test = held if len(held) else train
     shape = tuple(index["shape"])
     shift = np.asarray(index["mean"] if standardise else 0.0, np.float32)
     scale = np.asarray(index["std"] if standardise else 1.0, np.float32)
 
-    def draw(arrays, key, n):
-        row_key, view_key, noise_key = jax.random.split(key, 3)
-        count, views = arrays["mean"].shape[:2]
-        rows, view = jax.random.randint(row_key, (n,), 0, count), jax.random.randint(view_key, (n,), 0, views)
+    def take(arrays, keys, rows):
+        view_key, noise_key = keys
+        view = jax.random.randint(view_key, (len(rows),), 0, arrays["mean"].shape[1])
         x = arrays["mean"][rows, view].astype(jnp.float32)
         if "std" in arrays:
             x = x + arrays["std"][rows, view] * jax.random.normal(noise_key, x.shape)
-        x = (x.reshape(n, *shape) - shift) / scale
+        x = (x.reshape(-1, *shape) - shift) / scale
         return x, arrays["label"][rows] if "label" in arrays else None
+
+    def draw(arrays, key, n):
+        row_key, *keys = jax.random.split(key, 3)
+        return take(arrays, keys, jax.random.randint(row_key, (n,), 0, len(arrays["mean"])))
+
+    stream = None
+    if streamed or _gibibytes(folder, index) > memory:
+        streams.check_grain(folder)
+        source = Shards(folder, index, train)
+        arrays, rows_of = streams.kept(source), source.gather
+        digest = hashlib.sha256(json.dumps(index["shards"]).encode()).hexdigest()
+        stream = Stream(source, lambda arrays, key, rows: take(arrays, jax.random.split(key), rows), digest)
+    else:
+        stored = shards.read(folder, index)
+        arrays, rows_of = {name: jnp.asarray(array[train]) for name, array in stored.items()}, partial(_rows, stored)
 
     def reference(n, seed):
         rng = np.random.default_rng(seed)
-        rows = rng.permutation(test)[:n]
-        x = stored["mean"][rows, 0].astype(np.float32)
-        if "std" in stored:
-            x = x + stored["std"][rows, 0] * rng.standard_normal(x.shape, np.float32)
+        found = rows_of(rng.permutation(test)[:n])
+        x = found["mean"][:, 0].astype(np.float32)
+        if "std" in found:
+            x = x + found["std"][:, 0] * rng.standard_normal(x.shape, np.float32)
         return x.reshape(-1, *shape)
 
     settings = index["settings"]
     kind = "x".join(map(str, shape)) + (f" in {index['num_classes']} classes" if index["num_classes"] else "")
+    used = f"{len(held):,} held out" if len(held) else "none held out"
     return Dataset(
         name=folder.name,
         event_shape=shape,
@@ -116,9 +134,10 @@ def load(folder: Path, *, holdout: float = 0.1, standardise: bool = True, memory
         scale=scale,
         num_classes=index["num_classes"],
         latents=folder,
+        stream=stream,
         summary=(
             f"{folder.name}: {len(train):,} latents of {kind} ({settings['autoencoder']}, pictures of "
-            f"{settings['size']}) to train on, " + (f"{held:,} held out" if held else "none held out")
+            f"{settings['size']}) to train on{', streamed from disk' if stream else ''}, {used}"
         ),
     )
 
@@ -144,36 +163,11 @@ def check_autoencoder(folder: Path, autoencoder: Autoencoder) -> None:
         )
 
 
-def _read_shards(folder: Path, index: dict[str, Any], memory: float) -> dict[str, np.ndarray]:
-    """All shards as flat rows: mean and std (n, views, h w c), label (n,)."""
-    stored: dict[str, np.ndarray] = {}
-    at = 0
-    for name, facts in sorted(index["shards"].items()):
-        arrays = _read_shard(folder / name, facts)
-        if not stored:
-            size = sum(array.nbytes for array in arrays.values()) / facts["count"] * index["count"] / images.GIB
-            if size > memory:
-                raise UserError(
-                    f"{folder}: {index['count']:,} latents are {size:,.1f} GiB, memory = {memory:g}; allow more"
-                )
-            stored = {key: np.empty((index["count"], *array.shape[1:]), array.dtype) for key, array in arrays.items()}
-        for key, array in arrays.items():
-            stored[key][at : at + len(array)] = array
-        at += facts["count"]
-    return stored
+def _rows(stored: dict[str, np.ndarray], rows: Int[np.ndarray, " n"]) -> dict[str, np.ndarray]:
+    return {name: array[rows] for name, array in stored.items()}
 
 
-def _read_shard(path: Path, facts: dict[str, Any]) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as loaded:
-            arrays = {name: loaded[name] for name in ("mean", "std", "label") if name in loaded.files}
-        if arrays["mean"].shape != (facts["count"], *facts["shape"]):
-            raise ValueError(f"mean of shape {arrays['mean'].shape}, expected {(facts['count'], *facts['shape'])}")
-    except FileNotFoundError:
-        raise UserError(f"{path}: this shard is missing; the same `vamf data latents` command makes it again") from None
-    except Exception as error:
-        raise UserError(
-            f"{path}: damaged shard ({line(error)}); delete it, and the same `vamf data latents` command makes it again"
-        ) from None
-    flat = (facts["count"], facts["shape"][0], math.prod(facts["shape"][1:]))
-    return {name: array if name == "label" else array.reshape(flat) for name, array in arrays.items()}
+def _gibibytes(folder: Path, index: dict[str, Any]) -> float:
+    """Size of the shards; of those that are there."""
+    files = (folder / name for name in index["shards"])
+    return sum(file.stat().st_size for file in files if file.exists()) / images.GIB

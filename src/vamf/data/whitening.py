@@ -36,13 +36,19 @@ def whiten(dataset: Dataset, floor: float) -> Dataset:
     to_white = jnp.asarray(vectors / spread, jnp.float32)
     centre = jnp.asarray(mean, jnp.float32)
 
-    def draw(arrays, key, n):
-        x, label = dataset.draw(arrays, key, n)
-        flat = jnp.matmul(x.reshape(n, -1) - centre, to_white, precision=jax.lax.Precision.HIGHEST)
-        return flat.reshape(n, *shape), label
+    def whitened(draw):
+        def drawn(*arguments):
+            x, label = draw(*arguments)
+            flat = jnp.matmul(x.reshape(len(x), -1) - centre, to_white, precision=jax.lax.Precision.HIGHEST)
+            return flat.reshape(x.shape), label
+
+        return drawn
 
     def restore(samples: np.ndarray) -> np.ndarray:
         flat = np.asarray(samples, np.float64).reshape(*samples.shape[: samples.ndim - len(shape)], -1)
         return (flat @ (vectors * spread).T + mean).reshape(samples.shape)
 
-    return dataclasses.replace(dataset, draw=draw, restore=restore, mixture=None, bound=None)
+    stream = None if dataset.stream is None else dataset.stream._replace(take=whitened(dataset.stream.take))
+    return dataclasses.replace(
+        dataset, draw=whitened(dataset.draw), stream=stream, restore=restore, mixture=None, bound=None
+    )

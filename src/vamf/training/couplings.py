@@ -50,7 +50,7 @@ def couple(dataset: Dataset, teacher: AverageVelocity, config: CouplingConfig, s
     noise = jax.random.normal(noise_key, (config.pairs, *dataset.event_shape))
     label = None
     if dataset.num_classes:
-        label = dataset.draw(dataset.arrays, label_key, config.pairs)[1]
+        label = dataset.draw_labels(dataset.arrays, label_key, config.pairs)
     ends = jax.jit(lambda noise, label: sampling.integrate(teacher, noise, config.steps, label))
     chunks = range(0, config.pairs, CHUNK)
     x = jnp.concatenate([ends(*(_rows(part, at) for part in (noise, label))) for at in chunks])
@@ -77,6 +77,7 @@ def couple(dataset: Dataset, teacher: AverageVelocity, config: CouplingConfig, s
         dataset,
         arrays=arrays,
         draw=draw,
+        stream=None,
         noise=lambda arrays, key, n: arrays["noise"][rows(arrays, key, n)],
         summary=f"{dataset.summary}; {len(x):,} pairs of a teacher's flow in place of the data",
     )

@@ -35,6 +35,7 @@ from vamf.schedules import value_at
 from vamf.training.config import TrainConfig
 from vamf.training.couplings import couple
 from vamf.training.step import Member, Metrics, State, Trainer, learning_rate, optimiser, streams
+from vamf.training.windows import Windows
 
 Strategy = Literal["auto", "loop", "vmap"]
 BLOCK_BYTES = 2**20
@@ -148,7 +149,8 @@ class Grid:
         self.members = self.place(
             Member(np.asarray(seeds, np.uint32), None if betas is None else np.asarray(betas, np.float32))
         )
-        self._arrays = jax.device_put(dataset.arrays, NamedSharding(self._mesh, PartitionSpec()))
+        self._everywhere = NamedSharding(self._mesh, PartitionSpec())
+        self._arrays = jax.device_put(dataset.arrays, self._everywhere)
         self._programs: dict = {}
 
     def place(self, tree):
@@ -179,15 +181,28 @@ class Grid:
         return jax.tree.map(lambda leaf: np.zeros((self.size, *leaf.shape), leaf.dtype), shapes)
 
     def advance(self, state: State, steps: int) -> tuple[State, Metrics]:
-        """The state `steps` later, and host arrays (size, steps) of what each step reported. `state` is used up."""
-        program = self._program(("advance", steps), lambda: partial(self._chunk, steps), donate=2)
-        state, metrics = program(self._arrays, self.members, state)
-        return state, self.collect(metrics)
+        """The state `steps` later, and host arrays (size, steps) of what each step reported. `state` is used up.
+
+        Raises:
+            UserError: streamed data that cannot be used.
+        """
+        if self._windows is None:
+            return self._advance(self._arrays, state, steps)
+        step, reported = self._step(state), []
+        end = step + steps
+        while step < end:
+            window = self._windows.at(step)
+            stop = min(end, window.end)
+            state, metrics = self._advance(window.arrays, state, stop - step)
+            reported.append(metrics)
+            step = stop
+        return state, jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *reported)
 
     def gradient_variance(self, state: State) -> np.ndarray:
-        """Total gradient variance (size,) at a frozen state."""
+        """Total gradient variance (size,) at a frozen state; of streamed data, over the window of its last step."""
+        arrays = self._arrays if self._windows is None else self._windows.at(max(0, self._step(state) - 1)).arrays
         program = self._program("variance", lambda: self.trainer.gradient_variance)
-        return self.collect(program(self._arrays, self.members, state))
+        return self.collect(program(arrays, self.members, state))
 
     def sample(
         self, state: State, n: int, steps: int = 1, seed: int | None = None, label: np.ndarray | None = None
@@ -221,7 +236,7 @@ class Grid:
             noise_key, label_key = jax.random.split(key)
             noise = jax.random.normal(noise_key, (n, *self.dataset.event_shape))
             if label is None and self.dataset.num_classes:
-                label = self.dataset.draw(arrays, label_key, n)[1]
+                label = self.dataset.draw_labels(arrays, label_key, n)
             if scale:
                 label = Condition(label, scale=Scale(*(jnp.full(n, value) for value in scale)))
             u = self.network.bind(state.average)
@@ -258,6 +273,20 @@ class Grid:
         """Number of parameters of one member."""
         shapes = jax.eval_shape(self.network.init, jax.random.key(0))
         return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
+
+    @cached_property
+    def _windows(self) -> Windows | None:
+        """Where training data come from if they stay on disk; all members see the same rows at the same step."""
+        stream = self.dataset.stream
+        return None if stream is None else Windows(stream, self.config, self._everywhere)
+
+    def _step(self, state: State) -> int:
+        return int(np.asarray(state.step)[0])
+
+    def _advance(self, arrays, state: State, steps: int) -> tuple[State, Metrics]:
+        program = self._program(("advance", steps), lambda: partial(self._chunk, steps), donate=2)
+        state, metrics = program(arrays, self.members, state)
+        return state, self.collect(metrics)
 
     def _program(self, name, function, donate: int | None = None):
         """The compiled form of what `function()` returns, made once for each name."""

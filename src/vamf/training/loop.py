@@ -28,8 +28,9 @@ class Outcome(NamedTuple):
 
 def open_checkpoints(grid: Grid, folder: Path) -> Checkpoints:
     """The checkpoints of a grid's run folder."""
-    members = grid.collect(grid.members)
-    return Checkpoints(folder / "checkpoints", fingerprint(identity(grid.config), grid.dataset.arrays, members))
+    members, stream = grid.collect(grid.members), grid.dataset.stream
+    parts = (identity(grid.config), grid.dataset.arrays, members, *([] if stream is None else [stream.digest]))
+    return Checkpoints(folder / "checkpoints", fingerprint(*parts))
 
 
 def restore(grid: Grid, checkpoints: Checkpoints, progress: Progress) -> tuple[State, int]:
@@ -58,6 +59,7 @@ def train(grid: Grid, folder: Path, progress: Progress, on_checkpoint=None) -> O
     title = config.data if grid.size == 1 else f"{config.data} x {grid.size}"
     pace: list[float] = []
     lengths: set[int] = set()
+    told = 0
     with progress.task(title, config.steps * grid.size, step * grid.size, "model steps") as task:
         while step < config.steps:
             length = _next_stop(step, config) - step
@@ -74,11 +76,20 @@ def train(grid: Grid, folder: Path, progress: Progress, on_checkpoint=None) -> O
                 record["gradient_variance"] = _plain(grid.gradient_variance(state))
             log.write(record)
             task.update(step * grid.size, f"loss {np.nanmean(metrics.residual):.4g}")
+            told = _tell_of_damage(grid, progress, told)
             if step == config.steps or step % config.checkpoint_every == 0:
                 checkpoints.save(step, grid.collect(state))
                 if on_checkpoint is not None:
                     on_checkpoint(step, state)
     return Outcome(state, float(np.median(pace)) if pace else None)
+
+
+def _tell_of_damage(grid: Grid, progress: Progress, told: int) -> int:
+    """Say how many rows of a stream turned out damaged so far, if they have become more; returns their number."""
+    damaged = [] if grid.dataset.stream is None else list(grid.dataset.stream.damaged.values())
+    if len(damaged) > told:
+        progress.say(f"{len(damaged)} damaged and left out, the first: {damaged[0]}")
+    return len(damaged)
 
 
 def _due(step: int, every: int) -> bool:

@@ -156,11 +156,12 @@ class Trainer:
 
     def gradient(self, arrays, key, member: Member, state: State) -> Any:
         """The gradient of a batch that the key draws, at a state."""
-        return self._gradient(self._batch(arrays, key, state.step), member, state)[0]
+        return self._gradient(self._batch(arrays, key, state.step, fresh=True), member, state)[0]
 
-    def _batch(self, arrays, key, step) -> Batch:
+    def _batch(self, arrays, key, step, fresh: bool = False) -> Batch:
+        """The batch whose turn it is, or any fresh one."""
         batch_key, loss_key = jax.random.split(key)
-        x, label = self._data(arrays, batch_key, self.config.batch_size)
+        x, label = self._data(arrays, batch_key, self.config.batch_size, None if fresh else step)
         if self.config.augment.features:
             x, moved = self.config.augment(jax.random.fold_in(loss_key, AUGMENT), x)
             label = Condition(label, moved)
@@ -172,8 +173,9 @@ class Trainer:
         dropout = jax.random.fold_in(loss_key, DROPOUT) if drops else None
         return Batch(x, label, self.objective.draw(loss_key, x, e, step), points, dropout)
 
-    def _data(self, arrays, key, n: int):
-        x, label = self.dataset.draw(arrays, key, n)
+    def _data(self, arrays, key, n: int, step=None):
+        dataset = self.dataset
+        x, label = dataset.draw(arrays, key, n) if step is None else dataset.batch(arrays, key, step, n)
         return x, label if self.dataset.num_classes else None
 
     def _proxy(self, objective: Objective, state: State) -> AverageVelocity | None:
