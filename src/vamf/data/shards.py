@@ -75,11 +75,11 @@ class Shards:
             UserError: its shard is gone or damaged.
         """
         shard = int(np.searchsorted(self._starts, at, side="right")) - 1
-        path, within = self._paths[shard], at - self._starts[shard]
+        path, within = self._paths[shard], at - int(self._starts[shard])
         try:
             return {name: _row(path, stretch, within) for name, stretch in self._stretches[shard].items()}
         except (OSError, ValueError) as error:
-            raise UserError(f"{path}: damaged shard ({line(error)}); delete it, and {AGAIN}") from None
+            raise _damaged(path, error) from None
 
     def _labels(self) -> Int[np.ndarray, " n"] | None:
         if "label" not in self._stretches[0]:
@@ -92,7 +92,7 @@ class Shards:
 
 def _row(path: Path, stretch: Stretch, at: int) -> np.ndarray:
     count = math.prod(stretch.row)
-    found = np.fromfile(path, stretch.dtype, count, offset=stretch.offset + int(at) * count * stretch.dtype.itemsize)
+    found = np.fromfile(path, stretch.dtype, count, offset=stretch.offset + at * count * stretch.dtype.itemsize)
     return found.reshape(stretch.row)
 
 
