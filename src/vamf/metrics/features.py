@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, UInt8
 
 from vamf import tensors
 from vamf.errors import UserError
-from vamf.metrics import cifar_resnet, inception
+from vamf.metrics import cifar_resnet, classifier, inception
 from vamf.metrics.identity import Identity, is_genuine
 from vamf.metrics.images import Images
 from vamf.metrics.moments import Moments
@@ -66,8 +66,8 @@ def open_extractor(weights: str = "", dims: int | None = None, method: Method = 
     """The extractor whose weights are in a file, recognised by its tensors; or `pixels`, which needs none.
 
     Args:
-        weights: path of Inception's weights (see `vamf.metrics.inception.load`) or of a CIFAR-10 ResNet's; where
-            empty, the variable VAMF_INCEPTION says.
+        weights: path of Inception's weights (see `vamf.metrics.inception.load`), of a CIFAR-10 ResNet's or of a
+            classifier of `vamf.metrics.classifier`; where empty, the variable VAMF_INCEPTION says.
         dims: length of the features; the deepest that the file has where left out.
         method: resizing before Inception.
 
@@ -90,6 +90,8 @@ def open_extractor(weights: str = "", dims: int | None = None, method: Method = 
         return _inception(found, dims, method, sha256, path)
     if any(name.removeprefix("module.") == "layer1.0.conv1.weight" for name in found):
         return _cifar_resnet(found, dims, sha256, path)
+    if classifier.is_one(found):
+        return _classifier(found, dims, sha256, path)
     named = ", ".join(list(found)[:3])
     raise UserError(f"{path}: tensors {named}, ...: allowed are Inception's of 2015 and those of CIFAR-10 ResNets")
 
@@ -130,6 +132,15 @@ def _cifar_resnet(found: dict[str, np.ndarray], dims: int | None, sha256: str, p
 
     identity = Identity(path.stem, cifar_resnet.DIMENSIONS, sha256=sha256)
     return Extractor(identity, prepare, lambda x: run(parameters, x))
+
+
+def _classifier(found: dict[str, np.ndarray], dims: int | None, sha256: str, path: Path) -> Extractor:
+    if dims not in (None, classifier.DIMENSIONS):
+        raise UserError(f"dims = {dims}: a classifier of vamf has {classifier.DIMENSIONS}")
+    parameters, size = classifier.load(found, path)
+    run = jax.jit(classifier.features)
+    identity = Identity(path.stem, classifier.DIMENSIONS, sha256=sha256)
+    return Extractor(identity, lambda images: classifier.prepare(images, size), lambda x: run(parameters, x))
 
 
 def _pixels(dims: int | None) -> Extractor:
