@@ -20,8 +20,8 @@ typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True))
 # Has to run before the first import of what it checks.
 install_import_hook("vamf", "conftest.typechecker")
 
-DEAR = ("adaptive", "cli", "couplings", "diagnosis", "studies", "study_adaptive", "study_methods", "study_mixtures",
-        "trained_estimates")  # fmt: skip
+DEAR = ("adaptive", "cli", "couplings", "diagnosis", "studies", "study_adaptive", "study_dit", "study_methods",
+        "study_mixtures", "trained_estimates")  # fmt: skip
 """Files whose fixtures train: each is one process's, so that they are made once."""
 
 

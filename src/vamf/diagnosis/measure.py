@@ -27,10 +27,10 @@ from jaxtyping import Array, Float, Int, Key
 
 from vamf.average_velocity import AverageVelocity, total_derivative
 from vamf.errors import require
-from vamf.path import conditional_velocity, expand
+from vamf.path import conditional_velocity, expand, interpolate
 from vamf.theory.control_variate import optimal_beta_isotropic, row_terms
 from vamf.theory.estimate import Estimate, mean_of, ratio_of
-from vamf.theory.estimators import expansion_product, fluctuation, gradient_contrasts, jackknife, variance_of
+from vamf.theory.estimators import expansion_product, gradient_contrasts, jackknife, variance_of
 from vamf.times import TimeLaw
 
 BETAS = tuple(round(0.1 * index, 1) for index in range(11))
@@ -203,7 +203,7 @@ def diagnose(
         pick = jax.random.randint(pick_key, t.shape, 0, len(x))
         e = jax.random.normal(noise_key, (*t.shape, *x.shape[1:]), x.dtype)
         probe = jax.random.rademacher(probe_key, e.shape, x.dtype)
-        return _row_terms(u, average, x[pick], e, r, t, probe, None if label is None else label[pick])
+        return residual_terms(u, average, x[pick], e, r, t, probe, None if label is None else label[pick])
 
     # One program for the cells, a block of rows each, and for the blocks drawn from the training law.
     lines = tuple(float(line) for line in np.linspace(0, 1, cells + 1))
@@ -258,11 +258,29 @@ def diagnose(
     )
 
 
-def _row_terms(u, average, x, e, r, t, probe, label) -> dict[str, Float[Array, " n"]]:
-    """Everything that is measured, row by row."""
+def residual_terms(
+    u: AverageVelocity,
+    average: AverageVelocity | None,
+    x: Float[Array, "n *event"],
+    e: Float[Array, "n *event"],
+    r: Float[Array, " n"],
+    t: Float[Array, " n"],
+    probe: Float[Array, "n *event"],
+    label: Int[Array, " n"] | None,
+    raw: Callable[[Array, Array], Array] = lambda z, v_c: v_c,
+) -> dict[str, Float[Array, " n"]]:
+    """Everything that is measured, row by row: the terms of the formulas above, `floor` ||xi||^2, `noise` ||q||^2,
+    `cross` <q, p>, `moved` ||p||^2, `biased` ||M b||^2, `lag` ||b||^2, sizes of S and of the derivative, and of the
+    residual at beta = 0 `residual` ||R||^2 and `along` <R, p>.
+
+    Args:
+        probe: random signs.
+        raw: (z, v_c) -> the velocity that training puts in v_c's place, such as the guided one.
+    """
     v_hat = u if average is None else average
-    z, xi = fluctuation(v_hat, x, e, t, label)
-    v_c, d = conditional_velocity(x, e), x[0].size
+    z, d = interpolate(x, e, t), x[0].size
+    v_c = raw(z, conditional_velocity(x, e))
+    xi = v_c - v_hat(z, t, t, label)
     cross, moved = row_terms(u, z, r, t, xi, label)
     expanded = expansion_product(u, z, r, t, xi, label)  # S xi = -q
     image = expansion_product(u, z, r, t, probe, label)

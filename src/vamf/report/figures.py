@@ -69,7 +69,10 @@ def panels(
             axis.yaxis.set_minor_locator(NullLocator())
             axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         else:
-            axis.set_ylim(0, 1.08 * axis.dataLim.y1 if np.isfinite(axis.dataLim.y1) else 1)
+            below = any(value < 0 for curve in plot.curves for value in curve.y)
+            axis.set_ylim(
+                1.08 * axis.dataLim.y0 if below else 0, 1.08 * axis.dataLim.y1 if np.isfinite(axis.dataLim.y1) else 1
+            )
         if integers:
             axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
     for axis in axes.flat[len(plots) :]:
@@ -234,7 +237,32 @@ def pictures(images: np.ndarray, columns: int = 10, scale: int = 4, low: float |
     images = np.asarray(images, float)
     low = float(images.min()) if low is None else low
     high = float(images.max()) if high is None else high
-    levels = np.clip((images - low) / max(high - low, 1e-12), 0, 1)
+    pixels = _sheet(np.clip((images - low) / max(high - low, 1e-12), 0, 1), columns)
+    pixels = pixels.repeat(scale, axis=0).repeat(scale, axis=1)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def strips(rows: Mapping[str, np.ndarray]) -> bytes:
+    """Rows of pictures of one kind, bytes (n, height, width, channels), each with its name on the left; PNG."""
+    pyplot = _pyplot()
+    sheets = {name: _sheet(np.asarray(images) / 255, len(images)) for name, images in rows.items()}
+    height, width = next(iter(sheets.values())).shape[:2]
+    across = 7.5
+    figure, axes = pyplot.subplots(
+        len(sheets), 1, figsize=(across, len(sheets) * across * height / width), squeeze=False,
+        gridspec_kw={"hspace": 0.06, "left": 0, "right": 1, "bottom": 0, "top": 1},
+    )  # fmt: skip
+    for axis, (name, sheet) in zip(axes[:, 0], sheets.items(), strict=True):
+        axis.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
+        axis.set_axis_off()
+        axis.text(-0.01, 0.5, name, ha="right", va="center", fontsize=9, color=INK, transform=axis.transAxes)
+    return _save(figure, "png")
+
+
+def _sheet(levels: np.ndarray, columns: int) -> np.ndarray:
+    """Images of levels in [0, 1] (n, height, width[, channels]) in a grid with white lines between them, as bytes."""
     if levels.ndim == 3:
         levels = levels[..., None]
     count, height, width, channels = levels.shape
@@ -246,10 +274,8 @@ def pictures(images: np.ndarray, columns: int = 10, scale: int = 4, low: float |
         top = gap + (index // columns) * (height + gap)
         left = gap + (index % columns) * (width + gap)
         sheet[top : top + height, left : left + width] = level
-    pixels = (sheet * 255).round().astype(np.uint8).repeat(scale, axis=0).repeat(scale, axis=1)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
+    pixels = (sheet * 255).round().astype(np.uint8)
+    return pixels[..., 0] if channels == 1 else pixels
 
 
 def enlargement(images: np.ndarray, most: int = 8, height: int = 256) -> int:

@@ -18,7 +18,7 @@ from vamf.theory import GaussianMixture
 from vamf.training import loop
 from vamf.training.checkpoints import fingerprint
 from vamf.training.config import TrainConfig, identity, to_json
-from vamf.training.grid import Grid
+from vamf.training.grid import Grid, Strategy
 from vamf.training.logs import read
 from vamf.training.step import State
 
@@ -35,6 +35,8 @@ class Training(NamedTuple):
     """One entry for each member."""
     betas: Sequence[float] | None = None
     """One entry for each member, where beta is swept."""
+    strategy: Strategy = "auto"
+    """How the members are laid out."""
 
 
 def claim(folder: Path, plan: dict[str, Any]) -> None:
@@ -62,30 +64,62 @@ def complete(
     progress: Progress,
     inspect: Inspect | None = None,
 ) -> list[dict]:
-    """The finished training's results, one dict for each member; trained now as far as it is not yet.
-
-    A result holds `beta`, `seed`, what `measure` says of the member's samples, `gradient_variance` (mean over the
-    second half of training) and its history. Samples (members, samples, *event) are kept in `samples.npy`.
+    """The results of `once`, each with what `measure` says of the member's samples, kept with the noise of its seed.
 
     Args:
         measure: distances of one member's samples (samples, *event), in original units.
         inspect: more numbers for each member, from the trained grid itself.
     """
+
+    def finish(grid: Grid, state: State) -> tuple[np.ndarray, list[dict]]:
+        drawn = grid.sample(state, samples)
+        inspected = [{}] * grid.size if inspect is None else inspect(grid, state)
+        finite = [bool(np.isfinite(points).all()) for points in drawn]
+        rows = [
+            {"finite": known, **(measure(points) if known else {}), **more}
+            for known, points, more in zip(finite, drawn, inspected, strict=True)
+        ]
+        return drawn.astype(np.float32), rows
+
+    return once(training, folder, samples, finish, progress)
+
+
+def once(
+    training: Training,
+    folder: Path,
+    asked: Any,
+    finish: Callable[[Grid, State], tuple[np.ndarray, list[dict]]],
+    progress: Progress,
+    watch: Callable[[Grid, int, State], list[dict] | None] | None = None,
+) -> list[dict]:
+    """The finished training's results, one dict for each member; trained now as far as it is not yet.
+
+    A result holds `beta`, `seed`, `gradient_variance` (mean over the second half of training), its history and what
+    `finish` finds. Samples (members, n, *event) are kept in `samples.npy`.
+
+    Args:
+        asked: what the results depend on beside the training, to recognise them.
+        finish: the trained grid to samples (members, n, *event) and more numbers for each member.
+        watch: (grid, step, state) at every checkpoint -> numbers for each member, which become the result's `history`
+            with their `step`; None leaves the checkpoint out.
+    """
     place = folder / "trainings" / training.name
     path = place / "result.json"
-    mark = fingerprint(identity(training.config), repr((list(training.seeds), training.betas, samples)))
+    mark = fingerprint(identity(training.config), repr((list(training.seeds), training.betas, asked)))
     if path.exists():
         stored = json.loads(path.read_text())
         if stored["fingerprint"] != mark:
             raise UserError(f"{place}: a result of other settings; choose another --out")
         return stored["members"]
 
-    grid = Grid(training.config, training.config.load_data(), training.seeds, training.betas)
+    grid = Grid(training.config, training.config.load_data(), training.seeds, training.betas, training.strategy)
     write_atomic(place / "config.json", to_json(training.config))
-    outcome = loop.train(grid, place, progress)
-    drawn = grid.sample(outcome.state, samples)
+    if watch is None:
+        outcome = loop.train(grid, place, progress)
+    else:
+        outcome = loop.train(grid, place, progress, lambda step, state: _keep(place, step, watch(grid, step, state)))
+    drawn, found = finish(grid, outcome.state)
     variance = _variance_history(place, grid.size)
-    inspected = [{}] * grid.size if inspect is None else inspect(grid, outcome.state)
     members = []
     for index in range(grid.size):
         steps, values = variance[index]
@@ -96,16 +130,25 @@ def complete(
                 "method": training.config.method,
                 "beta": grid.beta_at(index, training.config.steps),
                 "seed": grid.seeds[index],
-                "finite": bool(np.isfinite(drawn[index]).all()),
                 "gradient_variance": float(np.mean(tail)) if tail else None,
                 "variance_history": {"step": steps, "value": values},
-                **(measure(drawn[index]) if np.isfinite(drawn[index]).all() else {}),
-                **inspected[index],
+                **found[index],
+                **({} if watch is None else {"history": _watched(place, index)}),
             }
         )
-    write_array(place / "samples.npy", drawn.astype(np.float32))
+    write_array(place / "samples.npy", drawn)
     write_json(path, {"fingerprint": mark, "members": members, "seconds_per_step": outcome.seconds_per_step})
-    return members
+    return json.loads(path.read_text())["members"]  # what a second call returns
+
+
+def _keep(place: Path, step: int, rows: list[dict] | None) -> None:
+    if rows is not None:
+        write_json(place / "history" / f"step-{step:08d}.json", [{"step": step, **row} for row in rows])
+
+
+def _watched(place: Path, index: int) -> list[dict]:
+    """What was found of a member, in the order of steps."""
+    return [json.loads(path.read_text())[index] for path in sorted((place / "history").glob("step-*.json"))]
 
 
 def step_costs(configs: dict[str, TrainConfig], progress: Progress, steps: int = 250, rounds: int = 3) -> dict:

@@ -45,7 +45,8 @@ def train(grid: Grid, folder: Path, progress: Progress, on_checkpoint=None) -> O
     """Train until `config.steps`, from the newest checkpoint in `folder` on; log and checkpoint on the way.
 
     Args:
-        on_checkpoint: called with (step, state) after each checkpoint.
+        on_checkpoint: called with (step, state) before each checkpoint is written: where that exists, what this kept
+            does too, whenever the process was killed.
 
     Raises:
         Diverged: a single training met a loss or gradient that is not finite (a grid goes on: its log shows nulls).
@@ -78,9 +79,9 @@ def train(grid: Grid, folder: Path, progress: Progress, on_checkpoint=None) -> O
             task.update(step * grid.size, f"loss {np.nanmean(metrics.residual):.4g}")
             told = _tell_of_damage(grid, progress, told)
             if step == config.steps or step % config.checkpoint_every == 0:
-                checkpoints.save(step, grid.collect(state))
                 if on_checkpoint is not None:
                     on_checkpoint(step, state)
+                checkpoints.save(step, grid.collect(state))
     return Outcome(state, float(np.median(pace)) if pace else None)
 
 

@@ -1,0 +1,403 @@
+"""The image study: arms are the paper's mixes, numbers are closed forms where there are any; complete, resumable."""
+
+import csv
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vamf import cli
+from vamf.condition import HIDDEN
+from vamf.data import Dataset
+from vamf.errors import UserError
+from vamf.files import write_arrays
+from vamf.networks import DiTConfig, Network
+from vamf.objectives import create
+from vamf.objectives.bank import Classes
+from vamf.objectives.objective import Draw
+from vamf.progress import Progress
+from vamf.studies import dit, dit_results, image_noise, judge, runner
+from vamf.studies.dit import Budget, DitStudy
+from vamf.studies.image_noise import TIMES, Instrument
+from vamf.theory.estimate import Estimate
+from vamf.training import loop, presets
+from vamf.training.config import TrainConfig
+
+QUIET = Progress(show=False)
+NETWORK = DiTConfig(depth=1, width=16, heads=2, patch=4)
+TINY = Budget("tiny", 4, (4, 5), (0.0, 0.5, 1.0), (dit.OTHERS[3],), NETWORK, 2, 36, 1, 8)
+
+
+def write_pictures(path, n=90):
+    """Pictures of 8x8 in three classes, told apart by how bright they are."""
+    rng = np.random.default_rng(0)
+    label = np.arange(n) % 3
+    write_arrays(path, {"images": (rng.integers(0, 60, (n, 8, 8)) + 80 * label[:, None, None]).astype(np.uint8),
+                        "labels": label})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished study, of pictures made up."""
+    folder = tmp_path_factory.mktemp("studies")
+    write_pictures(folder / "shapes.npz")
+    with pytest.MonkeyPatch.context() as patch:
+        base = TrainConfig(data=str(folder / "shapes.npz"), batch_size=8, network=NETWORK, **presets.guided(0.5, 2.0))
+        patch.setitem(presets.PRESETS, "shapes", base)
+        study = DitStudy(folder / "tiny", TINY, "shapes")
+        study.run(QUIET)
+        yield study
+
+
+# -------------------------------------------------------------------------------------------------------- a whole run
+
+
+def test_every_arm_is_judged_at_equal_steps(finished):
+    with (finished.folder / "members.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    arms = ["beta = 0", "beta = 0.5", "beta = 1", "beta = 0, class-wise bank"]
+    assert [(row["arm"], int(row["seed"]), int(row["step"])) for row in rows] == [
+        (arm, seed, step) for arm in arms for seed in (4, 5) for step in (2, 4)
+    ]
+    assert {row["tangent_mix"] for row in rows if row["arm"].startswith("beta = 0.5")} == {"0.75"}
+    for row in rows:
+        assert float(row["frechet"]) > 0
+        assert 0 <= float(row["accuracy"]) <= 1
+    results = json.loads((finished.folder / "results.json").read_text())
+    assert results["judge"]["score"] == "Fréchet distance (shapes-classifier 128)"
+    assert results["judge"]["floor"]["n"] == 8  # pictures that the judge has not seen: a tenth of 81
+    assert [row["step"] for row in results["trail"]] == [2, 4]
+    bank = next(member for member in results["members"] if "bank" in member["arm"])
+    assert len(bank["effective_sizes"]["class"]) == len(dit.BANK_TIMES)
+
+
+def test_one_step_samples_share_noise_and_labels(finished):
+    """At the start networks are 0, so that samples are their noise; one training step later they still resemble it."""
+    sweep, bank = (runner.load_samples(finished.folder, training) for training, _ in finished.trainings())
+    assert sweep.shape == (6, 6, 8, 8, 1)
+    assert np.corrcoef(sweep[0].ravel(), bank[0].ravel())[0, 1] > 0.95
+    assert np.corrcoef(sweep[0][0].ravel(), sweep[0][1].ravel())[0, 1] < 0.6
+
+
+def test_the_report_stands_alone(finished):
+    page = (finished.folder / "report.html").read_text()
+    assert page.count("<figure>") == 6
+    assert "Fréchet distance (shapes-classifier 128)" in page
+    assert "FID" not in re.sub(r"the paper's FID|paper&#x27;s FID", "", re.sub(r"base64,[^\"]*", "", page))
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert "<script" not in page
+
+
+def test_a_second_run_trains_nothing_and_reports_the_same(finished, monkeypatch):
+    monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(judge.classifier, "train", lambda *_: pytest.fail("judge trained again"))
+    names = ("report.html", "members.csv", "matched.csv")
+    before = [(finished.folder / name).read_text() for name in names]
+    finished.run(QUIET)
+    assert [(finished.folder / name).read_text() for name in names] == before
+
+
+# --------------------------------------------------------------------------------------------------------------- arms
+
+
+def study(tmp_path, **options):
+    return DitStudy(tmp_path / "study", dataclasses.replace(TINY, betas=dit.BETAS, others=dit.OTHERS), **options)
+
+
+@pytest.mark.parametrize("beta", dit.BETAS)
+def test_the_noise_of_the_tangent_is_the_papers(tmp_path, beta):
+    """With u = k z the residual is affine in v_c; the paper's N_beta = (1 - beta) M - I, times w = (1 - kappa) W."""
+    objective = study(tmp_path).config(beta, {}).build_objective()
+    assert objective.guidance == 2
+    assert objective.gamma == 0.5
+    assert objective.proxy == "ema"
+    k, v_hat, z = 1.7, 0.6, 0.3
+    r, t = np.array([0.2, 0.0, 0.1]), np.array([0.7, 0.9, 0.15])
+
+    def residual(v):
+        """||R||^2 of rows that are all at z, with conditional velocity v."""
+        x, e = (jnp.asarray((z + share * v)[:, None], jnp.float32) for share in (-t, 1 - t))
+        draw = Draw(e, jnp.asarray(r, jnp.float32), jnp.asarray(t, jnp.float32))
+        u, proxy = (lambda z, r, t, label: k * z), (lambda z, r, t, label: jnp.full_like(z, v_hat))
+        return np.asarray(objective.evaluate(u, x, draw, jnp.zeros(3, jnp.int32), 0, proxy)[1]["residual"], np.float64)
+
+    low, middle, high = (residual(np.full(3, v)) for v in (-1.0, 0.0, 1.0))
+    coefficient = np.sqrt((low - 2 * middle + high) / 2)
+    moved = (t - r) * k
+    np.testing.assert_allclose(coefficient, np.abs((1 - beta) * moved - 1), rtol=1e-3)
+    a, b = objective.noise(0)
+    assert (a, b) == pytest.approx((0.5 * (1 - beta), 0.5 * beta))
+
+
+def test_arms_differ_in_what_they_are_named_for(tmp_path):
+    trainings = dict(zip(("sweep", *(arm.name for arm in dit.OTHERS)), study(tmp_path).trainings(), strict=True))
+    sweep = trainings["sweep"][0]
+    assert sweep.betas == [0.5, 0.5, 0.625, 0.625, 0.75, 0.75, 1.0, 1.0]
+    assert list(sweep.seeds) == [4, 5] * 4
+    made = {name: training.config.build_objective() for name, (training, _) in trainings.items()}
+    plain = made.pop("sweep")
+    assert (plain.weight_power, plain.anchor_weight, plain.rao_blackwell) == (1, 0, False)
+    for name, objective in made.items():
+        assert objective.beta == (0.5 if "bank" in name else 1.0)
+        assert objective.weight_power == (0 if "p = 0" in name else 1)
+        assert objective.anchor_weight == (0.1 if "anchor" in name else 0)
+        assert objective.bank_memory == (256 if "bank" in name else 0)
+        changed = dataclasses.replace(
+            objective, beta=plain.beta, weight_power=1.0, anchor_weight=0.0, anchor_range=plain.anchor_range,
+            rao_blackwell=False, bank_memory=0,
+        )  # fmt: skip
+        assert changed == plain
+
+
+def test_budgets(tmp_path):
+    default, full = DitStudy(tmp_path), DitStudy(tmp_path, dit.FULL)
+    assert default.base.images.expect == "fashion_mnist"
+    assert (full.base.images.expect, full.base.steps) == ("cifar10", 40_000)
+    imagenet = DitStudy(tmp_path, dit.FULL, "imagenet_dit_b4").base
+    assert imagenet.network == DiTConfig.named("B/4")
+    assert imagenet.optimiser.ema_decay == pytest.approx(0.9999)  # the paper's
+    for base, stops in ((default.base, 5), (full.base, 10), (imagenet, 10)):
+        assert base.log.variance_every * stops == base.steps
+        assert base.log.variance_every % base.checkpoint_every == 0
+        assert base.checkpoint_every <= presets.imagenet_dit("B/4").checkpoint_every
+
+
+def test_the_history_of_an_interrupted_training_is_whole(tmp_path):
+    base = TrainConfig(data="two_moons", steps=6, batch_size=8, checkpoint_every=2)
+    training, seen = runner.Training("moons", base, (0, 1)), []
+
+    def watch(grid, step, state):
+        if step == 4 and 4 not in seen:
+            seen.append(step)
+            raise KeyboardInterrupt
+        seen.append(step)
+        mean = grid.sample(state, 16).mean(axis=(1, 2))
+        return None if step == 2 else [{"mean": float(value)} for value in mean]
+
+    def finish(grid, state):
+        return grid.sample(state, 3), [{"done": True}] * grid.size
+
+    def run(folder):
+        return runner.once(training, folder, "asked", finish, QUIET, watch)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut")
+    cut = run(tmp_path / "cut")
+    assert seen == [2, 4, 4, 6]
+    assert cut == run(tmp_path / "cut") == run(tmp_path / "whole")
+    assert [entry["step"] for entry in cut[1]["history"]] == [4, 6]
+
+
+# -------------------------------------------------------------------------------------------------- the noise measured
+
+
+def linear():
+    """A network u = p z, that knows nothing of times and classes."""
+    return Network(init=lambda key: jnp.ones(1), bind=lambda p: lambda z, r, t, label: p * z)
+
+
+def guided(**options):
+    return create("vamf", beta=0.5, gamma=0.5, guidance=2.0, label_dropout=0.1, **options)
+
+
+def gaussian(key, n):
+    return jax.random.normal(key, (n, 5)), jnp.zeros(n, jnp.int32)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """A linear network, p = 1.6 and in the average 1.2, on Gaussian data: kappa 0.5, W 2, d 5."""
+    instrument = Instrument(of_draws(lambda arrays, key, n: gaussian(key, n), (5,)), linear(), guided(), 20_000)
+    nets = np.full(1, 1.6, np.float32), np.full(1, 1.2, np.float32)
+    return {plain: instrument.at_times(*nets, plain) for plain in (True, False)}, instrument.under_the_law(*nets)
+
+
+def of_draws(draw, shape):
+    return Dataset("made-up", shape, (), draw, reference=lambda n, seed: np.zeros((n, *shape)))
+
+
+def gaussians(plain):
+    """Coefficients of (x, e) in v_c (or v_g), v_hat, u and xi at each time, and the gaps."""
+    t = np.array(TIMES)
+    z = np.stack([1 - t, t])
+    v_c, u, v_hat = np.stack([-np.ones(9), np.ones(9)]), 1.6 * z, 1.2 * z
+    tangent = v_c if plain else 0.5 * (2 * v_c - u) + 0.5 * v_hat
+    return tangent, v_hat, u, tangent - v_hat, np.minimum(t, 0.25)
+
+
+def energy(coefficients):
+    """E||.||^2 in 5 dimensions."""
+    return 5 * np.sum(coefficients**2, axis=0)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_loss_variance_of_a_linear_network(measured, plain):
+    tangent, v_hat, u, _, gap = gaussians(plain)
+    found = image_noise.loss_variance(measured[0][plain])
+    for name, w in (("stochastic", tangent), ("deterministic", v_hat)):
+        residual = u + gap * 1.6 * w - tangent
+        expected = 2 * energy(residual) ** 2 / 5  # chi-squared with 5 degrees of freedom
+        np.testing.assert_allclose([estimate.value for estimate in found[name]], expected, rtol=0.06)
+
+
+def test_the_trail_of_a_linear_network(measured):
+    found = image_noise.trail(measured[0][True])
+    _, v_hat, u, xi, gap = gaussians(True)
+    lag, floor = energy(v_hat - u)[4], energy(xi)[4]
+    assert found["tracking_gap"].value == pytest.approx(lag, rel=0.03)
+    assert found["noise"].value == pytest.approx(floor, rel=0.03)
+    assert found["shrinkage"].value == pytest.approx(floor / (floor + lag), rel=0.01)
+    moved, noise = (gap * 1.6)[::2], energy(xi)[::2]
+    assert found["bound"].value == pytest.approx(
+        np.sum((moved - 1) * moved * noise) / np.sum(moved**2 * noise), rel=0.03
+    )
+
+
+def test_the_predicted_curve_is_the_parabola_of_its_terms(measured):
+    terms = measured[1]
+    found = image_noise.predicted_mse(terms)
+    moved = np.sqrt(terms["moved"] / terms["floor"])  # M = gap p >= 0 for every row, xi as it is
+    np.testing.assert_allclose(terms["cross"] / terms["floor"], (moved - 1) * moved, rtol=0.01, atol=1e-3)
+    for index, beta in ((0, 0.0), (5, 0.5), (10, 1.0)):
+        noise = terms["floor"] * ((1 - beta) * moved - 1) ** 2 + beta**2 * terms["biased"]
+        expected = np.mean(noise) / np.mean(terms["floor"] * (moved - 1) ** 2)
+        assert found[index].value == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_effective_size_of_a_full_memory():
+    x = jax.random.normal(jax.random.key(0), (64, 3))
+    label = jnp.arange(64) % 2
+    memory = Classes.empty(2, 8, (3,)).remember(x, label)
+    dataset = of_draws(lambda arrays, key, n: (x[:n], label[:n]), (3,))
+    found = image_noise.effective_sizes(dataset, memory, 16, (0.01, 1.0))
+    assert found["class"][1] == pytest.approx(9, rel=1e-4)  # at t = 1 every point is as likely
+    assert found["all"][1] == pytest.approx(9, rel=1e-4)
+    assert 1 <= found["class"][0] <= 2.01  # the row's own point, which the memory may hold too
+
+
+# ---------------------------------------------------------------------------------------------------------- the numbers
+
+
+def members(scores, error=0.1):
+    """Members of arms with the given distances, a list over seeds for each arm and two equal steps."""
+    return [
+        {"arm": arm, "seed": seed, "gradient_variance": 1.0, "history": [
+            {"step": step, "frechet": value, "frechet_error": error, "accuracy": 0.5} for step in (1, 2)]}
+        for arm, values in scores.items() for seed, value in enumerate(values)
+    ]  # fmt: skip
+
+
+def test_gaps_are_paired_by_seed():
+    known = members({"beta = 0": [10.0, 14.0, 12.0], "beta = 1": [11.0, 16.0, 12.0]}, error=1e-3)
+    found = dit_results.gap(known, "beta = 1", 2)
+    assert found.value == pytest.approx(1.0)
+    assert found.error == pytest.approx(np.std([1, 2, 0], ddof=1) / np.sqrt(3))
+    alone = members({"beta = 0": [10.0], "beta = 1": [11.0]}, error=0.3)
+    assert dit_results.gap(alone, "beta = 1", 2).error == pytest.approx(0.3 * np.sqrt(2))
+    agreeing = members({"beta = 0": [10.0, 14.0], "beta = 1": [11.0, 15.0]}, error=0.3)
+    assert dit_results.gap(agreeing, "beta = 1", 2).error == pytest.approx(0.3)  # not 0
+    broken = members({"beta = 0": [10.0, 14.0], "beta = 1": [11.0, None]})
+    assert np.isnan(dit_results.gap(broken, "beta = 1", 2).value)
+
+
+def test_the_quadratic_prediction_of_the_papers_numbers():
+    gaps = {beta: Estimate(value, 0.02) for beta, value in dit_results.PAPER_GAPS.items()}
+    found = dit_results.prediction(gaps)
+    assert found.anchor.value == pytest.approx(dit_results.PAPER_ANCHOR, abs=0.05)
+    assert found.ratio.value == pytest.approx(dit_results.PAPER_RATIO, abs=0.05)
+    assert found.at(0.25).value == pytest.approx(1.14 / 4)
+    assert "more than quadratic (the paper: 2.6 times)" in dit_results.of_prediction(found)
+    exact = dit_results.prediction({beta: Estimate(3 * beta**2, 0.01) for beta in (0.25, 0.5, 1.0)})
+    assert exact.ratio.value == pytest.approx(1)
+    assert exact.ratio.error == pytest.approx(np.hypot(0.01, 0.04) / 3)
+    assert "quadratic to within two standard errors" in dit_results.of_prediction(exact)
+    assert dit_results.prediction({0.25: gaps[0.25], 1.0: gaps[1.0]}) is None
+
+
+def test_without_a_clear_gap_there_is_no_anchor():
+    for half in (Estimate(0.1, 0.08), Estimate(-1.0, 0.1)):
+        found = dit_results.prediction({0.5: half, 1.0: Estimate(5.0, 0.1)})
+        assert found.ratio is None
+        assert "no anchor here" in dit_results.of_prediction(found)
+
+
+def test_sentences_follow_the_numbers():
+    rising = {0.25: Estimate(0.5, 0.1), 0.5: Estimate(1.0, 0.1), 1.0: Estimate(4.0, 0.1)}
+    assert "It rises with beta, as in the paper." in dit_results.of_order(rising)
+    assert "Within" not in dit_results.of_order(rising)
+    falling = {0.25: Estimate(-0.1, 0.2), 0.5: Estimate(-1.0, 0.1), 1.0: Estimate(-4.0, 0.1)}
+    said = dit_results.of_order(falling)
+    assert "this does not" in said
+    assert "no change: beta = 0.25." in said
+    assert "−4.00 ± 0.10 at beta = 1" in said
+    known = members({"beta = 0": [10.0], "beta = 1": [12.0], "beta = 1, anchor": [11.0], "beta = 1, p = 0": [15.0],
+                     "beta = 1, p = 0, anchor": [14.5]}, error=0.0)  # fmt: skip
+    said = dit_results.of_confound(known, 2)
+    assert "p = 0 +3.00 ± 0.00; the anchor −1.00 ± 0.00; both, as in the paper's run +2.50 ± 0.00" in said
+    assert "the tangent alone makes +2.00 ± 0.00, with both changes +4.50 ± 0.00" in said
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_pictures_without_classes_are_refused(tmp_path, monkeypatch):
+    write_arrays(tmp_path / "plain.npz", {"images": np.zeros((60, 8, 8), np.uint8)})
+    base = TrainConfig(data=str(tmp_path / "plain.npz"), network=NETWORK, **presets.guided(0.5, 2.0))
+    monkeypatch.setitem(presets.PRESETS, "plain", base)
+    with pytest.raises(UserError, match="the study dit needs pictures with classes"):
+        DitStudy(tmp_path / "study", TINY, "plain").run(QUIET)
+    assert not (tmp_path / "study").exists()
+
+
+def test_latents_need_an_autoencoder_and_inception(monkeypatch):
+    monkeypatch.delenv(judge.AUTOENCODER, raising=False)
+    dataset = dataclasses.replace(of_draws(lambda arrays, key, n: gaussian(key, n), (5,)), latents=Path("somewhere"))
+    with pytest.raises(UserError, match="made-up: latents are judged as pictures; set VAMF_AUTOENCODER"):
+        judge.check(dataset)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["study", "toys", "--preset", "cifar10_dit"], "--preset: only the study dit has it, not toys"),
+        (["study", "adaptive", "--data", "here"], "--data: only the study dit has it, not adaptive"),
+        (["study", "dit", "--as-published"], "--as-published: only the study toys has it, not dit"),
+        (
+            ["study", "dit", "--quick", "--data", "nowhere"],
+            "nowhere: no such folder; fashion_mnist needs a folder with",
+        ),
+    ],
+)
+def test_options_that_do_not_fit(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    assert f"vamf: {said}" in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hidden_labels_are_hidden():
+    """The view without class shows the network no class, the other shows the data's."""
+    seen = []
+
+    def bind(p):
+        def u(z, r, t, label):
+            jax.debug.callback(lambda label: seen.append(np.unique(label)), label)
+            return p * z
+
+        return u
+
+    dataset = of_draws(lambda arrays, key, n: (jnp.ones((n, 2)), jnp.full(n, 3, jnp.int32)), (2,))
+    network = Network(init=lambda key: jnp.ones(1), bind=bind)
+    instrument = Instrument(dataset, network, guided(), 4)
+    for plain, expected in ((True, {HIDDEN}), (False, {HIDDEN, 3})):  # guidance asks without class too
+        seen.clear()
+        instrument.at_times(np.ones(1, np.float32), np.ones(1, np.float32), plain)
+        jax.effects_barrier()
+        assert {int(value) for values in seen for value in values} == expected
