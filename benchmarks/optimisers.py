@@ -33,7 +33,7 @@ from vamf.training.grid import Grid
 
 HERE = Path(__file__).resolve().parent
 SEEDS = (0, 1, 2)
-ARMS = [("adam", rate) for rate in (1e-3, 3e-3)] + [("splus", rate) for rate in (0.1, 0.2, 0.5, 1.0)]
+ARMS = [("adam", rate) for rate in (1e-3, 3e-3, 1e-2)] + [("splus", rate) for rate in (0.2, 0.5, 1.0, 2.0)]
 NETWORK = MLPConfig(width=256, depth=3)
 SAMPLES, CHUNKS = 4096, 10
 

@@ -79,6 +79,26 @@ def test_corner_adds_the_anchor(anchor_weight, power):
     np.testing.assert_allclose(actual, expected, rtol=1e-8)
 
 
+@pytest.mark.parametrize("every", [2, 3, 8])
+def test_an_anchor_of_some_rows_counts_for_all(every):
+    """Averaged over all orders of the batch it is the anchor of every row."""
+    delta = np.random.default_rng(3).uniform(1e-4, 0.3, 8)
+    sparse, whole, none = (
+        objectives.create("vamf_corner", anchor_every=k, anchor_weight=weight)
+        for k, weight in ((every, 0.5), (1, 0.5), (1, 0.0))
+    )
+    total = {}
+    for objective in (sparse, whole, none):
+        total[objective] = 0.0
+        for turn in range(8):
+            turned = [np.roll(part, turn, axis=0) for part in (*batch(), delta)]
+            *rows, offset = device(*turned)
+            losses = objective.loss_at(NETWORK, *rows, proxy=PROXY, delta=offset)
+            total[objective] += np.mean(np.asarray(losses)) / 8
+    assert total[whole] > total[none]
+    np.testing.assert_allclose(total[sparse], total[whole], rtol=1e-8)
+
+
 def test_corner_has_the_published_constants():
     objective = objectives.create("vamf_corner")
     assert (objective.beta, objective.gamma, objective.proxy) == (1.0, 0.0, "ema")
@@ -493,6 +513,7 @@ def test_positive_beta_evaluates_it():
         ("vamf", {"beta": 0.0, "gamma": 0.5, "proxy": "none"}, ["proxy", "gamma"]),
         ("vamf", {"proxy": "tutor"}, ["proxy", "tutor", "online"]),
         ("vamf", {"anchor_weight": -1.0}, ["anchor_weight", "-1.0"]),
+        ("vamf", {"anchor_every": 0}, ["anchor_every", "0"]),
         ("vamf", {"anchor_range": (0.2, 0.1)}, ["anchor_range", "0.2"]),
         ("vamf", {"anchor_range": (0.2, 1.1)}, ["anchor_range", "1.1"]),
         ("vamf", {"weight_power": -1.0}, ["weight_power", "-1.0"]),

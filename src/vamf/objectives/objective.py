@@ -134,6 +134,8 @@ class Objective(abc.ABC):
     """lambda: weight of the flow-matching anchor close to the diagonal."""
     anchor_range: tuple[float, float] = (1e-4, 1e-2)
     """Range of the anchor's offset delta."""
+    anchor_every: int = 1
+    """k: the anchor is asked of every k-th row, which counts k times. Of all rows it costs as much as flow matching."""
     matching_weight: float = 0.0
     """Weight of a flow-matching term of its own for every row, at a time of its own."""
     matching_times: TimeLaw | None = None
@@ -182,6 +184,7 @@ class Objective(abc.ABC):
         require(0 <= self.label_dropout < 1, "label_dropout", self.label_dropout, "[0, 1)")
         if self.guidance > 1 and self.label_dropout == 0:
             raise UserError("guidance: needs label_dropout above 0, for rows without label")
+        require(self.anchor_every >= 1, "anchor_every", self.anchor_every, "1 or more")
         for name in ("anchor_range", "guidance_range"):
             low, high = getattr(self, name)
             require(0 <= low <= high <= 1, name, f"{low}, {high}", "0 <= low <= high <= 1")
@@ -406,8 +409,8 @@ class Objective(abc.ABC):
 
         def matching(rows):
             """u(z, t, t) - y of the rows."""
-            y, at = self._diagonal_target(u, proxy, z, t, label, raw, known, step, rows), t[rows]
-            return u(z[rows], at, at, _rows(label, rows)) - y
+            velocity = u(z[rows], t[rows], t[rows], _rows(label, rows))
+            return velocity - self._diagonal_target(u, proxy, z, t, label, raw, known, step, rows, velocity)
 
         if equal:
             errors.append(matching(on))
@@ -433,12 +436,7 @@ class Objective(abc.ABC):
         loss = self._weigh(u, residual, z, r, t, label, draw.probe) * jnp.concatenate(scale)
         loss = loss * self._emphasis(r, t, step)
         if self.anchor_weight > 0 and draw.delta is not None:
-            y = raw
-            if known is not None and not self.rao_blackwell:
-                y = mix(self._gamma(step, label, t), step, raw, known.velocity)
-            at = jnp.maximum(t - draw.delta, 0)
-            anchor = self._reduce(u(z, at, t, label) - y)
-            loss = loss + self.anchor_weight * self._weigh(u, anchor, z, at, t, label, draw.probe)
+            loss = loss + self.anchor_weight * self._anchor(u, z, t, label, raw, known, draw, step)
         if self.matching_weight > 0 and draw.matching_t is not None:
             again = draw.e if draw.matching_e is None else draw.matching_e
             own = self._matching(u, x, again, draw.matching_t, draw, label, step, proxy, points, memory)[0]
@@ -472,12 +470,16 @@ class Objective(abc.ABC):
             return self.gamma
         return 1 - (1 - value_at(self.gamma, step)) / scale.at(t)[rows]
 
-    def _diagonal_target(self, u, proxy, z, t, label, raw, known, step, rows: slice = slice(None)):
-        """The target of the rows where r = t."""
+    def _diagonal_target(self, u, proxy, z, t, label, raw, known, step, rows: slice = slice(None), velocity=None):
+        """The target of the rows where r = t; `velocity` is u(z, t, t) there, if it is known already."""
         gamma = self._gamma(step, label, t, rows)
         if not self.mix_diagonal or is_zero(gamma):
             return raw[rows]
-        return mix(gamma, step, raw[rows], self._v_hat(u, proxy, z, t, label, known, rows))
+        if velocity is not None and self.proxy == "online" and condition.scale_of(label) is None:
+            v_hat = jax.lax.stop_gradient(velocity)
+        else:
+            v_hat = self._v_hat(u, proxy, z, t, label, known, rows)
+        return mix(gamma, step, raw[rows], v_hat)
 
     def _raw(self, u, x, e, t, label, points: Points | None, memory=None):
         """v_c, averaged over the bank and guided where asked, and what the bank says."""
@@ -532,9 +534,19 @@ class Objective(abc.ABC):
         """The loss of flow matching at other times than the row's own, and the velocity it was asked of."""
         z = interpolate(x, e, t)
         raw, known = self._raw(u, x, e, t, label, points, memory)
-        y = self._diagonal_target(u, proxy, z, t, label, raw, known, step)
         velocity = u(z, t, t, label)
+        y = self._diagonal_target(u, proxy, z, t, label, raw, known, step, velocity=velocity)
         return self._weigh(u, self._reduce(velocity - y), z, t, t, label, draw.probe), velocity
+
+    def _anchor(self, u, z, t, label, raw, known, draw: Draw, step):
+        """The anchor's loss of every k-th row, k times over; 0 elsewhere."""
+        rows = slice(None, None, self.anchor_every)
+        y, at = raw, jnp.maximum(t - draw.delta, 0)
+        if known is not None and not self.rao_blackwell:
+            y = mix(self._gamma(step, label, t), step, raw, known.velocity)
+        error = self._reduce(u(z[rows], at[rows], t[rows], _rows(label, rows)) - y[rows])
+        asked = self._weigh(u, error, z[rows], at[rows], t[rows], _rows(label, rows), _rows(draw.probe, rows))
+        return jnp.zeros_like(t).at[rows].set(asked * (t.size / asked.size))
 
     def _reduce(self, error: Float[Array, "rows *event"]) -> Float[Array, " rows"]:
         total = _sum_squares(error)

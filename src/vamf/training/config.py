@@ -59,6 +59,8 @@ class ObjectiveConfig:
     """lambda, weight of the flow-matching anchor."""
     anchor_range: tuple[float, float] | None = None
     """Range of the anchor's offset delta."""
+    anchor_every: int | None = None
+    """k: the anchor is asked of every k-th row, which counts k times."""
     matching_weight: float | None = None
     """Weight of a flow-matching term at a time of its own."""
     matching_noise: Literal["same", "fresh"] | None = None
@@ -329,7 +331,7 @@ LATER: dict[str, Any] = {
         ("rao_blackwell", "bank_from", "guidance", "guidance_range", "label_dropout", "matching_weight", "mix_diagonal",
          "weight", "weight_gap", "weight_velocity", "reduction", "through", "correction", "difference", "moving",
          "alpha", "eta", "split", "instant", "clip", "bank_memory", "matching_noise", "head_weight", "pair_weight",
-         "rectify_weight", "guidance_power")
+         "rectify_weight", "guidance_power", "anchor_every")
     ),
     "times": {name: getattr(TimeLaw(), name) for name in ("second_mean", "equal_mean", "gap_mean", "gap_std", "shift")},
     "optimiser": {"name": "adam", "weight_decay": None, "warmup": 0},

@@ -1,0 +1,284 @@
+"""A training step of a diffusion transformer on latents: time and memory of what beta costs, and of what saves time.
+
+    python benchmarks/dit.py [--size small | S/4 | B/4 ...] [--batch N] [--dtype float32 | bfloat16] [--seconds S]
+                             [--official FOLDER] [--out FILE]
+
+Latents are 32x32x4 of 1,000 classes, with MeanFlow's guidance (scale 2, mix 0.5) and 75 % of the rows at r = t. `small`
+is depth 4, width 192, patch 4. The arms, each a whole training step (batch, gradient, Adam, moving average):
+
+| arm               | what it is                                                                                 |
+|-------------------|--------------------------------------------------------------------------------------------|
+| `beta = 0`        | MeanFlow with guidance; v_hat from the moving average, in every arm but `online`           |
+| `online`          | the same with v_hat from the network itself, as published: one pass serves two purposes    |
+| `beta = 0.5`      | half of what is left of the tangent's noise replaced                                       |
+| `corner`          | beta = 1 with an anchor on every sixteenth row                                             |
+| `corner, all`     | beta = 1 with an anchor on every row                                                       |
+| `..., all rows`   | the Jacobian-vector product also on the rows with r = t                                    |
+| `..., jvp in bf16`| with bfloat16: the derivative in the network's precision too                               |
+
+The arms take turns, a few steps each. Reported are the median of the rounds, its ratio to `beta = 0` of the same round,
+the program's memory (arguments and temporaries, as the compiler plans them), and the share of the peak: operations of
+a step as the compiler counts them, by time and by the pace of products of 4096 x 4096 in the same precision.
+`--official` names a clone of the official JAX code (github.com/Gsunshine/meanflow), whose loss then takes part with the
+same optimiser.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import functools
+import importlib.metadata
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vamf.data import Dataset
+from vamf.files import write_json
+from vamf.networks import DiTConfig
+from vamf.training import presets
+from vamf.training.grid import Grid
+
+HERE = Path(__file__).resolve().parent
+EVENT, CLASSES, ROWS = (32, 32, 4), 1000, 256
+SMALL = {"depth": 4, "width": 192, "heads": 3, "patch": 4}
+MIX = 0.5
+ANCHOR = {"anchor_weight": 0.1, "anchor_range": (0.0, 1e-3)}
+ARMS = {
+    "beta = 0": {},
+    "online": {"proxy": "online"},
+    "beta = 0.5": {"beta": 0.5},
+    "corner": {"beta": 1.0, **ANCHOR, "anchor_every": 16},
+    "corner, all": {"beta": 1.0, **ANCHOR},
+}
+
+
+def latents():
+    """Latents that are noise: what a step costs does not depend on them."""
+    random = np.random.default_rng(0)
+    arrays = {
+        "x": jnp.asarray(random.standard_normal((ROWS, *EVENT), np.float32)),
+        "label": jnp.asarray(random.integers(CLASSES, size=ROWS, dtype=np.int32)),
+    }
+
+    def draw(arrays, key, n):
+        rows = jax.random.randint(key, (n,), 0, ROWS)
+        return arrays["x"][rows], arrays["label"][rows]
+
+    return Dataset("latents", EVENT, arrays, draw, lambda n, seed: arrays["x"][:n], num_classes=CLASSES)
+
+
+def config(args, beta=0.0, **options):
+    """The step of an arm, as `TrainConfig`; beta is the paper's, which mixes what guidance has mixed once more."""
+    base = presets.for_data("imagenet_dit_b4")
+    sizes = SMALL if args.size == "small" else dataclasses.asdict(DiTConfig.named(args.size))
+    jvp = options.pop("jvp_dtype", base.jvp_dtype)
+    return dataclasses.replace(
+        base,
+        network=DiTConfig(**sizes | {"dtype": args.dtype, "remat": args.remat}),
+        batch_size=args.batch,
+        beta=MIX + (1 - MIX) * beta,
+        objective=dataclasses.replace(base.objective, **{"proxy": "ema", **options}),
+        jvp_dtype=jvp,
+    )
+
+
+def all_rows(trainer):
+    """The Jacobian-vector product also on the rows with r = t."""
+
+    class AllRows(type(trainer.objective)):
+        def evaluate(self, u, x, draw, label, step, proxy=None, equal=0, points=None, memory=None):
+            return super().evaluate(u, x, draw, label, step, proxy, 0, points, memory)
+
+    return dataclasses.replace(trainer, objective=AllRows(**vars(trainer.objective)))
+
+
+class Arm:
+    """A compiled training that is advanced a few steps at a time."""
+
+    def __init__(self, program, state):
+        self.program, self.state, self.seconds = program, state, []
+
+    @classmethod
+    def ours(cls, args, dataset, steps, rows="", **options):
+        grid = Grid(config(args, **options), dataset, (0,), strategy="loop")
+        if rows:
+            grid.trainer = all_rows(grid.trainer)
+        state = grid.init()
+        member = jax.tree.map(lambda leaf: leaf[0], grid.members)
+        function = functools.partial(grid._chunk, steps, dataset.arrays, member)
+        return cls.compiled(function, jax.tree.map(lambda leaf: leaf[0], state))
+
+    @classmethod
+    def official(cls, args, dataset, steps):
+        """The official loss under optax's Adam and a moving average, on the same data."""
+        sys.path.insert(0, str(args.official))
+        from meanflow import MeanFlow
+        from models import models_dit
+
+        sizes = SMALL if args.size == "small" else dataclasses.asdict(DiTConfig.named(args.size))
+        models_dit.benchmarked = functools.partial(
+            models_dit.DiT,
+            depth=sizes["depth"],
+            hidden_size=sizes["width"],
+            patch_size=sizes["patch"],
+            num_heads=sizes["heads"],
+        )
+        # The official code's omega and kappa: scale 2 and mix 0.5 of ours.
+        model = MeanFlow(model_str="benchmarked", model_config={}, omega=1.0, kappa=MIX)
+        key = jax.random.key(0)
+        x, label = dataset.draw(dataset.arrays, key, args.batch)
+        params = model.init({"params": key, "gen": key}, x, jnp.ones(args.batch), label)
+        adam = optax.adam(1e-4, b2=0.95)
+
+        def step(carry, count):
+            params, average, moments = carry
+            x, label = dataset.draw(dataset.arrays, jax.random.fold_in(key, count), args.batch)
+            rngs = {"gen": jax.random.fold_in(key, count)}
+
+            def loss(params):
+                return model.apply(params, x, label, rngs=rngs, method=model.forward)[0]
+
+            value, gradient = jax.value_and_grad(loss)(params)
+            updates, moments = adam.update(gradient, moments, params)
+            params = optax.apply_updates(params, updates)
+            average = optax.incremental_update(params, average, 1e-4)
+            return (params, average, moments), value
+
+        def chunk(carry):
+            return jax.lax.scan(step, carry, jnp.arange(steps))
+
+        return cls.compiled(chunk, (params, jax.tree.map(jnp.copy, params), adam.init(params)))
+
+    @classmethod
+    def compiled(cls, function, state):
+        return cls(jax.jit(function, donate_argnums=0).lower(state).compile(), state)
+
+    def advance(self):
+        start = time.perf_counter()
+        self.state, metrics = self.program(self.state)
+        jax.block_until_ready(metrics)
+        return time.perf_counter() - start
+
+    @property
+    def bytes(self):
+        """Arguments and temporaries of the program; what is donated is counted once."""
+        plan = self.program.memory_analysis()
+        return plan.argument_size_in_bytes + plan.temp_size_in_bytes
+
+
+def operations(args, dataset, options):
+    """Floating-point operations of one step, from the compiler's count of a program that is not run."""
+    grid = Grid(config(args, **options), dataset, (0,), strategy="loop")
+    member = jax.tree.map(lambda leaf: leaf[0], grid.members)
+    state = jax.eval_shape(grid.trainer.init, member)
+
+    def step(state):
+        return grid.trainer.step(grid.trainer.batch(dataset.arrays, member, state.step), member, state)
+
+    return jax.jit(step).lower(state).cost_analysis()["flops"]
+
+
+def peak(dtype, n=4096, rounds=10):
+    """Operations per second of n x n matrix products."""
+    a = jnp.asarray(np.random.default_rng(0).standard_normal((n, n), np.float32), dtype)
+    product = jax.jit(lambda a: a @ a)
+    product(a).block_until_ready()
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        product(a).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * n**3 / min(seconds)
+
+
+def measure(args):
+    dataset = latents()
+    steps = args.steps or (4 if jax.default_backend() == "cpu" else 20)
+    wanted = ARMS | {f"{name}, all rows": {**ARMS[name], "rows": "all"} for name in ("beta = 0", "beta = 0.5")}
+    if args.dtype == "bfloat16":
+        wanted["beta = 0, jvp in bf16"] = {"jvp_dtype": "network"}
+    if args.arms:
+        wanted = {name: wanted[name] for name in args.arms.split(";")}
+    arms = {}
+    for name, options in wanted.items():
+        print(f"compiling {name}", file=sys.stderr, flush=True)
+        arms[name] = Arm.ours(args, dataset, steps, **options)
+    if args.official:
+        arms["official MeanFlow"] = Arm.official(args, dataset, steps)
+    for arm in arms.values():
+        arm.advance()
+    begun = time.perf_counter()
+    while time.perf_counter() - begun < args.seconds:
+        for arm in arms.values():
+            arm.seconds.append(arm.advance() / steps)
+    base = arms["beta = 0"].seconds
+    fastest = peak(args.dtype)
+    rows = []
+    for name, arm in arms.items():
+        row = {
+            "arm": name,
+            "ms": 1e3 * statistics.median(arm.seconds),
+            "steps_per_second": 1 / statistics.median(arm.seconds),
+            "to_beta_0": statistics.median(mine / other for mine, other in zip(arm.seconds, base, strict=True)),
+            "mib": arm.bytes / 2**20,
+            "rounds": len(arm.seconds),
+        }
+        if name in ARMS:
+            row["peak_share"] = operations(args, dataset, ARMS[name]) / statistics.median(arm.seconds) / fastest
+        rows.append(row)
+    return rows, fastest
+
+
+def show(rows, title):
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("arm", "ms/step", "steps/s", "to beta = 0", "MiB", "of peak", title=title)
+    for row in rows:
+        share = f"{row['peak_share']:.0%}" if "peak_share" in row else ""
+        numbers = f"{row['ms']:.1f}", f"{row['steps_per_second']:.2f}", f"{row['to_beta_0']:.3f}", f"{row['mib']:.0f}"
+        table.add_row(row["arm"], *numbers, share)
+    Console(width=120).print(table)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--size", default="small", help="small, or a published one such as B/4")
+    parser.add_argument("--batch", type=int, default=16, help="rows of a batch")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the products")
+    parser.add_argument("--remat", action="store_true", help="recompute blocks in the backward pass")
+    parser.add_argument("--seconds", type=float, default=60, help="to measure for, after compilation")
+    parser.add_argument("--steps", type=int, default=0, help="steps of an arm's turn; 0: 4 on a CPU, 20 elsewhere")
+    parser.add_argument("--arms", default="", help="some arms only, separated by semicolons; `beta = 0` among them")
+    parser.add_argument("--official", type=Path, help="a clone of the official JAX code of MeanFlow")
+    parser.add_argument("--out", type=Path, help="where the JSON goes")
+    args = parser.parse_args()
+    rows, fastest = measure(args)
+    device = jax.devices()[0]
+    title = f"DiT {args.size}, batch {args.batch}, {args.dtype}, {device.device_kind}"
+    show(rows, title)
+    if args.out:
+        report = {
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "size": args.size,
+            "batch": args.batch,
+            "dtype": args.dtype,
+            "remat": args.remat,
+            "hardware": {"device": device.device_kind, "cores": os.cpu_count(), "system": platform.platform()},
+            "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")},
+            "peak_gflops": fastest / 1e9,
+            "arms": rows,
+        }
+        write_json(args.out, report)
+
+
+if __name__ == "__main__":
+    main()
