@@ -282,7 +282,7 @@ def study(arguments: Sequence[str]) -> None:
     from vamf.progress import Progress
 
     module = importlib.import_module(f"vamf.studies.{wanted.name}")
-    budget = module.plan(wanted.quick, wanted.paper)
+    budget = module.QUICK if wanted.quick else module.FULL if wanted.paper else module.DEFAULT
     variant = "-as-published" if wanted.as_published else f"-{wanted.preset}" if wanted.preset else ""
     folder = wanted.out or Path("studies") / f"{wanted.name}-{budget.name}{variant}"
     progress = Progress()

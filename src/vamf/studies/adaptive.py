@@ -110,11 +110,6 @@ FULL = Budget("paper", (*toys.NAMES, *(f"dgmm{d}" for d in (2, 4, 8, 16, 32, 64)
               2000, 1e-3)  # fmt: skip
 
 
-def plan(quick: bool, paper: bool) -> Budget:
-    """The budget that the command line asks for."""
-    return QUICK if quick else FULL if paper else DEFAULT
-
-
 @dataclasses.dataclass(frozen=True)
 class AdaptiveStudy:
     """One execution of the study in one folder."""
@@ -232,9 +227,7 @@ class AdaptiveStudy:
             },
         )
         drawings = self._figures(members, rows, floors, sizes)
-        for name, image in drawings.items():
-            suffix = "png" if image.startswith(b"\x89PNG") else "svg"
-            write_atomic(self.folder / "figures" / f"{name}.{suffix}", image)
+        runner.write_figures(self.folder, drawings)
         report = self.folder / "report.html"
         write_atomic(report, self._page(rows, verdicts, floors, drawings))
         return report
@@ -334,7 +327,7 @@ class AdaptiveStudy:
         if "samples" in drawings:
             page.section("Samples")
             page.figure(drawings["samples"], f"Data and one-step samples, seed {budget.seeds[0]}.")
-        flags = {"quick": " --quick", "paper": " --paper"}.get(budget.name, "")
+        flags = runner.flags(budget.name)
         return page.render(
             f"`vamf study adaptive{flags}`, vamf {__version__}, jax {jax.__version__}. "
             "Every number is in `results.json`, `members.csv` and `arms.csv` beside this page."

@@ -110,11 +110,6 @@ PRESET = {"quick": "fashion_mnist", "default": "fashion_mnist", "paper": "cifar1
 """The configuration of a budget where none is named."""
 
 
-def plan(quick: bool, paper: bool) -> Budget:
-    """The budget that the command line asks for."""
-    return QUICK if quick else FULL if paper else DEFAULT
-
-
 @dataclasses.dataclass(frozen=True)
 class DitStudy:
     """One execution of the study in one folder."""
@@ -167,7 +162,7 @@ class DitStudy:
     @property
     def command(self) -> str:
         """The command that makes this study, as far as it is one."""
-        flags = {"quick": " --quick", "paper": " --paper"}.get(self.budget.name, "")
+        flags = runner.flags(self.budget.name)
         return f"vamf study dit{flags}" + (f" --preset {self.preset}" if self.preset else "")
 
     @property

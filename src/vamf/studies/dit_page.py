@@ -14,7 +14,7 @@ from vamf.files import write_atomic, write_json
 from vamf.report import figures, tables
 from vamf.report.page import Page
 from vamf.studies import dit_results as results
-from vamf.studies import summary
+from vamf.studies import runner, summary
 from vamf.studies.dit_results import plus_minus, signed, swept
 from vamf.studies.image_noise import TIMES
 from vamf.studies.judge import Judge
@@ -76,9 +76,7 @@ class Report:
             },
         )
         drawings = self._figures()
-        for name, image in drawings.items():
-            suffix = "png" if image.startswith(b"\x89PNG") else "svg"
-            write_atomic(self.folder / "figures" / f"{name}.{suffix}", image)
+        runner.write_figures(self.folder, drawings)
         report = self.folder / "report.html"
         write_atomic(report, self._page(rows, said, drawings))
         return report

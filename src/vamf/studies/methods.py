@@ -20,7 +20,7 @@ from vamf.path import interpolate
 from vamf.progress import Progress
 from vamf.report import tables
 from vamf.report.page import Page
-from vamf.studies import exact_noise
+from vamf.studies import exact_noise, runner
 from vamf.studies.comparison import Comparison, row_of
 from vamf.theory import GaussianMixture
 from vamf.training import presets
@@ -70,11 +70,6 @@ DEFAULT = Budget("default", (*toys.NAMES, "dgmm16", "digits"), ALL, True, 3000, 
 FULL = Budget("paper", (*toys.NAMES, "dgmm16", "digits"), ALL, True, 200_000, (0, 1, 2), 2000, 1e-3)
 
 
-def plan(quick: bool, paper: bool) -> Budget:
-    """The budget that the command line asks for."""
-    return QUICK if quick else FULL if paper else DEFAULT
-
-
 @dataclasses.dataclass(frozen=True)
 class MethodStudy:
     """One execution of the study in one folder."""
@@ -86,7 +81,7 @@ class MethodStudy:
     def run(self, progress: Progress) -> Path:
         """Do what is not done yet and write the report; returns its path."""
         budget = self.budget
-        flags = {"quick": " --quick", "paper": " --paper"}.get(budget.name, "")
+        flags = runner.flags(budget.name)
         words = ", ".join(map(str, budget.seeds))
         comparison = Comparison(
             self.folder,

@@ -75,11 +75,6 @@ DEFAULT = Budget("default", (2, 4, 8, 16, 32, 64), 12_000, BETAS, (42, 0, 1), 50
 FULL = Budget("paper", (2, 4, 8, 16, 32, 64), 200_000, BETAS, (42, 0, 1), 2000, 1e-3)
 
 
-def plan(quick: bool, paper: bool) -> Budget:
-    """The budget that the command line asks for."""
-    return QUICK if quick else FULL if paper else DEFAULT
-
-
 @dataclasses.dataclass(frozen=True)
 class MixtureStudy:
     """One execution of the study in one folder."""

@@ -12,7 +12,7 @@ from vamf.files import write_atomic
 from vamf.report import figures, tables
 from vamf.report.figures import Curve, Field, FieldRow, Level, Panel
 from vamf.report.page import Page
-from vamf.studies import exact_noise, summary
+from vamf.studies import exact_noise, runner, summary
 
 MAP_TIMES, MAP_REACH = (0.2, 0.4, 0.6, 0.8, 1.0), 3.0
 SHADES = ("#440154", "#3b528b", "#21918c", "#4cad4c", "#c0a818", "#e07b39")
@@ -55,8 +55,7 @@ def write(folder: Path, results: dict[str, Any]) -> Path:
         "best-beta": figures.panels(_over_time(exact, "beta"), "t", "best beta"),
         "loss-variance": figures.panels(_loss_panels(growth), "t, or t − r", "variance of the loss", log=True),
     }
-    for name, image in drawings.items():
-        write_atomic(folder / "figures" / f"{name}.svg", image)
+    runner.write_figures(folder, drawings)
     path = folder / "report.html"
     write_atomic(path, _page(results, drawings))
     return path
@@ -111,7 +110,7 @@ def _page(results: dict[str, Any], drawings: dict[str, bytes]) -> str:
         f"At t = {growth['late']:g} the stochastic tangent's variance is {_times(ratios[0])} times the deterministic "
         f"one's for a gap of {line['at'][0]:g}, and {_times(ratios[-1])} times for the jump to 0."
     )
-    flags = {"quick": " --quick", "paper": " --paper"}.get(budget["name"], "")
+    flags = runner.flags(budget["name"])
     return page.render(
         f"`vamf study mixtures{flags}`, vamf {__version__}, jax {jax.__version__}. "
         "Every number is in `results.json`, `members.csv` and `matched.csv` beside this page."

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +54,18 @@ def claim(folder: Path, plan: dict[str, Any]) -> None:
         raise UserError(f"{folder}: exists and is not a study; choose another --out")
     else:
         write_atomic(path, text)
+
+
+def flags(budget: str) -> str:
+    """What a budget of that name adds to the command line."""
+    return {"quick": " --quick", "paper": " --paper"}.get(budget, "")
+
+
+def write_figures(folder: Path, drawings: Mapping[str, bytes]) -> None:
+    """Figures by name beside the report, as SVG or PNG."""
+    for name, image in drawings.items():
+        suffix = "png" if image.startswith(b"\x89PNG") else "svg"
+        write_atomic(folder / "figures" / f"{name}.{suffix}", image)
 
 
 def complete(

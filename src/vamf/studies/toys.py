@@ -151,9 +151,7 @@ class ToyStudy:
             },
         )
         drawings = self._figures(members, floors)
-        for name, image in drawings.items():
-            suffix = "png" if image.startswith(b"\x89PNG") else "svg"
-            write_atomic(self.folder / "figures" / f"{name}.{suffix}", image)
+        runner.write_figures(self.folder, drawings)
         report = self.folder / "report.html"
         write_atomic(report, self._page(matched, costs, drawings))
         return report
@@ -275,7 +273,7 @@ class ToyStudy:
             ["method", "milliseconds a step", "relative to MeanFlow"],
             [[row["method"], tables.number(row["ms"]), f"{row['ms'] / costs[0]['ms']:.2f}"] for row in costs],
         )
-        flags = {"quick": " --quick", "paper": " --paper"}.get(budget.name, "")
+        flags = runner.flags(budget.name)
         flags += " --as-published" if self.as_published else ""
         return page.render(
             f"`vamf study toys{flags}`, vamf {__version__}, jax {jax.__version__}. "
@@ -327,8 +325,3 @@ def _sentence(row: dict) -> str:
         else "gradient variance is lowest without mixing"
     )
     return f"{row['data'].replace('_', ' ')}: {quality}; {noise}."
-
-
-def plan(quick: bool, paper: bool) -> Budget:
-    """The budget that the command line asks for."""
-    return QUICK if quick else FULL if paper else DEFAULT
