@@ -16,7 +16,6 @@ from vamf.networks import MLPConfig
 from vamf.optimisers import OPTIMISERS, eval_params, splus, table
 from vamf.optimisers.kernels import is_kernel
 from vamf.optimisers.splus import Side
-from vamf.progress import Progress
 from vamf.times import TimeLaw
 from vamf.training import loop
 from vamf.training.config import LogConfig, OptimiserConfig, TrainConfig, identity, read_json, to_json
@@ -356,9 +355,11 @@ def test_splus_resumes_from_its_checkpoint(tmp_path):
     """The state, sides that are None included, comes back from the disk; what follows has the very bits."""
     grid = Grid(tiny("splus", 0.3), data.load("swiss_roll"), [1])
     halfway, _ = grid.advance(grid.init(), 10)
-    loop.open_checkpoints(grid, tmp_path).save(10, grid.collect(halfway))
+    with loop.open_checkpoints(grid, tmp_path) as checkpoints:
+        checkpoints.save(10, grid.collect(halfway))
     whole, _ = grid.advance(halfway, 10)
-    restored, step = loop.restore(grid, loop.open_checkpoints(grid, tmp_path), Progress(show=False))
+    with loop.open_checkpoints(grid, tmp_path) as checkpoints:
+        restored, step = loop.restore(grid, checkpoints)
     resumed, _ = grid.advance(restored, 10)
     assert step == 10
     for ours, theirs in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
@@ -377,10 +378,11 @@ def test_names_match_the_table():
         table.check("sgd", None)
 
 
+PARTS = "teacher couplings initial whiten images matching_times augment jvp_dtype checkpoints guard"
 LATER = {
     "objective": "rao_blackwell bank_from guidance guidance_range label_dropout matching_weight mix_diagonal weight "
     "weight_gap weight_velocity reduction through correction difference moving alpha split clip bank_memory eta "
-    "instant matching_noise head_weight pair_weight rectify_weight",
+    "instant matching_noise head_weight pair_weight rectify_weight guidance_power anchor_every",
     "times": "second_mean equal_mean gap_mean gap_std shift",
     "optimiser": "name weight_decay warmup",
 }
@@ -390,7 +392,7 @@ def test_runs_from_before_optimisers_had_names_go_on(tmp_path):
     """Their config.json lacks the fields, and their checkpoints are marked with the text that it is."""
     config = tiny("adam", 1e-3)
     values = json.loads(to_json(config))
-    for part in ("teacher", "couplings", "initial", "whiten", "images", "matching_times"):
+    for part in PARTS.split():
         del values[part]
     values["times"] = dataclasses.asdict(TimeLaw())  # older runs have the law in full
     for part, names in LATER.items():

@@ -18,8 +18,9 @@ from vamf import data
 from vamf.errors import UserError
 from vamf.progress import Progress
 from vamf.training import loop, presets
-from vamf.training.config import LogConfig, OptimiserConfig, TrainConfig, read_json, to_json
+from vamf.training.config import GuardConfig, LogConfig, OptimiserConfig, TrainConfig, read_json, to_json
 from vamf.training.grid import Grid
+from vamf.training.guards import Diverged
 from vamf.training.logs import MetricsLog, read
 from vamf.training.run import Run
 from vamf.training.step import Member, learning_rate, optimiser, streams
@@ -204,14 +205,14 @@ def test_weighted_loss_is_near_one_and_the_residual_is_not(tmp_path):
 
 
 def interrupted(config: TrainConfig, folder: Path, at: int) -> Run:
-    """A run whose process ended after step `at` and lost its memory."""
+    """A run whose process ended after the checkpoint of step `at` and lost its memory."""
     run = Run.create(config, folder)
 
     class Killed(BaseException):
         pass
 
     def kill(step, _):
-        if step == at:
+        if step > at:
             raise Killed
 
     with pytest.raises(Killed):
@@ -301,19 +302,20 @@ def test_checkpoint_of_other_data_is_refused(tmp_path):
 
 
 def test_non_finite_loss_stops_at_once_and_names_the_last_good_checkpoint(tmp_path):
-    run = interrupted(small(), tmp_path / "run", at=20)
+    run = interrupted(small(guard=GuardConfig(patience=0)), tmp_path / "run", at=20)
     # The same run with a poisoned state: parameters overflow from step 20 on.
     state, _ = run.load(QUIET)
     poisoned = state._replace(params=jax.tree.map(lambda leaf: leaf + np.float32(np.inf), state.params))
-    loop.open_checkpoints(run.grid, run.folder).save(21, run.grid.collect(poisoned))
-    with pytest.raises(loop.Diverged, match=r"not finite at step 22; last good checkpoint: .*checkpoints.21"):
+    with loop.open_checkpoints(run.grid, run.folder) as checkpoints:
+        checkpoints.save(21, run.grid.collect(poisoned))
+    with pytest.raises(Diverged, match=r"not finite at step 22, in rows .*; last good checkpoint: .*checkpoints.21"):
         run.train(QUIET)
     assert max(record["step"] for record in read(run.folder / "metrics.jsonl")) <= 21
 
 
 def test_divergence_before_any_checkpoint(tmp_path):
     run = Run.create(small(learning_rate=1e30), tmp_path / "run")
-    with pytest.raises(loop.Diverged, match="no checkpoint yet"):
+    with pytest.raises(Diverged, match=r"not finite at step 2 and the 9 after it, .*; no checkpoint yet"):
         run.train(QUIET)
 
 
@@ -322,7 +324,8 @@ def test_diverged_member_leaves_the_grid_running(tmp_path):
     state = grid.init()
     broken = jax.tree.map(lambda leaf: np.asarray(leaf).copy(), grid.collect(state))
     broken.params["first"]["bias"][1] = np.nan
-    loop.open_checkpoints(grid, tmp_path).save(10, broken._replace(step=np.full(2, 10, np.int32)))
+    with loop.open_checkpoints(grid, tmp_path) as checkpoints:
+        checkpoints.save(10, broken._replace(step=np.full(2, 10, np.int32)))
     outcome = loop.train(grid, tmp_path, QUIET)
     drawn = grid.sample(outcome.state, 5)
     assert np.isfinite(drawn[0]).all()

@@ -198,8 +198,8 @@ def train(arguments: Sequence[str]) -> None:
     progress.say(run.dataset.summary)
     try:
         run.train(progress)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"continue with: vamf train --resume {run.folder}") from None
+    except KeyboardInterrupt as interrupt:
+        raise _continued(interrupt, f"continue with: vamf train --resume {run.folder}") from None
     state, step = run.load(progress)
     result = run.evaluate(state, step)
     write_evaluation(run, result)
@@ -289,8 +289,8 @@ def study(arguments: Sequence[str]) -> None:
     progress.say(f"study {wanted.name}, budget {budget.name} -> {folder}")
     try:
         report = getattr(module, STUDIES[wanted.name])(folder, budget, **options).run(progress)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command continues the study") from None
+    except KeyboardInterrupt as interrupt:
+        raise _continued(interrupt, "the same command continues the study") from None
     print(f"report: {report}")
 
 
@@ -321,8 +321,8 @@ def compare(arguments: Sequence[str]) -> None:
     folder = wanted.out or Path("studies") / f"compare-{Path(wanted.data).stem}"
     try:
         report = methods.MethodStudy(folder, budget, f"vamf compare {' '.join(arguments[1:])}").run(Progress())
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command continues the comparison") from None
+    except KeyboardInterrupt as interrupt:
+        raise _continued(interrupt, "the same command continues the comparison") from None
     print(f"report: {report}")
 
 
@@ -366,7 +366,11 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The program. Exit status: 0 done, 1 the training failed, 2 bad input, 130 interrupted."""
+    """The program.
+
+    Exit status: 0 done, 1 the training failed, 2 bad input, 75 a training was stopped by a signal and saved, 124 its
+    watchdog ended it, 130 interrupted.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE.format(studies=" ".join(STUDIES), presets=PRESETS, methods=METHODS))
@@ -381,9 +385,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         _stop(str(error), 2)
     except KeyboardInterrupt as interrupt:
-        _stop(f"interrupted; {interrupt}" if str(interrupt) else "interrupted", 130)
+        from vamf.training.signals import RESUMABLE, Interrupted
+
+        status = RESUMABLE if isinstance(interrupt, Interrupted) else 130
+        _stop("; ".join(["interrupted", *map(str, interrupt.args)]), status)
     except Exception as error:
-        from vamf.training.loop import Diverged
+        from vamf.training.guards import Diverged
 
         if not isinstance(error, Diverged):
             raise
@@ -410,6 +417,11 @@ def _network(arguments: list[str]) -> Any:
         raise UserError(f"--network = {kind}: allowed are {', '.join(KINDS)}")
     del arguments[place : place + 2]
     return KINDS[kind]()
+
+
+def _continued(interrupt: KeyboardInterrupt, how: str) -> KeyboardInterrupt:
+    """The interrupt, which says how to go on too."""
+    return type(interrupt)(*interrupt.args, how)
 
 
 def _stop(line: str, status: int) -> None:

@@ -1,95 +1,199 @@
-"""Checkpoints that can be trusted: written whole or not at all, checked when read, tied to their configuration."""
+"""Checkpoints that can be trusted: written whole or not at all, checked when read, tied to their configuration.
 
+A checkpoint holds the parameters, their moving average, the optimiser's state, the step and the objective's memory,
+and the log's last line. The state of the random numbers and the place in the data are not in it: both follow from the
+seed and the step.
+
+Its checksum does not depend on how the arrays lie on devices. With an array's words w_i of 32 bits, their linear
+index i, a salt of the array's place, shape and type, and the mixing m of MurmurHash3,
+
+    checksum = sum over arrays of (salt + sum_i m(w_i xor h(i)))   mod 2^32,     h(i) = m(i xor salt),
+
+twice, the second time with m(h(i) + 9E3779B9) for h(i). Whole numbers add up to the same in any order, and m is one to
+one: a change within one word changes both sums for certain, others go unseen once in 2^64.
+"""
+
+import contextlib
 import errno
 import hashlib
 import logging
 import os
+import shutil
 import sys
+import zlib
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from vamf.errors import UserError
+from vamf.files import finite
+from vamf.training.config import CheckpointConfig
 
-KEEP = 3
+REMOVED = ".removed"
+"""Where a checkpoint is moved before it is deleted: none is ever there in part."""
+
+
+class Restored(NamedTuple):
+    """A state that was read."""
+
+    state: Any
+    step: int
+    metrics: dict[str, Any]
+    """The log's line at that step."""
 
 
 class Checkpoints:
-    """The checkpoints of one training: the newest few, each with a digest of its arrays.
+    """The checkpoints of one training, written in the background while it goes on; to be used in a `with`.
 
     Orbax writes each under a temporary name and renames it when complete, so that a process killed at any instant
-    leaves the earlier ones intact.
+    leaves the earlier ones intact. Each is then read back and compared; an older one goes only when a newer one has
+    passed. With several processes every method is called by all of them.
     """
 
-    def __init__(self, folder: Path, fingerprint: str):
-        """`fingerprint` identifies configuration and data; a checkpoint with another one is refused."""
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: str,
+        config: CheckpointConfig | None = None,
+        say: Callable[[str], None] = print,
+        clean: bool = False,
+    ):
+        """`fingerprint` identifies configuration and data; a checkpoint with another one is refused.
+
+        Args:
+            say: called with a line for each checkpoint that turned out bad.
+            clean: whether what a killed process left half written is cleared away; only for the one who trains.
+        """
         import orbax.checkpoint as ocp
 
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # failures are raised here, in one line, not logged there
         sys.unraisablehook = _ignore_closed_loop
         self.folder = folder.absolute()
         self.fingerprint = fingerprint
+        self._config = config or CheckpointConfig()
+        self._say = say
         self._args = ocp.args
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=KEEP, enable_async_checkpointing=False, cleanup_tmp_directories=True
-        )
+        options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=clean, todelete_subdir=REMOVED)
         try:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
+            if clean:
+                self._empty_removed()
         except OSError as error:
             raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
+        self._worker = ThreadPoolExecutor(1, "checkpoints")
+        self._good = sorted(self._manager.all_steps())
+        self._scores: dict[int, float] = {}
+        self._writing: tuple[int, Future[str]] | None = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        """Wait for the last checkpoint. If something else has failed already, its failure is only told."""
+        try:
+            if kind is None or jax.process_count() == 1:
+                self.settle()
+        except UserError as error:
+            if kind is None:
+                raise
+            self._say(str(error))
+        finally:
+            self._worker.shutdown()
+            with contextlib.suppress(Exception):  # which was raised before
+                self._manager.close()
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest checkpoint, if there is one."""
-        return self._manager.latest_step()
+        """Step of the newest good checkpoint, if there is one."""
+        return max(self._good, default=None)
 
-    def save(self, step: int, state: Any) -> None:
-        """Write the state (a tree of host arrays) as the checkpoint of a step.
+    def tell_latest(self) -> str:
+        """Where the newest good checkpoint is, in a few words, once it is known how the last one came out."""
+        self.settle()
+        return f"last good checkpoint: {self.folder / str(self.latest)}" if self._good else "no checkpoint yet"
+
+    def save(self, step: int, state: Any, metrics: dict[str, Any] | None = None) -> None:
+        """Start to write the state (a tree of arrays, on the host or on devices) as the checkpoint of a step.
+
+        The state is copied before this returns: its memory may be used again.
 
         Raises:
-            UserError: it cannot be written; the line names the newest good checkpoint.
+            UserError: this one or the one before cannot be written; the line names the newest good checkpoint.
         """
-        state = _plain(state)
-        facts = {"digest": _digest(state), "fingerprint": self.fingerprint}
-        earlier = self.latest
+        self.settle()
+        arrays = _named(state)
+        sum_ = checksum(arrays)
+        facts = {"checksum": sum_, "fingerprint": self.fingerprint, "metrics": finite(metrics or {})}
+        args = self._args.Composite(state=self._args.StandardSave(arrays), facts=self._args.JsonSave(facts))
         try:
-            args = self._args.Composite(state=self._args.StandardSave(state), facts=self._args.JsonSave(facts))
             self._manager.save(step, args=args, force=True)
-            self._manager.wait_until_finished()
         except Exception as error:
-            kept = f"the newest good one is step {earlier}" if earlier is not None else "there is no earlier one"
-            raise UserError(f"cannot write checkpoint {self.folder / str(step)}: {_line(error)}; {kept}") from None
+            raise self._unwritten(step, _line(error)) from None
+        self._scores[step] = self._score(facts)
+        shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
+        self._writing = step, self._worker.submit(self._finish, step, shapes, sum_)
 
-    def restore(self, like: Any, warn: Callable[[str], None]) -> tuple[Any, int] | None:
+    def settle(self, wait: bool = True) -> None:
+        """See how the checkpoint in the making came out: good ones take their place, bad ones are told and removed.
+
+        Args:
+            wait: else one that is not finished is left for later, and, with several processes, any.
+
+        Raises:
+            UserError: it could not be written; the line names the newest good checkpoint.
+        """
+        if self._writing is None or not (wait or (self._writing[1].done() and jax.process_count() == 1)):
+            return
+        (step, writing), self._writing = self._writing, None
+        fault, unwritten = "", ""
+        try:
+            fault = writing.result()
+        except Exception as error:
+            unwritten = _line(error)
+        if anywhere(bool(unwritten)):
+            raise self._unwritten(step, unwritten or "another process failed")
+        if anywhere(bool(fault)):
+            kept = f"the newest good one is step {self.latest}" if self._good else "there is no good one"
+            self._say(f"checkpoint {self.folder / str(step)} does not read back ({fault}) and is removed; {kept}")
+            self._remove(step)
+        else:
+            self._good.append(step)
+            self._prune()
+
+    def restore(self, like: Any) -> Restored | None:
         """The newest readable state with its step, or None where there is no checkpoint.
 
         Args:
-            like: a tree with the state's structure, shapes and types.
-            warn: called with a line for each checkpoint that had to be passed over.
+            like: a tree with the state's structure, shapes and types. A leaf with a `sharding` is read into it, by
+                each process what it needs; the others become host arrays.
 
         Raises:
             UserError: the checkpoint belongs to another configuration, or none of them can be read.
         """
         leaves, structure = jax.tree.flatten(like)
-        template = _plain(jax.tree.unflatten(structure, [np.zeros(leaf.shape, leaf.dtype) for leaf in leaves]))
+        template = {name: _blank(leaf) for name, leaf in _named(leaves).items()}
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             try:
-                facts = self._manager.restore(step, args=self._args.Composite(facts=self._args.JsonRestore()))["facts"]
+                facts = self._facts(step)
                 if facts["fingerprint"] == self.fingerprint:
-                    restored = self._manager.restore(
-                        step, args=self._args.Composite(state=self._args.StandardRestore(template))
-                    )["state"]
-                    if _digest(restored) != facts["digest"]:
-                        raise ValueError("its arrays do not match their digest")
-                    return jax.tree.unflatten(structure, [restored[name] for name in sorted(restored)]), step
+                    args = self._args.Composite(state=self._args.StandardRestore(template))
+                    restored = self._manager.restore(step, args=args)["state"]
+                    if not _matches(restored, facts):
+                        raise ValueError("its arrays do not match their checksum")
+                    state = jax.tree.unflatten(structure, [restored[name] for name in sorted(restored)])
+                    return Restored(state, step, facts.get("metrics", {}))
             except Exception as error:
                 older = [other for other in steps if other < step]
                 then = f"; using step {older[0]}" if older else ""
-                warn(f"checkpoint {self.folder / str(step)} cannot be read ({_line(error)}){then}")
+                self._say(f"checkpoint {self.folder / str(step)} cannot be read ({_line(error)}){then}")
             else:
                 raise UserError(f"{self.folder / str(step)}: a checkpoint of another configuration or other data")
         if steps:
@@ -98,9 +202,69 @@ class Checkpoints:
 
     def discard_after(self, step: int) -> None:
         """Delete the checkpoints of later steps, which were found unreadable and will be written again."""
-        for later in self._manager.all_steps():
-            if later > step:
-                self._manager.delete(later)
+        for later in [other for other in self._good if other > step]:
+            self._good.remove(later)
+            self._remove(later)
+
+    def _finish(self, step: int, shapes: dict[str, jax.ShapeDtypeStruct], expected: str) -> str:
+        """Wait until a checkpoint is on the disk, then read it back: what is wrong with it, or nothing."""
+        self._manager.wait_until_finished()
+        if not self._config.verify or jax.process_index() > 0:
+            return ""
+        try:
+            template = {name: np.empty(shape.shape, shape.dtype) for name, shape in shapes.items()}
+            read = self._reader.restore(self.folder / str(step) / "state", args=self._args.StandardRestore(template))
+            with jax.default_device(_host()):
+                return "" if checksum(read) == expected else "its arrays do not match their checksum"
+        except Exception as error:
+            return _line(error)
+
+    @cached_property
+    def _reader(self):
+        """What the first process reads back with, on its own."""
+        import orbax.checkpoint as ocp
+
+        alone = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix="read_back")
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+        return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+    def _facts(self, step: int) -> dict[str, Any]:
+        return self._manager.restore(step, args=self._args.Composite(facts=self._args.JsonRestore()))["facts"]
+
+    def _score(self, facts: dict[str, Any]) -> float:
+        """What the best checkpoint has least of: the mean over members; none is worst of all."""
+        value = float(np.mean(np.asarray(facts.get("metrics", {}).get(self._config.best), float)))
+        return value if np.isfinite(value) else float("inf")
+
+    def _best(self) -> int:
+        """The step with the lowest score, the earliest of several."""
+        for step in self._good:
+            if step not in self._scores:
+                self._scores[step] = float("inf")
+                with contextlib.suppress(Exception):  # a damaged one is not the best
+                    self._scores[step] = self._score(self._facts(step))
+        return min(self._good, key=lambda step: (self._scores[step], step))
+
+    def _prune(self) -> None:
+        """Delete good checkpoints that nothing asks to keep."""
+        kept = set(self._good[-self._config.keep :])
+        if self._config.best != "none":
+            kept.add(self._best())
+        for step in [step for step in self._good if step not in kept]:
+            self._good.remove(step)
+            self._remove(step)
+
+    def _remove(self, step: int) -> None:
+        self._manager.delete(step)
+        self._empty_removed()
+
+    def _empty_removed(self) -> None:
+        if jax.process_index() == 0:
+            shutil.rmtree(self.folder / REMOVED, ignore_errors=True)
+
+    def _unwritten(self, step: int, why: str) -> UserError:
+        kept = f"the newest good one is step {self.latest}" if self._good else "there is no earlier one"
+        return UserError(f"cannot write checkpoint {self.folder / str(step)}: {why}; {kept}")
 
 
 def fingerprint(*parts: Any) -> str:
@@ -110,13 +274,62 @@ def fingerprint(*parts: Any) -> str:
         if isinstance(part, str):
             digest.update(part.encode())
         else:
-            digest.update(_digest(_plain(part)).encode())
+            digest.update(_digest({name: np.asarray(leaf) for name, leaf in _named(part).items()}).encode())
     return digest.hexdigest()
 
 
-def _plain(tree: Any) -> dict[str, np.ndarray]:
+def checksum(arrays: dict[str, Any]) -> str:
+    """The checksum of arrays under names, as 16 hexadecimal digits; computed where the arrays are."""
+    sums = _checksum([arrays[name] for name in sorted(arrays)])
+    return "".join(f"{int(part):08x}" for part in sums)
+
+
+@jax.jit
+def _checksum(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    first = second = jnp.uint32(0)
+    for number, leaf in enumerate(leaves):
+        salt = jnp.uint32(zlib.crc32(f"{number} {leaf.shape} {leaf.dtype}".encode()))
+        words = _words(leaf)
+        index = jnp.zeros(words.shape, jnp.uint32)
+        for axis, length in enumerate(words.shape):
+            index = index * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        hashed = _mix(index ^ salt)
+        first += salt + jnp.sum(_mix(words ^ hashed), dtype=jnp.uint32)
+        second += salt + jnp.sum(_mix(words ^ _mix(hashed + jnp.uint32(0x9E3779B9))), dtype=jnp.uint32)
+    return first, second
+
+
+def _words(leaf: jax.Array) -> jax.Array:
+    """The bits of an array as 32-bit words: one for each number, two for one of 64 bits."""
+    if leaf.dtype == bool:
+        return leaf.astype(jnp.uint32)
+    kind = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
+    return jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """The finaliser of MurmurHash3: every bit of x stirs every bit of the result."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def _matches(arrays: dict[str, Any], facts: dict[str, Any]) -> bool:
+    """Whether arrays are those that were written; earlier versions marked them with SHA-256."""
+    return checksum(arrays) == facts["checksum"] if "checksum" in facts else _digest(arrays) == facts["digest"]
+
+
+def _named(tree: Any) -> dict[str, Any]:
     """The leaves of a tree under names that sort in their order: the same on disk whatever the tree's types."""
-    return {f"{index:05d}": np.asarray(leaf) for index, leaf in enumerate(jax.tree.leaves(tree))}
+    return {f"{index:05d}": leaf for index, leaf in enumerate(jax.tree.leaves(tree))}
+
+
+def _blank(leaf: Any) -> Any:
+    """What orbax takes for an array to be read: where it goes on the devices, or a host array."""
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        return np.empty(leaf.shape, leaf.dtype)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _digest(arrays: dict[str, Any]) -> str:
@@ -126,6 +339,20 @@ def _digest(arrays: dict[str, Any]) -> str:
         digest.update(f"{name}{array.shape}{array.dtype}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def _host() -> jax.Device | None:
+    """The processor, or the usual device where JAX was told to leave the processor alone."""
+    with contextlib.suppress(RuntimeError):
+        return jax.local_devices(backend="cpu")[0]
+    return None
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether the flag is set in any process."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 _report_unraisable = sys.unraisablehook

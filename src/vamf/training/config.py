@@ -191,6 +191,45 @@ class LogConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Which checkpoints are kept. No number of a training depends on this."""
+
+    keep: int = 3
+    """Newest checkpoints that are kept."""
+    best: Literal["none", "loss", "residual", "v_loss", "grad_norm"] = "none"
+    """Keep beside them the one with the lowest value of this number of the log."""
+    verify: bool = True
+    """Read each one back in the background; one that is damaged is told and removed."""
+
+    def __post_init__(self):
+        require(self.keep >= 1, "checkpoints.keep", self.keep, "1 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardConfig:
+    """What stops a single training that has gone wrong. No number of a healthy one depends on this."""
+
+    patience: int = 10
+    """Steps in a row that may be left out because their loss or gradient is not finite: the last of so many stops the
+    training; 0 leaves none out and stops at once."""
+    gradient_factor: float = 1000.0
+    """Stop where the gradient norm, averaged over a line of the log, is above this many times its median over the last
+    100 lines; 0 is off."""
+    gradient_lines: int = 5
+    """In how many lines in a row."""
+    hang_seconds: float = 0.0
+    """End the process with status 124 if no chunk of steps is done in this time, compilation and checkpoints included;
+    0 is off."""
+
+    def __post_init__(self):
+        require(self.patience >= 0, "guard.patience", self.patience, "0 (stop at once) or more")
+        factor = self.gradient_factor
+        require(factor == 0 or factor > 1, "guard.gradient-factor", factor, "0 (off) or above 1")
+        require(self.gradient_lines >= 1, "guard.gradient-lines", self.gradient_lines, "1 or more")
+        require(self.hang_seconds >= 0, "guard.hang-seconds", self.hang_seconds, "0 (off) or more")
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """One training."""
 
@@ -242,6 +281,10 @@ class TrainConfig:
     """The optimiser."""
     log: LogConfig = LogConfig()
     """Measurements on the way."""
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    """Which checkpoints are kept."""
+    guard: GuardConfig = GuardConfig()
+    """What stops a training that has gone wrong."""
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "checkpoint_every"):
@@ -337,6 +380,8 @@ LATER: dict[str, Any] = {
     "optimiser": {"name": "adam", "weight_decay": None, "warmup": 0},
 }  # fmt: skip
 """Fields that older runs do not have, by part, and what those did."""
+SAFETY = ("checkpoints", "guard")
+"""Parts that no number of a training depends on: a run may be resumed with others."""
 
 
 def _given(options: Any) -> dict[str, Any]:
@@ -353,10 +398,12 @@ def to_json(config: Any) -> str:
 def identity(config: TrainConfig) -> str:
     """What tells one training's checkpoints from another's, as text.
 
-    It is `to_json` with the law of (r, t) in full and without the fields of LATER while they have the value that
-    trainings had before there was such a field: those can still be resumed.
+    It is `to_json` with the law of (r, t) in full, without SAFETY, and without the fields of LATER while they have the
+    value that trainings had before there was such a field: those can still be resumed.
     """
     values = _plain(config) | {"times": dataclasses.asdict(config.build_objective().times)}
+    for part in SAFETY:
+        del values[part]
     for part, before in LATER.items():
         if values[part] == before:
             del values[part]

@@ -140,7 +140,8 @@ class Grid:
         self.network = networks.build(*described, config.jvp_dtype)
         if objective.proxy == "oracle" and getattr(dataset, "mixture", None) is None:
             raise UserError(f"proxy = oracle: the law of {dataset.name} is not known in closed form")
-        self.trainer = Trainer(config, dataset, self.network, objective, optimiser(config), teacher)
+        parts = config, dataset, self.network, objective, optimiser(config), teacher
+        self.trainer = Trainer(*parts, guarded=self.size == 1)
         self.devices = jax.devices()[: self.size]
         self.strategy = ("loop" if self.devices[0].platform == "cpu" else "vmap") if strategy == "auto" else strategy
         self._padding = -self.size % len(self.devices)

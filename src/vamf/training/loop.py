@@ -1,4 +1,4 @@
-"""From the first step to the last: chunks of steps, the log, checkpoints, a stop where numbers stop being numbers."""
+"""From the first step to the last: chunks of steps, the log, checkpoints, and what ends a training before its time."""
 
 import time
 from pathlib import Path
@@ -7,15 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vamf.progress import Progress
-from vamf.training.checkpoints import Checkpoints, fingerprint
+from vamf.training.checkpoints import Checkpoints, anywhere, fingerprint
 from vamf.training.config import identity
 from vamf.training.grid import Grid
-from vamf.training.logs import MetricsLog
+from vamf.training.guards import Guard, Watchdog
+from vamf.training.logs import MetricsLog, read
+from vamf.training.signals import Interrupted, Stop
 from vamf.training.step import Metrics, State
-
-
-class Diverged(RuntimeError):
-    """A loss or gradient that is not finite."""
 
 
 class Outcome(NamedTuple):
@@ -26,63 +24,85 @@ class Outcome(NamedTuple):
     """Median over chunks, all members together, compilation left out; None where nothing was left to do."""
 
 
-def open_checkpoints(grid: Grid, folder: Path) -> Checkpoints:
-    """The checkpoints of a grid's run folder."""
+def open_checkpoints(grid: Grid, folder: Path, say=print, training: bool = False) -> Checkpoints:
+    """The checkpoints of a grid's run folder, for a `with`; the training alone may clear what is half written."""
     members, stream = grid.collect(grid.members), grid.dataset.stream
     parts = (identity(grid.config), grid.dataset.arrays, members, *([] if stream is None else [stream.digest]))
-    return Checkpoints(folder / "checkpoints", fingerprint(*parts))
+    return Checkpoints(folder / "checkpoints", fingerprint(*parts), grid.config.checkpoints, say, clean=training)
 
 
-def restore(grid: Grid, checkpoints: Checkpoints, progress: Progress) -> tuple[State, int]:
+def restore(grid: Grid, checkpoints: Checkpoints) -> tuple[State, int]:
     """The newest readable state on the devices and its step; the initial state where there is none."""
-    restored = checkpoints.restore(grid.blank(), progress.say)
+    restored = checkpoints.restore(grid.blank())
     if restored is None:
         return grid.init(), 0
-    return grid.place(restored[0]), restored[1]
+    return grid.place(restored.state), restored.step
 
 
 def train(grid: Grid, folder: Path, progress: Progress, on_checkpoint=None) -> Outcome:
     """Train until `config.steps`, from the newest checkpoint in `folder` on; log and checkpoint on the way.
 
     Args:
-        on_checkpoint: called with (step, state) before each checkpoint is written: where that exists, what this kept
-            does too, whenever the process was killed.
+        on_checkpoint: called with (step, state) before each checkpoint that `config.checkpoint_every` asks for: where
+            that exists, what this kept does too, whenever the process was killed.
 
     Raises:
-        Diverged: a single training met a loss or gradient that is not finite (a grid goes on: its log shows nulls).
+        Diverged: a single training has gone wrong (`config.guard`; a grid goes on: its log shows nulls).
+        Interrupted: SIGTERM or SIGINT came; the state at the end of that chunk of steps is saved.
         UserError: a file cannot be written, or the checkpoint is of another configuration.
     """
     config = grid.config
-    checkpoints = open_checkpoints(grid, folder)
-    state, step = restore(grid, checkpoints, progress)
-    checkpoints.discard_after(step)
-    log = MetricsLog(folder / "metrics.jsonl", resume_at=step)
-    title = config.data if grid.size == 1 else f"{config.data} x {grid.size}"
-    pace: list[float] = []
-    lengths: set[int] = set()
-    told = 0
-    with progress.task(title, config.steps * grid.size, step * grid.size, "model steps") as task:
-        while step < config.steps:
-            length = _next_stop(step, config) - step
-            start = time.perf_counter()
-            state, metrics = grid.advance(state, length)
-            seconds = time.perf_counter() - start
-            if length in lengths:  # its program was compiled before
-                pace.append(seconds / length)
-            lengths.add(length)
-            _check(grid, metrics, step, checkpoints)
-            step += length
-            record = _record(grid, metrics, step, length * grid.size / seconds)
-            if _due(step, config.log.variance_every):
-                record["gradient_variance"] = _plain(grid.gradient_variance(state))
-            log.write(record)
-            task.update(step * grid.size, f"loss {np.nanmean(metrics.residual):.4g}")
-            told = _tell_of_damage(grid, progress, told)
-            if step == config.steps or step % config.checkpoint_every == 0:
-                if on_checkpoint is not None:
+    with (
+        Stop(progress.say) as stop,
+        Watchdog(config.guard.hang_seconds) as watchdog,
+        open_checkpoints(grid, folder, progress.say, training=True) as checkpoints,
+    ):
+        state, step = restore(grid, checkpoints)
+        checkpoints.discard_after(step)
+        log = MetricsLog(folder / "metrics.jsonl", resume_at=step)
+        guard = Guard(config.guard, read(log.path), checkpoints.tell_latest) if grid.size == 1 else None
+        title = config.data if grid.size == 1 else f"{config.data} x {grid.size}"
+        pace: list[float] = []
+        lengths: set[int] = set()
+        told = 0
+        with progress.task(title, config.steps * grid.size, step * grid.size, "model steps") as task:
+            while step < config.steps:
+                length = _next_stop(step, config) - step
+                start = time.perf_counter()
+                state, metrics = grid.advance(state, length)
+                seconds = time.perf_counter() - start
+                if length in lengths:  # its program was compiled before
+                    pace.append(seconds / length)
+                lengths.add(length)
+                skipped = {}
+                if guard is not None:
+                    metrics, skipped = guard.look(metrics, step)
+                step += length
+                record = _record(grid, metrics, step, length * grid.size / seconds) | skipped
+                if _due(step, config.log.variance_every):
+                    record["gradient_variance"] = _plain(grid.gradient_variance(state))
+                log.write(record)
+                if guard is not None:
+                    guard.read(record)
+                task.update(step * grid.size, f"loss {np.nanmean(metrics.residual):.4g}")
+                told = _tell_of_damage(grid, progress, told)
+                watchdog.beat()
+                checkpoints.settle(wait=False)
+                due = step == config.steps or (_due(step, config.checkpoint_every) and _healthy(guard))
+                if due and on_checkpoint is not None:
                     on_checkpoint(step, state)
-                checkpoints.save(step, grid.collect(state))
+                stopping = anywhere(stop.asked)
+                if due or stopping:
+                    checkpoints.save(step, grid.collect(state), record)
+                if stopping:
+                    checkpoints.settle()
+                    raise Interrupted(f"the state at step {step:,} is saved")
     return Outcome(state, float(np.median(pace)) if pace else None)
+
+
+def _healthy(guard: Guard | None) -> bool:
+    """Whether a state is worth keeping: steps that are not finite may have begun with a bad one before them."""
+    return guard is None or guard.healthy
 
 
 def _tell_of_damage(grid: Grid, progress: Progress, told: int) -> int:
@@ -103,23 +123,15 @@ def _next_stop(step: int, config) -> int:
     return min(config.steps, *((step // period + 1) * period for period in periods if period))
 
 
-def _check(grid: Grid, metrics: Metrics, step: int, checkpoints: Checkpoints) -> None:
-    """Stop a single training at its first loss or gradient that is not finite."""
-    bad = ~(np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm))
-    if grid.size == 1 and bad.any():
-        first = step + int(np.argmax(bad[0])) + 1
-        good = checkpoints.latest
-        kept = f"last good checkpoint: {checkpoints.folder / str(good)}" if good is not None else "no checkpoint yet"
-        raise Diverged(f"loss or gradient not finite at step {first:,}; {kept}")
-
-
 def _record(grid: Grid, metrics: Metrics, step: int, rate: float) -> dict[str, Any]:
     """One line of the log: numbers for a single training, lists in member order for a grid.
 
     Means over the chunk, but `grad_norm_max` (its largest gradient norm), and `lr` and `beta` (its last step's).
     """
     record: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
-    means = {name: values for name, values in metrics._asdict().items() if values is not None and name != "beta"}
+    means = {
+        name: values for name, values in metrics._asdict().items() if values is not None and name not in ("beta", "bad")
+    }
     record |= {name: _plain(np.mean(values, axis=1)) for name, values in means.items()}
     record["grad_norm_max"] = _plain(np.max(metrics.grad_norm, axis=1))
     record["lr"] = float(np.asarray(grid.learning_rate(step - 1)))

@@ -107,7 +107,8 @@ class Run:
         Raises:
             UserError: the run has no checkpoint yet.
         """
-        state, step = loop.restore(self.grid, loop.open_checkpoints(self.grid, self.folder), progress)
+        with loop.open_checkpoints(self.grid, self.folder, progress.say) as checkpoints:
+            state, step = loop.restore(self.grid, checkpoints)
         if step == 0:
             raise UserError(
                 f"{self.folder}: no checkpoint yet; train it first with `vamf train --resume {self.folder}`"

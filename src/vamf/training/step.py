@@ -50,6 +50,15 @@ class State(NamedTuple):
     """What the objective has learnt, where it learns."""
 
 
+class Bad(NamedTuple):
+    """Where the rows lie whose loss is not finite: the smallest box around their times; empty (inf, -inf) for none."""
+
+    r_low: Float[Array, ""]
+    r_high: Float[Array, ""]
+    t_low: Float[Array, ""]
+    t_high: Float[Array, ""]
+
+
 class Metrics(NamedTuple):
     """What one step reports."""
 
@@ -67,6 +76,8 @@ class Metrics(NamedTuple):
     """Mean tangent mix of the rows with r < t. NaN without such rows."""
     effective_size: Float[Array, ""] | None
     """Mean effective number of data points in the bank, where there is one."""
+    bad: Bad | None = None
+    """Which rows are to blame, where the training is guarded."""
 
 
 class Batch(NamedTuple):
@@ -126,6 +137,9 @@ class Trainer:
     transform: optax.GradientTransformation
     teacher: AverageVelocity | None = None
     """A trained model, for the proxy `teacher`."""
+    guarded: bool = False
+    """Whether a step that is not finite is left out (`guard.patience`) and its rows are reported. Members of a grid go
+    their own ways, unguarded."""
 
     def init(self, member: Member, initial: Any = None) -> State:
         """The state before the first step; with the parameters `initial`, what they lack starts as usual."""
@@ -141,12 +155,24 @@ class Trainer:
         return self._batch(arrays, jax.random.fold_in(streams(member.seed).train, step), step)
 
     def step(self, batch: Batch, member: Member, state: State) -> tuple[State, Metrics]:
-        """One step of the optimiser."""
+        """One step of the optimiser; where that is not finite, only the count of steps goes on."""
         gradient, metrics = self._gradient(batch, member, state)
-        updates, opt_state = self.transform.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        average = optax.incremental_update(params, state.average, 1 - self.config.optimiser.ema_decay)
-        return State(params, average, opt_state, state.step + 1, self._adapt(batch, state)), metrics
+
+        def move():
+            updates, opt_state = self.transform.update(gradient, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            average = optax.incremental_update(params, state.average, 1 - self.config.optimiser.ema_decay)
+            return params, average, opt_state, self._adapt(batch, state)
+
+        def stay():
+            return state.params, state.average, state.opt_state, state.memory
+
+        if self.guarded and self.config.guard.patience:
+            finite = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
+            params, average, opt_state, memory = jax.lax.cond(finite, move, stay)
+        else:
+            params, average, opt_state, memory = move()
+        return State(params, average, opt_state, state.step + 1, memory), metrics
 
     def gradient_variance(self, arrays, member: Member, state: State) -> Float[Array, ""]:
         """tr Cov of the batch gradient: sum_k ||g_k - mean||^2 / (K - 1) over K fresh batches at the same state."""
@@ -202,9 +228,9 @@ class Trainer:
         def mean_loss(params):
             u = self.network.bind(params, dropout)
             loss, aux = objective.evaluate(u, x, draw, label, state.step, proxy, equal, points, state.memory)
-            return loss.mean(), aux
+            return loss.mean(), (loss, aux)
 
-        (loss, aux), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        (loss, (losses, aux)), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
         on_diagonal = aux["r"] == aux["t"]
         metrics = Metrics(
             loss=loss,
@@ -214,8 +240,24 @@ class Trainer:
             jvp_norm=_mean_where(aux["jvp_norm"], ~on_diagonal),
             beta=_mean_where(aux["beta"], ~on_diagonal),
             effective_size=aux["effective_size"].mean() if "effective_size" in aux else None,
+            bad=_bad(loss, losses, aux["r"], aux["t"]) if self.guarded else None,
         )
         return gradient, metrics
+
+
+def _bad(loss: Float[Array, ""], losses: Float[Array, " batch"], r, t) -> Bad:
+    """The box around the times of the rows whose loss is not finite, looked for where their mean is not."""
+
+    def box() -> Bad:
+        bad = ~jnp.isfinite(losses)
+        low, high = (lambda x: jnp.where(bad, x, jnp.inf).min()), (lambda x: jnp.where(bad, x, -jnp.inf).max())
+        return Bad(low(r), high(r), low(t), high(t))
+
+    def none() -> Bad:
+        empty = jnp.full((), jnp.inf, r.dtype)
+        return Bad(empty, -empty, empty, -empty)
+
+    return jax.lax.cond(jnp.isfinite(loss), none, box)
 
 
 def _mean_where(values: Float[Array, " batch"], where) -> Float[Array, ""]:
