@@ -102,7 +102,7 @@ class Budget:
 
 TINY, SMALL = (DiTConfig(depth, width, heads, patch=4) for depth, width, heads in ((2, 64, 2), (3, 96, 3)))
 QUICK = Budget("quick", 200, (0,), (0.0, 1.0), (), TINY, 2, 1000, 1, 64)
-DEFAULT = Budget("default", 2000, (0, 1), BETAS, OTHERS, SMALL, 5, 5000, 4, 256)
+DEFAULT = Budget("default", 1500, (0, 1), BETAS, OTHERS, SMALL, 5, 5000, 4, 256)
 FULL = Budget("paper", 0, (0, 1), BETAS, OTHERS, None, 10, 10_000, 20, 512)
 STEPS = {"cifar10_dit": 40_000}
 """Steps of a configuration in a budget that has none, where they are not the configuration's."""
