@@ -80,8 +80,8 @@ class Sample:
     steps of a diffusion; left out, jumps, but heun for flow_matching and ddim for ddpm."""
     seed: int = 0
     """Seed of the noise."""
-    label: int | None = None
-    """Class, where the data has classes; drawn like the data's if left out."""
+    label: int | Literal["each"] | None = None
+    """Class, where the data has classes, or each of them in turn; drawn like the data's if left out."""
     guidance: float | None = None
     """Scale of guidance, for networks that are told it; others have learnt the one of their training. 1 is none."""
     guidance_range: tuple[float, float] = (0.0, 1.0)

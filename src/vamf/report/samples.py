@@ -29,7 +29,7 @@ from vamf.files import write_array, write_arrays, write_atomic, write_json
 from vamf.progress import Progress
 from vamf.report import figures
 from vamf.sampling import named
-from vamf.training.run import Run
+from vamf.training.run import Label, Run
 from vamf.training.step import State
 
 FORMATS = (".npy", ".csv", ".npz", ".png", "")
@@ -58,7 +58,7 @@ class Wanted:
     steps: int = 1
     sampler: named.Sampler = "jumps"
     seed: int = 0
-    label: int | None = None
+    label: Label = None
     scale: tuple[float, ...] = ()
     """Scale of guidance and the times at which it acts, where the network is to be told."""
 

@@ -52,11 +52,12 @@ def guided(mix: float, scale: float, until: float = 1.0) -> dict[str, Any]:
 
 
 def fashion_mnist() -> TrainConfig:
-    """Fashion-MNIST with classes and guidance by a small transformer, for two cores. Not measured."""
+    """Fashion-MNIST with classes and guidance by a small transformer: recognisable in one step after 25 minutes on two
+    cores (docs/images.md)."""
     return TrainConfig(
         data="data/fashion-mnist",
         images=ImageConfig(expect="fashion_mnist"),
-        steps=8000,
+        steps=7000,
         batch_size=64,
         network=DiTConfig(depth=4, width=128, heads=4, patch=4),
         optimiser=OptimiserConfig(b2=0.95, final_learning_rate=0.1, warmup=200),

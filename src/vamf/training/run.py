@@ -11,6 +11,7 @@ import json
 import math
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -26,6 +27,8 @@ from vamf.training.config import TrainConfig, read_json, to_json
 from vamf.training.grid import Grid, load_initial, load_teacher, needs_teacher
 from vamf.training.step import State
 
+Label = int | Literal["each"] | None
+"""A class, each of them in turn, or those that the data draw."""
 SHOWN = 2048
 """Samples kept at each checkpoint, from the same noise throughout."""
 EVALUATED = 4096
@@ -116,7 +119,7 @@ class Run:
         return state, step
 
     def sample(
-        self, state: State, n: int, steps: int = 1, seed: int | None = None, label: int | None = None
+        self, state: State, n: int, steps: int = 1, seed: int | None = None, label: Label = None
     ) -> np.ndarray:
         """n samples (n, *event) in `steps` jumps; otherwise as `draw`."""
         return self.draw(state, n, steps, seed, label, "jumps")[0]
@@ -132,13 +135,14 @@ class Run:
         n: int,
         steps: int | None = None,
         seed: int | None = None,
-        label: int | None = None,
+        label: Label = None,
         sampler: named.Sampler | None = None,
         scale: tuple[float, ...] = (),
     ) -> tuple[np.ndarray, int]:
-        """n samples (n, *event) in original units, of one class where a label is given, and the network calls made.
+        """n samples (n, *event) in original units, and the network calls made.
 
         Args:
+            label: a class, or each of them in turn; drawn like the data's where none is given.
             steps, sampler: as `usual` has them where none are given.
             scale: (omega, t_min, t_max) of the guidance, for a network that is told.
 
@@ -152,8 +156,9 @@ class Run:
         if label is not None:
             if not classes:
                 raise UserError(f"label = {label}: this run has no classes")
-            require(0 <= label < classes, "label", label, f"0 to {classes - 1}")
-        labels = None if label is None else np.full(n, label)
+            if label != "each":
+                require(0 <= label < classes, "label", label, f"0 to {classes - 1}, or each")
+        labels = None if label is None else np.arange(n) % classes if label == "each" else np.full(n, label)
         if scale:
             self._check(scale)
         drawn, calls = self.grid.draw(state, n, steps, seed, labels, sampler, scale)
