@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import jax
@@ -348,8 +350,6 @@ def test_the_checksum_in_whole_numbers():
         x = (x ^ x >> 13) * 0xC2B2AE35 % 2**32
         return x ^ x >> 16
 
-    import zlib
-
     values = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
     salt = zlib.crc32(b"0 (2, 3, 4) float32")
     first = second = salt
@@ -398,6 +398,24 @@ with Checkpoints(folder, "mark", say=print) as checkpoints:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("flip", [0, 1])
+def test_checkpoints_of_earlier_versions_are_read(tmp_path, flip):
+    """They have SHA-256 of their arrays and no line of the log."""
+    state = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    with Checkpoints(tmp_path, "mark") as checkpoints:
+        checkpoints.save(3, state)
+    digest = hashlib.sha256(b"00000(2, 3)float32" + (state["w"] + flip).tobytes()).hexdigest()
+    (tmp_path / "3" / "facts" / "metadata").write_text(json.dumps({"digest": digest, "fingerprint": "mark"}))
+    progress = Lines()
+    with Checkpoints(tmp_path, "mark", say=progress.say) as checkpoints:
+        if flip:
+            with pytest.raises(UserError, match="no checkpoint can be read"):
+                checkpoints.restore(state)
+            assert "do not match" in progress.lines[0]
+        else:
+            assert_same(checkpoints.restore(state).state, state)
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):

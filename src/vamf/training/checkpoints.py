@@ -38,6 +38,8 @@ from vamf.training.config import CheckpointConfig
 
 REMOVED = ".removed"
 """Where a checkpoint is moved before it is deleted: none is ever there in part."""
+BLOCK = 2**18
+"""Words of a host array that are summed at once: they stay in the processor's cache."""
 
 
 class Restored(NamedTuple):
@@ -106,6 +108,7 @@ class Checkpoints:
             self._say(str(error))
         finally:
             self._worker.shutdown()
+            self._empty_removed()
             with contextlib.suppress(Exception):  # which was raised before
                 self._manager.close()
 
@@ -161,8 +164,9 @@ class Checkpoints:
             raise self._unwritten(step, unwritten or "another process failed")
         if anywhere(bool(fault)):
             kept = f"the newest good one is step {self.latest}" if self._good else "there is no good one"
-            self._say(f"checkpoint {self.folder / str(step)} does not read back ({fault}) and is removed; {kept}")
-            self._remove(step)
+            if fault:  # the first process's
+                self._say(f"checkpoint {self.folder / str(step)} does not read back ({fault}) and is removed; {kept}")
+            self._remove([step])
         else:
             self._good.append(step)
             self._prune()
@@ -202,9 +206,7 @@ class Checkpoints:
 
     def discard_after(self, step: int) -> None:
         """Delete the checkpoints of later steps, which were found unreadable and will be written again."""
-        for later in [other for other in self._good if other > step]:
-            self._good.remove(later)
-            self._remove(later)
+        self._remove([later for later in self._good if later > step])
 
     def _finish(self, step: int, shapes: dict[str, jax.ShapeDtypeStruct], expected: str) -> str:
         """Wait until a checkpoint is on the disk, then read it back: what is wrong with it, or nothing."""
@@ -214,8 +216,7 @@ class Checkpoints:
         try:
             template = {name: np.empty(shape.shape, shape.dtype) for name, shape in shapes.items()}
             read = self._reader.restore(self.folder / str(step) / "state", args=self._args.StandardRestore(template))
-            with jax.default_device(_host()):
-                return "" if checksum(read) == expected else "its arrays do not match their checksum"
+            return "" if checksum(read) == expected else "its arrays do not match their checksum"
         except Exception as error:
             return _line(error)
 
@@ -250,15 +251,18 @@ class Checkpoints:
         kept = set(self._good[-self._config.keep :])
         if self._config.best != "none":
             kept.add(self._best())
-        for step in [step for step in self._good if step not in kept]:
-            self._good.remove(step)
-            self._remove(step)
+        self._remove([step for step in self._good if step not in kept])
 
-    def _remove(self, step: int) -> None:
-        self._manager.delete(step)
-        self._empty_removed()
+    def _remove(self, steps: list[int]) -> None:
+        """Move checkpoints away at once, and delete them in the background, before the next one is seen to."""
+        for step in steps:
+            self._manager.delete(step)
+        self._good = [step for step in self._good if step not in steps]
+        if steps:
+            self._worker.submit(self._empty_removed)
 
     def _empty_removed(self) -> None:
+        """Delete what was moved away."""
         if jax.process_index() == 0:
             shutil.rmtree(self.folder / REMOVED, ignore_errors=True)
 
@@ -280,37 +284,58 @@ def fingerprint(*parts: Any) -> str:
 
 def checksum(arrays: dict[str, Any]) -> str:
     """The checksum of arrays under names, as 16 hexadecimal digits; computed where the arrays are."""
-    sums = _checksum([arrays[name] for name in sorted(arrays)])
-    return "".join(f"{int(part):08x}" for part in sums)
+    names = sorted(arrays)
+    salts = [_salt(number, arrays[name]) for number, name in enumerate(names)]
+    placed = [number for number, name in enumerate(names) if isinstance(arrays[name], jax.Array)]
+    hosted = [number for number in range(len(names)) if number not in placed]
+    sums = [_on_host(np.asarray(arrays[names[number]]), salts[number]) for number in hosted]
+    if placed:
+        on_devices = _on_devices([arrays[names[number]] for number in placed], [salts[number] for number in placed])
+        sums.append(np.asarray(on_devices))
+    return "".join(f"{part:08x}" for part in np.sum(sums, axis=0, dtype=np.uint32))
+
+
+def _salt(number: int, array: Any) -> np.ndarray:
+    return np.array([zlib.crc32(f"{number} {array.shape} {array.dtype}".encode())], np.uint32)
 
 
 @jax.jit
-def _checksum(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    first = second = jnp.uint32(0)
-    for number, leaf in enumerate(leaves):
-        salt = jnp.uint32(zlib.crc32(f"{number} {leaf.shape} {leaf.dtype}".encode()))
-        words = _words(leaf)
+def _on_devices(arrays: list[jax.Array], salts: list[jax.Array]) -> jax.Array:
+    """Both sums over all arrays; no array changes its layout for it."""
+    total = jnp.zeros(2, jnp.uint32)
+    for array, salt in zip(arrays, salts, strict=True):
+        kind = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
+        words = array if array.dtype == bool else jax.lax.bitcast_convert_type(array, kind)
         index = jnp.zeros(words.shape, jnp.uint32)
         for axis, length in enumerate(words.shape):
             index = index * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-        hashed = _mix(index ^ salt)
-        first += salt + jnp.sum(_mix(words ^ hashed), dtype=jnp.uint32)
-        second += salt + jnp.sum(_mix(words ^ _mix(hashed + jnp.uint32(0x9E3779B9))), dtype=jnp.uint32)
-    return first, second
+        mixed = _mixed(words.astype(jnp.uint32), index, salt[0])
+        total += salt[0] + jnp.stack([jnp.sum(part, dtype=jnp.uint32) for part in mixed])
+    return total
 
 
-def _words(leaf: jax.Array) -> jax.Array:
-    """The bits of an array as 32-bit words: one for each number, two for one of 64 bits."""
-    if leaf.dtype == bool:
-        return leaf.astype(jnp.uint32)
-    kind = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
-    return jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32)
+def _on_host(array: np.ndarray, salt: np.ndarray) -> np.ndarray:
+    """Both sums over an array, block by block."""
+    kind = {1: np.uint8, 2: np.uint16}.get(array.dtype.itemsize, np.uint32)
+    words = np.ascontiguousarray(array).reshape(-1).view(kind)
+    total = np.array([*salt, *salt])
+    for start in range(0, words.size, BLOCK):
+        block = words[start : start + BLOCK].astype(np.uint32)
+        index = np.arange(start, start + block.size, dtype=np.uint64).astype(np.uint32)
+        total += np.array([part.sum(dtype=np.uint32) for part in _mixed(block, index, salt)])
+    return total
 
 
-def _mix(x: jax.Array) -> jax.Array:
+def _mixed(words, index, salt) -> tuple[Any, Any]:
+    """m(w xor h) with either hash."""
+    hashed = _mix(index ^ salt)
+    return _mix(words ^ hashed), _mix(words ^ _mix(hashed + np.uint32(0x9E3779B9)))
+
+
+def _mix(x):
     """The finaliser of MurmurHash3: every bit of x stirs every bit of the result."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
 
 
@@ -339,13 +364,6 @@ def _digest(arrays: dict[str, Any]) -> str:
         digest.update(f"{name}{array.shape}{array.dtype}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-def _host() -> jax.Device | None:
-    """The processor, or the usual device where JAX was told to leave the processor alone."""
-    with contextlib.suppress(RuntimeError):
-        return jax.local_devices(backend="cpu")[0]
-    return None
 
 
 def anywhere(flag: bool) -> bool:
