@@ -158,7 +158,7 @@ def train(arguments: Sequence[str]) -> None:
 
     from vamf.progress import Progress
     from vamf.report import run as report
-    from vamf.training import presets
+    from vamf.training import distributed, presets
     from vamf.training.config import TrainConfig
     from vamf.training.grid import keep_on_one_core
     from vamf.training.run import Run, write_evaluation
@@ -175,6 +175,7 @@ def train(arguments: Sequence[str]) -> None:
         """Folder of the run; default runs/NAME-METHOD-NUMBER."""
 
     arguments = list(arguments)
+    distributed.start()
     if "--resume" in arguments:
         if len(arguments) != 2 or arguments[0] != "--resume":
             raise UserError("--resume takes the run's folder and nothing else: a resumed run keeps its configuration")
@@ -193,7 +194,7 @@ def train(arguments: Sequence[str]) -> None:
         keep_on_one_core(parsed.settings)  # before any data is on a device; a resumed run rounds in the same way
         run = Run.create(parsed.settings, parsed.out)
 
-    progress = Progress()
+    progress = Progress(show=distributed.is_first())
     progress.say(f"{run.config.describe()} -> {run.folder}")
     progress.say(run.dataset.summary)
     try:
@@ -202,6 +203,8 @@ def train(arguments: Sequence[str]) -> None:
         raise _continued(interrupt, f"continue with: vamf train --resume {run.folder}") from None
     state, step = run.load(progress)
     result = run.evaluate(state, step)
+    if not distributed.is_first():
+        return
     write_evaluation(run, result)
     path = report.write(run, result)
     _print_distances(result)

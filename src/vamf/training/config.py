@@ -17,6 +17,7 @@ from vamf.optimisers import table
 from vamf.schedules import parse
 from vamf.times import Law, TimeLaw
 from vamf.training.couplings import CouplingConfig
+from vamf.training.mesh import MeshConfig
 
 Mix = float | str | None
 """A share in [0, 1]: a number, or a schedule such as linear:1:0."""
@@ -250,6 +251,9 @@ class TrainConfig:
     """Seed of every random draw."""
     checkpoint_every: int = 2000
     """Steps between checkpoints."""
+    accumulate: int = 1
+    """Parts of a batch that are trained on one after another, for one step of the optimiser: the memory of a part, and
+    the step of the whole batch."""
     conditional: bool = True
     """Learn one generator for all classes, where the data has classes."""
     holdout: float = 0.1
@@ -285,9 +289,11 @@ class TrainConfig:
     """Which checkpoints are kept."""
     guard: GuardConfig = GuardConfig()
     """What stops a training that has gone wrong."""
+    mesh: MeshConfig = MeshConfig()
+    """The devices to train on."""
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "checkpoint_every"):
+        for name in ("steps", "batch_size", "checkpoint_every", "accumulate"):
             require(getattr(self, name) >= 1, name.replace("_", "-"), getattr(self, name), "1 or more")
         require(self.learning_rate > 0, "learning-rate", self.learning_rate, "any number above 0")
         require(0 <= self.seed < 2**31, "seed", self.seed, "0 to 2147483647")
@@ -307,6 +313,7 @@ class TrainConfig:
         if self.couplings.pairs and not self.teacher:
             raise UserError("couplings: name the run whose flow makes them with --teacher RUN")
         self._check_augment(objective)
+        self._check_accumulate(objective)
 
     def build_objective(self) -> Objective:
         """The objective that the configuration describes."""
@@ -353,6 +360,21 @@ class TrainConfig:
         for name in (name for name, used in ignorant.items() if told and used):
             raise UserError(f"augment: not with {name}, made for pictures as they are")
 
+    def _check_accumulate(self, objective: Objective) -> None:
+        """Refuse to take a batch in parts where they would not add up to it."""
+        if self.accumulate == 1:
+            return
+        equal = objective.times.count_equal(self.batch_size)
+        for rows, count in (("batch-size", self.batch_size), ("rows with r = t", equal)):
+            require(count % self.accumulate == 0, f"accumulate = {self.accumulate}, {rows}", count, "a multiple of it")
+        whole = {
+            "a bank": objective.has_bank,
+            "a beta that learns over training": objective.adapts,
+            "anchor-every": objective.anchor_every > 1,
+        }
+        for name in (name for name, used in whole.items() if used):
+            raise UserError(f"accumulate: not with {name}, which needs the whole batch at once")
+
     def describe(self) -> str:
         """One line for people."""
         objective = self.build_objective()
@@ -384,6 +406,10 @@ SAFETY = ("checkpoints", "guard")
 """Parts that no number of a training depends on: a run may be resumed with others."""
 
 
+DIVISION = ("mesh", "accumulate")
+"""Fields that say how the work is divided, and change the rounding of a training but not the training."""
+
+
 def _given(options: Any) -> dict[str, Any]:
     """The fields of a dataclass that are not None."""
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
@@ -398,11 +424,11 @@ def to_json(config: Any) -> str:
 def identity(config: TrainConfig) -> str:
     """What tells one training's checkpoints from another's, as text.
 
-    It is `to_json` with the law of (r, t) in full, without SAFETY, and without the fields of LATER while they have the
-    value that trainings had before there was such a field: those can still be resumed.
+    It is `to_json` with the law of (r, t) in full, without SAFETY and DIVISION, and without the fields of LATER while
+    they have the value that trainings had before there was such a field: those can still be resumed.
     """
     values = _plain(config) | {"times": dataclasses.asdict(config.build_objective().times)}
-    for part in SAFETY:
+    for part in SAFETY + DIVISION:
         del values[part]
     for part, before in LATER.items():
         if values[part] == before:

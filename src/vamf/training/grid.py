@@ -8,7 +8,8 @@ are one `lax.scan`. How the members are laid out is chosen by the machine:
 | `loop`   | one after another within a chunk             | CPU: one member's state stays in the processor cache |
 | `vmap`   | side by side in batched operations           | accelerators: small networks do not fill one alone   |
 
-With several devices the members are spread over them and never communicate.
+With several devices the members are spread over them and never communicate. A grid of one member is a training like any
+other: it has neither, and may be spread over many devices itself (`mesh.py`).
 """
 
 import contextlib
@@ -34,6 +35,7 @@ from vamf.sampling import named
 from vamf.schedules import value_at
 from vamf.training.config import TrainConfig
 from vamf.training.couplings import couple
+from vamf.training.mesh import Layout, MeshConfig, on_host
 from vamf.training.step import Member, Metrics, State, Trainer, learning_rate, optimiser, streams
 from vamf.training.windows import Windows
 
@@ -64,7 +66,8 @@ def keep_on_one_core(config: TrainConfig) -> None:
     Call before anything has started JAX's backend; an NPROC set from outside is left alone.
     """
     network = config.network
-    if isinstance(network, networks.MLPConfig) and network.width * config.batch_size <= SMALL:
+    small = isinstance(network, networks.MLPConfig) and network.width * config.batch_size <= SMALL
+    if small and config.mesh == MeshConfig():
         os.environ.setdefault("NPROC", "1")
 
 
@@ -111,7 +114,7 @@ def _load(option: str, folder: str, dataset: Dataset) -> tuple[networks.Network,
             f"those of {dataset.name} {dataset.event_shape}"
         )
     state, _ = run.load(Progress(show=False))
-    return run.grid.network, jax.tree.map(lambda leaf: np.asarray(leaf[0]), state.average)
+    return run.grid.bare, jax.tree.map(lambda leaf: leaf[0], run.grid.collect(state.average))
 
 
 class Grid:
@@ -124,8 +127,13 @@ class Grid:
         seeds: Sequence[int],
         betas: Sequence[float] | None = None,
         strategy: Strategy = "auto",
+        mesh: MeshConfig | None = None,
     ):
-        """One member for each seed; `betas`, where given, has one entry for each of them."""
+        """One member for each seed; `betas`, where given, has one entry for each of them.
+
+        Args:
+            mesh: the devices, where they are others than those that the configuration names.
+        """
         self.config = config
         objective = config.build_objective()
         teacher = load_teacher(config, dataset) if needs_teacher(config) else None
@@ -136,36 +144,48 @@ class Grid:
         self.seeds = tuple(seeds)
         self.betas = None if betas is None else tuple(betas)
         self.learning_rate = learning_rate(config)
+        self.layout = self._layout(mesh or config.mesh)
         described = config.network, dataset.event_shape, dataset.num_classes, objective.heads
-        self.network = networks.build(*described, config.jvp_dtype)
+        self.bare = networks.build(*described, config.jvp_dtype)
+        self.network = self.layout.network(self.bare)
         if objective.proxy == "oracle" and getattr(dataset, "mixture", None) is None:
             raise UserError(f"proxy = oracle: the law of {dataset.name} is not known in closed form")
+        teacher = teacher and self.layout.spread(teacher)
         parts = config, dataset, self.network, objective, optimiser(config), teacher
-        self.trainer = Trainer(*parts, guarded=self.size == 1)
+        self.trainer = Trainer(*parts, guarded=self.size == 1, split=self.layout.split)
         self.devices = jax.devices()[: self.size]
         self.strategy = ("loop" if self.devices[0].platform == "cpu" else "vmap") if strategy == "auto" else strategy
         self._padding = -self.size % len(self.devices)
         self._mesh = Mesh(np.array(self.devices), ("member",))
         self._over_members = NamedSharding(self._mesh, PartitionSpec("member"))
-        self.members = self.place(
+        self._everywhere = NamedSharding(self._mesh, PartitionSpec()) if self.size > 1 else self.layout.everywhere
+        self.members = self._put(
             Member(np.asarray(seeds, np.uint32), None if betas is None else np.asarray(betas, np.float32))
         )
-        self._everywhere = NamedSharding(self._mesh, PartitionSpec())
-        self._arrays = jax.device_put(dataset.arrays, self._everywhere)
+        self._arrays = jax.tree.map(lambda leaf: self.layout.put(leaf, self._everywhere), dataset.arrays)
         self._programs: dict = {}
 
-    def place(self, tree):
-        """A tree with a leading axis of `size` members, padded and put on the devices."""
+    def _layout(self, mesh: MeshConfig) -> Layout:
+        """The devices of a single training; those of several are one for each."""
+        if self.size == 1:
+            return Layout(mesh)
+        if mesh != MeshConfig():
+            raise UserError(
+                f"mesh.data = {mesh.data}, mesh.model = {mesh.model}: for one training, not for {self.size}"
+            )
+        if jax.process_count() > 1:
+            raise UserError(f"{self.size} trainings at once: only in one process, not in {jax.process_count()}")
+        return Layout(mesh)
 
-        def pad(leaf):
-            leaf = np.asarray(leaf)
-            return np.concatenate([leaf, np.repeat(leaf[-1:], self._padding, axis=0)])
-
-        return jax.device_put(jax.tree.map(pad, tree), self._over_members)
+    def place(self, state: State) -> State:
+        """A state with a leading axis of `size` members, from the host or elsewhere, where it is trained."""
+        if self.size > 1:
+            return self._put(state)
+        return jax.tree.map(self.layout.put, state, self.shardings)
 
     def collect(self, tree):
-        """A tree from the devices as host arrays with a leading axis of `size` members."""
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[: self.size], tree)
+        """A tree from the devices, of all processes, as host arrays with a leading axis of `size` members."""
+        return jax.tree.map(lambda leaf: leaf[: self.size], on_host(tree))
 
     def init(self) -> State:
         """The state of every member before the first step."""
@@ -173,13 +193,24 @@ class Grid:
         def init(initial, member):
             return self.trainer.init(member, initial or None)
 
-        return self._program("init", lambda: init)(load_initial(self.config, self.dataset), self.members)
+        program = self._program("init", lambda: init, outputs=self.shardings)
+        return program(load_initial(self.config, self.dataset), self.members)
 
     def blank(self) -> State:
-        """A state of zeros, as host arrays: what a checkpoint is restored into."""
-        member = jax.tree.map(lambda leaf: leaf[0], self.members)
-        shapes = jax.eval_shape(self.trainer.init, member)
-        return jax.tree.map(lambda leaf: np.zeros((self.size, *leaf.shape), leaf.dtype), shapes)
+        """Shapes, types and places of a state: what a checkpoint is restored into."""
+        return jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            self._shapes,
+            self.shardings,
+        )
+
+    @cached_property
+    def shardings(self) -> State:
+        """Where each array of a state lies. The objective's memory is everywhere."""
+        if self.size > 1:
+            return jax.tree.map(lambda _: self._over_members, self._shapes)
+        shared = jax.tree.map(partial(self.layout.share, first=1), self._shapes)
+        return shared._replace(memory=jax.tree.map(lambda _: self.layout.everywhere, self._shapes.memory))
 
     def advance(self, state: State, steps: int) -> tuple[State, Metrics]:
         """The state `steps` later, and host arrays (size, steps) of what each step reported. `state` is used up.
@@ -229,8 +260,8 @@ class Grid:
             scale: (omega, t_min, t_max) of the guidance, for networks that are told.
         """
 
-        seeds = self.members.seed if seed is None else self.place(np.full(self.size, seed, np.uint32))
-        labels = None if label is None else self.place(np.tile(np.asarray(label, np.int32), (self.size, 1)))
+        seeds = self.members.seed if seed is None else self._put(np.full(self.size, seed, np.uint32))
+        labels = None if label is None else self._put(np.tile(np.asarray(label, np.int32), (self.size, 1)))
 
         def draw(arrays, seed, label, state):
             key = streams(seed).sample
@@ -242,7 +273,7 @@ class Grid:
                 label = Condition(label, scale=Scale(*(jnp.full(n, value) for value in scale)))
             u = self.network.bind(state.average)
             if not isinstance(self.config.network, networks.MLPConfig):
-                u = in_blocks(u, BLOCK_ROWS)
+                u = in_blocks(u, BLOCK_ROWS * self.layout.size)
             return named.draw(sampler, u, noise, steps, jax.random.fold_in(key, 2), label, self.dataset.bound)
 
         program = self._program(("sample", sampler, n, steps, label is None, scale), lambda: draw)
@@ -255,7 +286,7 @@ class Grid:
         Args:
             z: points (n, *event), the same for every member; r, t: times (n,). Without labels.
         """
-        places = tuple(jnp.asarray(part, jnp.float32) for part in (z, r, t))
+        places = tuple(np.asarray(part, np.float32) for part in (z, r, t))
 
         def evaluate(places, state):
             z, r, t = places
@@ -279,20 +310,42 @@ class Grid:
     def _windows(self) -> Windows | None:
         """Where training data come from if they stay on disk; all members see the same rows at the same step."""
         stream = self.dataset.stream
-        return None if stream is None else Windows(stream, self.config, self._everywhere)
+        if stream is None:
+            return None
+        return Windows(stream, self.config, self.layout.rows if self.size == 1 else self._everywhere)
+
+    @cached_property
+    def _shapes(self) -> State:
+        """The state's shapes and types."""
+        member = Member(np.zeros((), np.uint32), None if self.betas is None else np.zeros((), np.float32))
+        shapes = jax.eval_shape(self.trainer.init, member)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((self.size, *leaf.shape), leaf.dtype), shapes)
+
+    def _put(self, tree):
+        """A tree of host arrays with a leading axis of `size` members, padded and put on the devices."""
+        if self.size == 1:
+            return jax.tree.map(lambda leaf: self.layout.put(leaf, self.layout.everywhere), tree)
+
+        def pad(leaf):
+            leaf = np.asarray(leaf)
+            return np.concatenate([leaf, np.repeat(leaf[-1:], self._padding, axis=0)])
+
+        return jax.device_put(jax.tree.map(pad, tree), self._over_members)
 
     def _step(self, state: State) -> int:
         return int(np.asarray(state.step)[0])
 
     def _advance(self, arrays, state: State, steps: int) -> tuple[State, Metrics]:
-        program = self._program(("advance", steps), lambda: partial(self._chunk, steps), donate=2)
+        outputs = (self.shardings, self._everywhere)
+        program = self._program(("advance", steps), lambda: partial(self._chunk, steps), donate=2, outputs=outputs)
         state, metrics = program(arrays, self.members, state)
         return state, self.collect(metrics)
 
-    def _program(self, name, function, donate: int | None = None):
-        """The compiled form of what `function()` returns, made once for each name."""
+    def _program(self, name, function, donate: int | None = None, outputs=None):
+        """The compiled form of what `function()` returns, made once for each name; its results are everywhere if
+        `outputs` does not say where."""
         if name not in self._programs:
-            self._programs[name] = self._compile(function(), donate)
+            self._programs[name] = self._compile(function(), donate, outputs or self._everywhere)
         return self._programs[name]
 
     def _chunk(self, steps, arrays, member, state):
@@ -315,8 +368,12 @@ class Grid:
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch))
         return max(1, min(32, BLOCK_BYTES // size))
 
-    def _compile(self, function, donate: int | None = None):
+    def _compile(self, function, donate: int | None, outputs):
         """`function(arrays, *one member's trees)` as a program over all members on all devices."""
+
+        def alone(arrays, *grid):
+            found = function(arrays, *jax.tree.map(lambda leaf: leaf[0], grid))
+            return jax.tree.map(lambda leaf: leaf[None], found)
 
         def program(arrays, *grid):
             if self.strategy == "vmap":
@@ -335,4 +392,7 @@ class Grid:
                 check_vma=False,
             )(arrays, *grid)
 
-        return jax.jit(spread, donate_argnums=() if donate is None else donate)
+        donated = () if donate is None else donate
+        if self.size == 1:
+            return jax.jit(alone, donate_argnums=donated, out_shardings=outputs)
+        return jax.jit(spread, donate_argnums=donated)

@@ -22,7 +22,7 @@ from vamf.files import write_array, write_atomic, write_json
 from vamf.metrics import sliced_wasserstein
 from vamf.progress import Progress
 from vamf.sampling import named
-from vamf.training import loop
+from vamf.training import distributed, loop
 from vamf.training.config import TrainConfig, read_json, to_json
 from vamf.training.grid import Grid, load_initial, load_teacher, needs_teacher
 from vamf.training.step import State
@@ -53,15 +53,8 @@ class Run:
         Raises:
             UserError: the folder holds something already, or the data cannot be used.
         """
-        if folder is None:
-            stem = f"{Path(config.data).stem}-{config.method}"
-            number = 1
-            while (folder := Path("runs") / f"{stem}-{number}").exists():
-                number += 1
-        elif (folder / "config.json").exists():
-            raise UserError(f"{folder}: holds another run; continue it with --resume {folder} or choose another --out")
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder}: exists and is not empty; choose another --out")
+        folder = Path(distributed.by_first(lambda: str(_free(config, folder))))
+        config.mesh.shape(jax.device_count(), jax.process_count())
         for name in ("teacher", "initial"):
             if given := getattr(config, name):
                 config = dataclasses.replace(config, **{name: str(Path(given).resolve())})
@@ -71,7 +64,7 @@ class Run:
         if needs_teacher(config):
             load_teacher(config, run.dataset)
         load_initial(config, run.dataset)
-        write_atomic(folder / "config.json", to_json(config))
+        distributed.by_first(lambda: write_atomic(folder / "config.json", to_json(config)))
         return run
 
     @classmethod
@@ -92,15 +85,17 @@ class Run:
 
     @cached_property
     def grid(self) -> Grid:
-        """The training as a grid of one."""
-        return Grid(self.config, self.dataset, [self.config.seed])
+        """The training as a grid of one, on the devices it asks for or, where these are others, on all there are."""
+        mesh = self.config.mesh.fitted(jax.device_count(), jax.process_count())
+        return Grid(self.config, self.dataset, [self.config.seed], mesh=mesh)
 
     def train(self, progress: Progress) -> loop.Outcome:
         """Train from the newest checkpoint to the end, keeping samples of the same noise at each checkpoint."""
 
         def keep_samples(step: int, state: State) -> None:
             drawn, _ = self.draw(state, self._at_most(SHOWN))
-            write_array(self.folder / "samples" / f"step-{step:08d}.npy", drawn)
+            if distributed.is_first():
+                write_array(self.folder / "samples" / f"step-{step:08d}.npy", drawn)
 
         return loop.train(self.grid, self.folder, progress, keep_samples)
 
@@ -211,6 +206,20 @@ class Run:
     def _at_most(self, samples: int) -> int:
         """A number of samples, or fewer where events are large."""
         return min(samples, max(64, NUMBERS // math.prod(self.dataset.event_shape)))
+
+
+def _free(config: TrainConfig, folder: Path | None) -> Path:
+    """The folder of a new run, which has to be empty; without one, the first `runs/NAME-METHOD-NUMBER` that is free."""
+    if folder is None:
+        stem = f"{Path(config.data).stem}-{config.method}"
+        number = 1
+        while (folder := Path("runs") / f"{stem}-{number}").exists():
+            number += 1
+    elif (folder / "config.json").exists():
+        raise UserError(f"{folder}: holds another run; continue it with --resume {folder} or choose another --out")
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: exists and is not empty; choose another --out")
+    return folder
 
 
 def write_evaluation(run: Run, result: dict) -> None:

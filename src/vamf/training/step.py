@@ -4,6 +4,7 @@ Everything here is a pure function of (state, member); `grid.py` compiles it ove
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -118,12 +119,13 @@ def optimiser(config: TrainConfig) -> optax.GradientTransformation:
     """The named optimiser with cosine decay, after clipping.
 
     Where its rule allows it gets one flat vector, since small networks spend more time between kernels than in them.
+    Not where devices share the parameters: moments are then split as those are.
     """
     options = config.optimiser
     clip = [optax.clip_by_global_norm(options.clip_norm)] if options.clip_norm else []
     named = OPTIMISERS[options.name]
     chain = optax.chain(*clip, named(learning_rate(config), options.b1, options.b2, options.weight_decay))
-    return optax.flatten(chain) if named.flat else chain
+    return optax.flatten(chain) if named.flat and config.mesh.model == 1 else chain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +142,8 @@ class Trainer:
     guarded: bool = False
     """Whether a step that is not finite is left out (`guard.patience`) and its rows are reported. Members of a grid go
     their own ways, unguarded."""
+    split: Callable[[Any], Any] = lambda rows: rows
+    """Splits the rows of a tree over the devices, where there are several."""
 
     def init(self, member: Member, initial: Any = None) -> State:
         """The state before the first step; with the parameters `initial`, what they lack starts as usual."""
@@ -197,7 +201,8 @@ class Trainer:
         e = None if noise is None else noise(arrays, batch_key, self.config.batch_size)
         drops = getattr(self.config.network, "dropout", 0) > 0
         dropout = jax.random.fold_in(loss_key, DROPOUT) if drops else None
-        return Batch(x, label, self.objective.draw(loss_key, x, e, step), points, dropout)
+        x, label, draw = self.split((x, label, self.objective.draw(loss_key, x, e, step)))
+        return Batch(x, label, draw, points, dropout)
 
     def _data(self, arrays, key, n: int, step=None):
         dataset = self.dataset
@@ -220,17 +225,30 @@ class Trainer:
         return self.objective.adapt(state.memory, u, x, draw, label, state.step, proxy, equal, points)
 
     def _gradient(self, batch: Batch, member: Member, state: State) -> tuple[Any, Metrics]:
-        x, label, draw, points, dropout = batch
-        equal = self.objective.times.count_equal(x.shape[0])
         objective = self.objective if member.beta is None else dataclasses.replace(self.objective, beta=member.beta)
         proxy = self._proxy(objective, state)
+        equal = self.objective.times.count_equal(batch.x.shape[0])
 
-        def mean_loss(params):
+        def mean_loss(params, batch: Batch, equal: int):
+            x, label, draw, points, dropout = batch
             u = self.network.bind(params, dropout)
             loss, aux = objective.evaluate(u, x, draw, label, state.step, proxy, equal, points, state.memory)
             return loss.mean(), (loss, aux)
 
-        (loss, (losses, aux)), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        differentiate = jax.value_and_grad(mean_loss, has_aux=True)
+        if self.config.accumulate == 1:
+            (loss, (losses, aux)), gradient = differentiate(state.params, batch, equal)
+        else:
+            parts = self.config.accumulate
+
+            def add(total, part):
+                (_, rows), gradient = differentiate(state.params, part, equal // parts)
+                return jax.tree.map(lambda sum, one: sum + one / parts, total, gradient), rows
+
+            zeros = jax.tree.map(jnp.zeros_like, state.params)
+            gradient, rows = jax.lax.scan(add, zeros, self._micro_batches(batch, equal))
+            losses, aux = jax.tree.map(lambda leaf: leaf.reshape(-1), rows)
+            loss = losses.mean()
         on_diagonal = aux["r"] == aux["t"]
         metrics = Metrics(
             loss=loss,
@@ -243,6 +261,19 @@ class Trainer:
             bad=_bad(loss, losses, aux["r"], aux["t"]) if self.guarded else None,
         )
         return gradient, metrics
+
+    def _micro_batches(self, batch: Batch, equal: int) -> Batch:
+        """The batch as `accumulate` ones along a new leading axis, each with every k-th row of those with r = t and of
+        the others: together, and over the devices, they are what they were."""
+        parts = self.config.accumulate
+
+        def deal(leaf):
+            dealt = (rows.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1) for rows in (leaf[:equal], leaf[equal:]))
+            return jnp.concatenate(list(dealt), axis=1)
+
+        dropout = None if batch.dropout is None else jax.random.split(batch.dropout, parts)
+        x, label, draw = jax.tree.map(deal, (batch.x, batch.label, batch.draw))
+        return Batch(x, label, draw, batch.points, dropout)
 
 
 def _bad(loss: Float[Array, ""], losses: Float[Array, " batch"], r, t) -> Bad:

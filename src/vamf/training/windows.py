@@ -1,5 +1,7 @@
 """The windows of a streamed data set on the devices: training runs on one while a thread reads the next.
 
+The rows of a window are spread over the devices of a training. Each process reads those of its own devices.
+
 Windows are aligned: window k holds the rows of the steps from k P to (k + 1) P, wherever a chunk of steps begins. So
 all that a step sees follows from the step alone. P is as large as WINDOW_BYTES allow, and goes with the steps at which
 the host stops training: chunks of steps then come in a few lengths only, each of which is a program to compile.
@@ -15,6 +17,7 @@ from jax.sharding import Sharding
 
 from vamf.data import stream as streams
 from vamf.data.stream import Stream
+from vamf.errors import UserError
 from vamf.training.config import TrainConfig
 
 WINDOW_BYTES = 2**27
@@ -33,6 +36,16 @@ class Windows:
     """The window of any step; that after it is read ahead."""
 
     def __init__(self, stream: Stream, config: TrainConfig, sharding: Sharding):
+        """`sharding` says where rows lie.
+
+        Raises:
+            UserError: a batch that its devices cannot share evenly.
+        """
+        try:
+            sharding.shard_shape((config.batch_size,))
+        except ValueError:
+            many = f"a multiple of the {sharding.num_devices} devices, for streamed data"
+            raise UserError(f"batch-size = {config.batch_size}: allowed is {many}") from None
         self.steps = steps_of_window(stream, config)
         self._stream = stream
         self._config = config
@@ -52,10 +65,24 @@ class Windows:
         return self._read[number].result()
 
     def _window(self, number: int) -> Window:
-        first, rows = number * self.steps, self._config.batch_size
-        arrays = streams.window(self._stream.source, self._config.seed, first * rows, self.steps * rows)
-        start = {"start": np.int32(first)}
-        return Window(jax.device_put(arrays | start, self._sharding), first + self.steps)
+        batch = self._config.batch_size
+        first, rows = number * self.steps, self.steps * batch
+        own = self._sharding.addressable_devices_indices_map((rows,)).values()
+        ends = [index[0].indices(rows) for index in own if index is not None]
+        low, high = min(start for start, _, _ in ends), max(stop for _, stop, _ in ends)
+        read = streams.window(self._stream.source, self._config.seed, first * batch + low, high - low)
+
+        def spread(column):
+            """The rows read here as this process's part of the window."""
+
+            def part(index):
+                start, stop, _ = index[0].indices(rows)
+                return column[start - low : stop - low]
+
+            return jax.make_array_from_callback((rows, *column.shape[1:]), self._sharding, part)
+
+        arrays = {name: spread(column) for name, column in read.items()}
+        return Window(arrays | {"start": np.int32(first)}, first + self.steps)
 
 
 def steps_of_window(stream: Stream, config: TrainConfig) -> int:

@@ -1,0 +1,73 @@
+"""A program for `test_mesh.py`: short trainings on some of 8 simulated devices, and what they came to, as JSON.
+
+python mesh_worker.py NETWORK DATAxMODEL [DATAxMODEL ...]
+"""
+
+import dataclasses
+import json
+import os
+import sys
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import jax
+import numpy as np
+
+from vamf.networks import DiTConfig, MLPConfig
+from vamf.training.config import LogConfig, ObjectiveConfig, TrainConfig
+from vamf.training.grid import Grid
+from vamf.training.mesh import MeshConfig
+
+STEPS = 6
+NETWORKS = {
+    "mlp": (MLPConfig(width=128, depth=2), "swiss_roll"),
+    "dit": (DiTConfig(patch=4, width=64, depth=1, heads=2), "digits"),
+}
+
+
+def config_of(network: str, mesh: MeshConfig, **changes) -> TrainConfig:
+    """A training whose every part is used: the moving average as a proxy, clipping, rows with r = t."""
+    kind, data = NETWORKS[network]
+    config = TrainConfig(
+        data=data,
+        method="vamf",
+        steps=STEPS,
+        batch_size=32,
+        network=kind,
+        mesh=mesh,
+        objective=ObjectiveConfig(proxy="ema"),
+        log=LogConfig(variance_replicas=2),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def train(config: TrainConfig) -> dict:
+    grid = Grid(config, config.load_data(), [config.seed])
+    state, metrics = grid.advance(grid.init(), STEPS)
+    held = {
+        part: [
+            sum(shard.data.nbytes for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards
+                if shard.device == device)
+            for device in grid.layout.mesh.devices.flat
+        ]
+        for part, tree in (("params", state.params), ("average", state.average), ("moments", state.opt_state))
+    }  # fmt: skip
+    return {
+        "loss": metrics.loss[0].tolist(),
+        "grad_norm": metrics.grad_norm[0].tolist(),
+        "params": np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(grid.collect(state.params))]).tolist(),
+        "samples": grid.sample(state, 24, seed=3)[0].ravel().tolist(),
+        "bytes": held,
+    }
+
+
+def main(network: str, *meshes: str) -> None:
+    found = {}
+    for name in meshes:
+        data, model = name.split("x")
+        found[name] = train(config_of(network, MeshConfig(int(data), int(model))))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
