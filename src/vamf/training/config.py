@@ -404,8 +404,6 @@ LATER: dict[str, Any] = {
 """Fields that older runs do not have, by part, and what those did."""
 SAFETY = ("checkpoints", "guard")
 """Parts that no number of a training depends on: a run may be resumed with others."""
-
-
 DIVISION = ("mesh", "accumulate")
 """Fields that say how the work is divided, and change the rounding of a training but not the training."""
 

@@ -187,6 +187,10 @@ class Grid:
         """A tree from the devices, of all processes, as host arrays with a leading axis of `size` members."""
         return jax.tree.map(lambda leaf: leaf[: self.size], on_host(tree))
 
+    def stored(self, state: State) -> State:
+        """A state as a checkpoint takes it: of one training on several devices where it lies, of others on the host."""
+        return state if self.layout.size > 1 else self.collect(state)
+
     def init(self) -> State:
         """The state of every member before the first step."""
 
@@ -197,12 +201,12 @@ class Grid:
         return program(load_initial(self.config, self.dataset), self.members)
 
     def blank(self) -> State:
-        """Shapes, types and places of a state: what a checkpoint is restored into."""
-        return jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            self._shapes,
-            self.shardings,
-        )
+        """Shapes and types of a state, and places where those are its own: what a checkpoint is restored into."""
+
+        def described(leaf, place):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place if self.layout.size > 1 else None)
+
+        return jax.tree.map(described, self._shapes, self.shardings)
 
     @cached_property
     def shardings(self) -> State:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vamf.progress import Progress
+from vamf.training import distributed
 from vamf.training.checkpoints import Checkpoints, anywhere, fingerprint
 from vamf.training.config import identity
 from vamf.training.grid import Grid
@@ -59,8 +60,10 @@ def train(grid: Grid, folder: Path, progress: Progress, on_checkpoint=None) -> O
     ):
         state, step = restore(grid, checkpoints)
         checkpoints.discard_after(step)
-        log = MetricsLog(folder / "metrics.jsonl", resume_at=step)
-        guard = Guard(config.guard, read(log.path), checkpoints.tell_latest) if grid.size == 1 else None
+        path = folder / "metrics.jsonl"
+        records = [record for record in read(path) if record["step"] <= step]
+        log = MetricsLog(path, resume_at=step) if distributed.is_first() else None
+        guard = Guard(config.guard, records, checkpoints.tell_latest) if grid.size == 1 else None
         title = config.data if grid.size == 1 else f"{config.data} x {grid.size}"
         pace: list[float] = []
         lengths: set[int] = set()
@@ -81,7 +84,8 @@ def train(grid: Grid, folder: Path, progress: Progress, on_checkpoint=None) -> O
                 record = _record(grid, metrics, step, length * grid.size / seconds) | skipped
                 if _due(step, config.log.variance_every):
                     record["gradient_variance"] = _plain(grid.gradient_variance(state))
-                log.write(record)
+                if log is not None:
+                    log.write(record)
                 if guard is not None:
                     guard.read(record)
                 task.update(step * grid.size, f"loss {np.nanmean(metrics.residual):.4g}")
@@ -93,7 +97,7 @@ def train(grid: Grid, folder: Path, progress: Progress, on_checkpoint=None) -> O
                     on_checkpoint(step, state)
                 stopping = anywhere(stop.asked)
                 if due or stopping:
-                    checkpoints.save(step, grid.collect(state), record)
+                    checkpoints.save(step, grid.stored(state), record)
                 if stopping:
                     checkpoints.settle()
                     raise Interrupted(f"the state at step {step:,} is saved")
