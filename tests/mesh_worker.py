@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from vamf.networks import DiTConfig, MLPConfig
-from vamf.training.config import LogConfig, ObjectiveConfig, TrainConfig
+from vamf.training.config import LogConfig, ObjectiveConfig, OptimiserConfig, TrainConfig
 from vamf.training.grid import Grid
 from vamf.training.mesh import MeshConfig
 
@@ -36,6 +36,7 @@ def config_of(network: str, mesh: MeshConfig, **changes) -> TrainConfig:
         network=kind,
         mesh=mesh,
         objective=ObjectiveConfig(proxy="ema"),
+        optimiser=OptimiserConfig(clip_norm=1.0, ema_decay=0.5),
         log=LogConfig(variance_replicas=2),
     )
     return dataclasses.replace(config, **changes)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from vamf.progress import Progress
 from vamf.training.logs import read
@@ -41,6 +42,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     """The same losses, one log and one set of samples; the run is read by a single process."""
     together, alone, port = tmp_path / "together", tmp_path / "alone", free_port()
