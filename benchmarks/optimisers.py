@@ -93,7 +93,7 @@ def show(report, console):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=6000, help=f"training steps, a multiple of {CHUNKS}")
+    parser.add_argument("--steps", type=int, default=3000, help=f"training steps, a multiple of {CHUNKS}")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "optimisers.json", help="where the JSON goes")
     args = parser.parse_args()
     if args.steps < 2 * CHUNKS or args.steps % CHUNKS:

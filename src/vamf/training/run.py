@@ -113,9 +113,7 @@ class Run:
             )
         return state, step
 
-    def sample(
-        self, state: State, n: int, steps: int = 1, seed: int | None = None, label: Label = None
-    ) -> np.ndarray:
+    def sample(self, state: State, n: int, steps: int = 1, seed: int | None = None, label: Label = None) -> np.ndarray:
         """n samples (n, *event) in `steps` jumps; otherwise as `draw`."""
         return self.draw(state, n, steps, seed, label, "jumps")[0]
 
