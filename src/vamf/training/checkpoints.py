@@ -292,7 +292,7 @@ def checksum(arrays: dict[str, Any]) -> str:
     if placed:
         on_devices = _on_devices([arrays[names[number]] for number in placed], [salts[number] for number in placed])
         sums.append(np.asarray(on_devices))
-    return "".join(f"{part:08x}" for part in np.sum(sums, axis=0, dtype=np.uint32))
+    return "".join(f"{part:08x}" for part in np.stack(sums).sum(axis=0, dtype=np.uint32).tolist())
 
 
 def _salt(number: int, array: Any) -> np.ndarray:
