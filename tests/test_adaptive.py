@@ -240,7 +240,9 @@ def test_a_coefficient_that_sees_the_noise_is_caught(plain):
 # ----------------------------------------------------------------------------------------------------------- training
 
 
-@pytest.mark.parametrize("beta", KINDS)
+@pytest.mark.parametrize(
+    "beta", ["binned", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind != "binned")]
+)
 def test_training_logs_the_coefficient_and_resumes_bit_identically(beta, tmp_path):
     config = TrainConfig(
         data="pinwheel", beta=beta, steps=40, batch_size=32, checkpoint_every=20, network=MLPConfig(width=16),

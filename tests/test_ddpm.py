@@ -96,6 +96,7 @@ def test_ways_in_words():
     assert named.describe("restart", 2) == "restart, 2 steps"
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path, capsys):
     """Any network learns the velocity, with DDPM's emphasis."""
     folder = tmp_path / "run"

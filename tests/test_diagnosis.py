@@ -369,6 +369,7 @@ def run(*arguments, capsys):
     return status, out, err
 
 
+@pytest.mark.slow
 def test_diagnose_a_run(tmp_path, capsys, monkeypatch):
     """Labels, and a beta that finds itself."""
     folder = tmp_path / "run"

@@ -252,6 +252,7 @@ def test_half_precision_is_that_of_the_products_alone():
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes(half)))
 
 
+@pytest.mark.slow
 def test_recomputed_blocks_store_less_and_change_nothing():
     stored, recomputed = (build(DiT, SMALL(depth=2, remat=remat), EVENT, 3) for remat in (False, True))
     params = random_parameters(stored)

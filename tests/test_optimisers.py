@@ -378,7 +378,7 @@ def test_names_match_the_table():
         table.check("sgd", None)
 
 
-PARTS = "teacher couplings initial whiten images matching_times augment jvp_dtype checkpoints guard"
+PARTS = "teacher couplings initial whiten images matching_times augment jvp_dtype checkpoints guard mesh accumulate"
 LATER = {
     "objective": "rao_blackwell bank_from guidance guidance_range label_dropout matching_weight mix_diagonal weight "
     "weight_gap weight_velocity reduction through correction difference moving alpha split clip bank_memory eta "

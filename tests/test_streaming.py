@@ -103,7 +103,7 @@ def test_an_interrupted_training_goes_on(folder, tmp_path, monkeypatch):
         pass
 
     def die(step, _):
-        if step == 20:
+        if step == 30:  # before it is saved
             raise Killed
 
     with pytest.raises(Killed):

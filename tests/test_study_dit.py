@@ -57,6 +57,7 @@ def finished(tmp_path_factory):
 # -------------------------------------------------------------------------------------------------------- a whole run
 
 
+@pytest.mark.slow
 def test_every_arm_is_judged_at_equal_steps(finished):
     with (finished.folder / "members.csv").open() as handle:
         rows = list(csv.DictReader(handle))
@@ -76,6 +77,7 @@ def test_every_arm_is_judged_at_equal_steps(finished):
     assert len(bank["effective_sizes"]["class"]) == len(dit.BANK_TIMES)
 
 
+@pytest.mark.slow
 def test_one_step_samples_share_noise_and_labels(finished):
     """At the start networks are 0, so that samples are their noise; one training step later they still resemble it."""
     sweep, bank = (runner.load_samples(finished.folder, training) for training, _ in finished.trainings())
@@ -84,6 +86,7 @@ def test_one_step_samples_share_noise_and_labels(finished):
     assert np.corrcoef(sweep[0][0].ravel(), sweep[0][1].ravel())[0, 1] < 0.6
 
 
+@pytest.mark.slow
 def test_the_report_stands_alone(finished):
     page = (finished.folder / "report.html").read_text()
     assert page.count("<figure>") == 6
@@ -93,6 +96,7 @@ def test_the_report_stands_alone(finished):
     assert "<script" not in page
 
 
+@pytest.mark.slow
 def test_a_second_run_trains_nothing_and_reports_the_same(finished, monkeypatch):
     monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(judge.classifier, "train", lambda *_: pytest.fail("judge trained again"))

@@ -190,7 +190,7 @@ def test_condition_goes_in_the_place_of_the_label():
     seen = []
 
     def network(z, r, t, label, **keywords):
-        seen.append((label, keywords["augment"], keywords["key"]))
+        seen.append((label, keywords.get("augment"), keywords.get("key")))
         return z
 
     label, augment, key = jnp.arange(4), jnp.arange(8.0).reshape(4, 2), jax.random.key(0)
