@@ -3,10 +3,13 @@
 python mesh_worker.py NETWORK DATAxMODEL [DATAxMODEL ...]
 """
 
+import atexit
 import dataclasses
 import json
 import os
 import sys
+import tempfile
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
@@ -21,13 +24,17 @@ from vamf.training.mesh import MeshConfig
 STEPS = 6
 NETWORKS = {
     "mlp": (MLPConfig(width=128, depth=2), "swiss_roll"),
-    "dit": (DiTConfig(patch=4, width=64, depth=1, heads=2), "digits"),
+    "dit": (DiTConfig(patch=4, width=64, depth=1, heads=2), "pictures.npy"),
 }
 
 
 def config_of(network: str, mesh: MeshConfig, **changes) -> TrainConfig:
     """A training whose every part is used: the moving average as a proxy, clipping, rows with r = t."""
     kind, data = NETWORKS[network]
+    if data == "pictures.npy":
+        data = str(Path(tempfile.gettempdir()) / f"{os.getpid()}-{data}")
+        atexit.register(lambda: Path(data).unlink(missing_ok=True))
+        np.save(data, np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8))
     config = TrainConfig(
         data=data,
         method="vamf",
