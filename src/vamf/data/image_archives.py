@@ -119,8 +119,8 @@ def _batches(path: Path) -> dict[str, Callable[[], bytes]]:
         with tarfile.open(path) as archive:
             for member in archive:
                 name = Path(member.name).name
-                if member.isfile() and _BATCH.match(name):
-                    contents[name] = archive.extractfile(member).read()  # type: ignore[union-attr]
+                if member.isfile() and _BATCH.match(name) and (file := archive.extractfile(member)):
+                    contents[name] = file.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a readable archive ({line(error)})") from None
     return {name: lambda content=contents[name]: content for name in sorted(contents)}

@@ -5,6 +5,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from typing import Any
 
 ASKING = (signal.SIGTERM, signal.SIGINT)
 RESUMABLE = 75
@@ -27,7 +28,7 @@ class Stop:
     def __init__(self, say: Callable[[str], None]):
         self.asked = False
         self._say = say
-        self._handlers: dict[int, object] = {}
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():
@@ -44,7 +45,7 @@ class Stop:
         if not hasattr(self, "_thread"):
             return
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
         signal.set_wakeup_fd(self._before)
         self._mouth.close()  # which ends the thread
         self._thread.join()
