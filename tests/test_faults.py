@@ -32,7 +32,7 @@ from vamf.training.checkpoints import Checkpoints, checksum
 from vamf.training.config import CheckpointConfig, GuardConfig, LogConfig, TrainConfig, identity, to_json
 from vamf.training.grid import Grid
 from vamf.training.guards import HUNG, Diverged, Guard, Watchdog
-from vamf.training.logs import read
+from vamf.training.logs import NOT_REPEATED, read
 from vamf.training.run import Run
 from vamf.training.signals import RESUMABLE
 from vamf.training.step import Bad, Metrics
@@ -126,9 +126,8 @@ def kill_and_resume(tmp_path: Path, kills: int, seed: int) -> int:
 
 def log_of(run: Run) -> list[dict]:
     """The log, but for what the clock says."""
-    clock = {"time", "steps_per_second"}
     lines = read(run.folder / "metrics.jsonl")
-    return [{key: value for key, value in line.items() if key not in clock} for line in lines]
+    return [{key: value for key, value in line.items() if key not in NOT_REPEATED} for line in lines]
 
 
 def test_kill_minus_nine_a_few_times(tmp_path):
@@ -518,7 +517,9 @@ def test_a_row_goes_on_where_a_process_ended(tmp_path):
 def measured(norms) -> Metrics:
     norms = np.asarray(norms, float)[None]
     one, empty = np.ones_like(norms), np.full_like(norms, np.inf)
-    return Metrics(one, one, one, norms, one, one, None, Bad(empty, -empty, empty, -empty))
+    return Metrics(
+        one, one, one, norms, one, one, None, Bad(empty, -empty, empty, -empty), np.zeros((*norms.shape, 2, 1))
+    )
 
 
 def test_gradients_that_grow_without_end():

@@ -21,7 +21,7 @@ from vamf.training import loop, presets
 from vamf.training.config import GuardConfig, LogConfig, OptimiserConfig, TrainConfig, read_json, to_json
 from vamf.training.grid import Grid
 from vamf.training.guards import Diverged
-from vamf.training.logs import MetricsLog, read
+from vamf.training.logs import NOT_REPEATED, MetricsLog, read
 from vamf.training.run import Run
 from vamf.training.step import Member, learning_rate, optimiser, streams
 
@@ -229,10 +229,9 @@ def test_resume_is_bit_identical(tmp_path):
     state = resumed.train(QUIET).state
     for ours, theirs in zip(leaves(state), leaves(expected), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    drop = {"time", "steps_per_second"}
     logs = [
         [
-            {key: value for key, value in record.items() if key not in drop}
+            {key: value for key, value in record.items() if key not in NOT_REPEATED}
             for record in read(run.folder / "metrics.jsonl")
         ]
         for run in (whole, resumed)

@@ -1,4 +1,4 @@
-"""The command line: `vamf train | sample | evaluate | diagnose | compare | study | fid | data`.
+"""The command line: `vamf train | estimate | sample | evaluate | diagnose | compare | study | fid | data`.
 
 Commands import what they need when they run, so that help is fast. Bad input is one line and exit status 2.
 """
@@ -22,12 +22,14 @@ USAGE = """usage: vamf COMMAND ...
 
   train CONFIG [--field value ...] [--out RUN]    train a generator; CONFIG: a preset, a table, pictures or latents
   train --resume RUN                              continue a training where it stopped
+  estimate CONFIG [--devices N] [--chip NAME]     parameters, operations, memory and days of a training
   sample RUN --n N [--steps K] [--sampler NAME] --out FILE
                                                   draw samples: .npy, .csv for tables; .png, .npz, a folder for images
   evaluate RUN [--json]                           distances of a run's samples to unseen data
   diagnose RUN [--json]                           where a run's noise comes from, what beta should be, what its log says
   compare METHOD ... --data NAME                  methods side by side: equal steps, equal time, cost, a ranking
-  study NAME [--quick | --paper] [--out DIR]      a grid of trainings with tables, figures and a report
+  study NAME [--quick | --paper] [--out DIR] [--launcher local | slurm | ray]
+                                                  a grid of trainings with tables, figures and a report
   fid A B [--weights FILE]                        images against images: FID and its kin, with a receipt
   data latents SOURCE --autoencoder FILE --out FOLDER
                                                   encode pictures into latents to train on
@@ -130,6 +132,14 @@ class Study:
     """Where those pictures or latents are; dit only. Default where the preset says."""
     out: Path | None = None
     """Folder of the study; default studies/NAME-BUDGET."""
+    launcher: Literal["", "local", "slurm", "ray"] = ""
+    """Hand the trainings to processes of this machine, to SLURM or to Ray, all of which see the same folder."""
+    workers: int = 0
+    """Trainings at once with a launcher; default one for each GPU or core (local), all of them (slurm, ray)."""
+    resources: tuple[str, ...] = ()
+    """What each training asks of slurm (of submitit: gpus_per_node=1 slurm_partition=gpu) or of ray (num_gpus=1)."""
+    only: str = ""
+    """Do one training of the study and stop, or with `plan` what comes before them: for schedulers of your own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +168,7 @@ def train(arguments: Sequence[str]) -> None:
 
     from vamf.progress import Progress
     from vamf.report import run as report
-    from vamf.training import distributed, presets
+    from vamf.training import distributed, logs
     from vamf.training.config import TrainConfig
     from vamf.training.grid import keep_on_one_core
     from vamf.training.run import Run, write_evaluation
@@ -173,8 +183,10 @@ def train(arguments: Sequence[str]) -> None:
         settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
         out: Path | None = None
         """Folder of the run; default runs/NAME-METHOD-NUMBER."""
+        profile: int = 0
+        """Steps to trace with JAX's profiler before the training, into RUN/profile; 20 where no number follows."""
 
-    arguments = list(arguments)
+    arguments, profile = list(arguments), 0
     distributed.start()
     if "--resume" in arguments:
         if len(arguments) != 2 or arguments[0] != "--resume":
@@ -182,21 +194,19 @@ def train(arguments: Sequence[str]) -> None:
         run = Run.open(Path(arguments[1]))
         keep_on_one_core(run.config)
     else:
-        named = bool(arguments) and not arguments[0].startswith("-")
-        helping = "--help" in arguments or "-h" in arguments
-        if not named and not helping:
-            raise UserError(f"train needs a CONFIG: {PRESETS.replace(' ', ', ')}, a table, pictures or latents")
-        settings = presets.for_data(arguments.pop(0)) if named else TrainConfig(data="CONFIG")
-        if "--network" in arguments:
-            unaugmented = dataclasses.replace(settings.augment, probability=0.0)  # of which no kind is told by default
-            settings = dataclasses.replace(settings, network=_network(arguments), augment=unaugmented)
+        settings = _settings(arguments, "train")
+        if "--profile" in arguments and not "".join(arguments[arguments.index("--profile") + 1 :][:1]).isdigit():
+            arguments.insert(arguments.index("--profile") + 1, "20")
         parsed = _parse(Train, arguments, "train CONFIG", default=Train(settings))
+        profile = parsed.profile
         keep_on_one_core(parsed.settings)  # before any data is on a device; a resumed run rounds in the same way
         run = Run.create(parsed.settings, parsed.out)
 
     progress = Progress(show=distributed.is_first())
     progress.say(f"{run.config.describe()} -> {run.folder}")
     progress.say(run.dataset.summary)
+    if profile:
+        progress.say(logs.profile(run.grid, profile, run.folder / "profile"))
     try:
         run.train(progress)
     except KeyboardInterrupt as interrupt:
@@ -209,6 +219,26 @@ def train(arguments: Sequence[str]) -> None:
     path = report.write(run, result)
     _print_distances(result)
     print(f"report: {path}")
+
+
+def estimate(arguments: Sequence[str]) -> None:
+    """`vamf estimate`."""
+    import tyro
+
+    from vamf.report import cost
+    from vamf.training.config import TrainConfig
+
+    @dataclasses.dataclass(frozen=True)
+    class Estimate:
+        """What a training will cost. CONFIG: as for `vamf train`, or the folder of a run."""
+
+        settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
+        wanted: Annotated[cost.Wanted, tyro.conf.arg(name="")]
+
+    arguments = list(arguments)
+    settings = _settings(arguments, "estimate")
+    parsed = _parse(Estimate, arguments, "estimate CONFIG", default=Estimate(settings, cost.Wanted()))
+    cost.show(parsed.settings, parsed.wanted)
 
 
 def sample(arguments: Sequence[str]) -> None:
@@ -279,22 +309,49 @@ def study(arguments: Sequence[str]) -> None:
     for name in options:
         if wanted.name != OWN[name]:
             raise UserError(f"--{name.replace('_', '-')}: only the study {OWN[name]} has it, not {wanted.name}")
+    if wanted.launcher and wanted.only:
+        raise UserError("--launcher and --only: choose one of them")
+    if not wanted.launcher and (wanted.workers or wanted.resources):
+        raise UserError("--workers and --resources: only with --launcher")
+    from vamf.progress import Progress
+    from vamf.studies import launcher
+
+    budget = "quick" if wanted.quick else "paper" if wanted.paper else "default"
+    variant = "-as-published" if wanted.as_published else f"-{wanted.preset}" if wanted.preset else ""
+    folder = wanted.out or Path("studies") / f"{wanted.name}-{budget}{variant}"
+    progress = Progress()
+    progress.say(f"study {wanted.name}, budget {budget} -> {folder}")
+    try:
+        if wanted.launcher:
+            chosen = launcher.choose(wanted.launcher, folder, wanted.workers, wanted.resources)
+            report = launcher.run(_study_words(wanted, folder), folder, chosen, progress)
+        else:
+            report = _study(wanted, folder, options, progress)
+    except KeyboardInterrupt as interrupt:
+        raise _continued(interrupt, "the same command continues the study") from None
+    if report is not None:
+        print(f"report: {report}")
+
+
+def _study(wanted: Study, folder: Path, options: dict[str, Any], progress: Any) -> Path | None:
+    """A study or a part of it, in this process; returns the report's path where there is one."""
     from vamf.training.grid import spread_over_cores
 
     spread_over_cores()
-    from vamf.progress import Progress
+    from vamf.studies import launcher
 
     module = importlib.import_module(f"vamf.studies.{wanted.name}")
     budget = module.QUICK if wanted.quick else module.FULL if wanted.paper else module.DEFAULT
-    variant = "-as-published" if wanted.as_published else f"-{wanted.preset}" if wanted.preset else ""
-    folder = wanted.out or Path("studies") / f"{wanted.name}-{budget.name}{variant}"
-    progress = Progress()
-    progress.say(f"study {wanted.name}, budget {budget.name} -> {folder}")
-    try:
-        report = getattr(module, STUDIES[wanted.name])(folder, budget, **options).run(progress)
-    except KeyboardInterrupt as interrupt:
-        raise _continued(interrupt, "the same command continues the study") from None
-    print(f"report: {report}")
+    chosen = getattr(module, STUDIES[wanted.name])(folder, budget, **options)
+    return launcher.part(chosen, wanted.only, progress) if wanted.only else chosen.run(progress)
+
+
+def _study_words(wanted: Study, folder: Path) -> list[str]:
+    """The command line of a study, wherever it runs."""
+    flags = [f"--{name.replace('_', '-')}" for name in ("quick", "paper", "as_published") if getattr(wanted, name)]
+    source = str(Path(wanted.data).resolve()) if Path(wanted.data).exists() else wanted.data
+    named = [*(["--preset", wanted.preset] if wanted.preset else []), *(["--data", source] if wanted.data else [])]
+    return ["study", wanted.name, *flags, *named, "--out", str(folder.resolve())]
 
 
 def compare(arguments: Sequence[str]) -> None:
@@ -358,6 +415,7 @@ def prepare(arguments: Sequence[str]) -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
+    "estimate": estimate,
     "sample": sample,
     "evaluate": evaluate,
     "diagnose": diagnose,
@@ -393,9 +451,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = RESUMABLE if isinstance(interrupt, Interrupted) else 130
         _stop("; ".join(["interrupted", *map(str, interrupt.args)]), status)
     except Exception as error:
+        from vamf.studies.launcher import Failed
         from vamf.training.guards import Diverged
 
-        if not isinstance(error, Diverged):
+        if not isinstance(error, Diverged | Failed):
             raise
         _stop(str(error), 1)
 
@@ -408,6 +467,25 @@ def _print_distances(result: dict) -> None:
     for name, row in result["distances"].items():
         table.add_row(name, f"{row['sw1']:.4f}", f"{row['sw2']:.4f}")
     Console(soft_wrap=True).print(table)
+
+
+def _settings(arguments: list[str], command: str) -> Any:
+    """The configuration that CONFIG and `--network` name, which are taken out of the arguments."""
+    from vamf.training import presets
+    from vamf.training.config import TrainConfig
+    from vamf.training.run import Run
+
+    named = bool(arguments) and not arguments[0].startswith("-")
+    if not named and not {"--help", "-h"} & set(arguments):
+        raise UserError(f"{command} needs a CONFIG: {PRESETS.replace(' ', ', ')}, a table, pictures or latents")
+    name = arguments.pop(0) if named else ""
+    if command == "estimate" and (Path(name) / "config.json").exists() and named:
+        return Run.open(Path(name)).config
+    settings = presets.for_data(name) if named else TrainConfig(data="CONFIG")
+    if "--network" in arguments:
+        unaugmented = dataclasses.replace(settings.augment, probability=0.0)  # of which no kind is told by default
+        settings = dataclasses.replace(settings, network=_network(arguments), augment=unaugmented)
+    return settings
 
 
 def _network(arguments: list[str]) -> Any:

@@ -5,9 +5,6 @@ from pathlib import Path
 import numpy as np
 
 from vamf import __version__
-from vamf.data import Dataset
-from vamf.data.viewing import Viewer, viewer
-from vamf.errors import UserError
 from vamf.files import write_atomic
 from vamf.report import figures, tables
 from vamf.report.page import Page
@@ -30,6 +27,8 @@ CURVES = {
     "gradient_variance": ("total gradient variance", figures.GREEN),
 }
 """Keys of the log that are drawn."""
+TIMES = (figures.BLUE, figures.GREEN, figures.ORANGE, figures.RED)
+"""Colours of the bins of t."""
 
 
 def write(run: Run, evaluation: dict) -> Path:
@@ -40,7 +39,7 @@ def write(run: Run, evaluation: dict) -> Path:
     page.text(dataset.summary + f". Network: {run.grid.parameters:,} parameters.")
 
     page.section("Samples")
-    view = _viewer(dataset)
+    view = run.view
     shown = SMALL if dataset.picture and dataset.picture[0] <= 64 else LARGE
     reference = dataset.reference(2048 if view is None else shown, 0)
     kept = sorted((run.folder / "samples").glob("step-*.npy"))
@@ -85,17 +84,11 @@ def write(run: Run, evaluation: dict) -> Path:
         "about 1 whatever happens."
     )
     page.figure(_curves(records), "Means between two lines of the log.")
+    if any("residuals" in record for record in records):
+        page.figure(_by_time(records), "The residual by t, the time at which a path is entered, and by the gap t - r.")
     page.section("Configuration")
     page.text(f"The whole of it is in `config.json`. Repeat: {_command(run)}")
     return _save(run, page)
-
-
-def _viewer(dataset: Dataset) -> Viewer | None:
-    """How samples become pictures; None where they are none, or latents whose autoencoder is not at hand."""
-    try:
-        return viewer(dataset)
-    except UserError:
-        return None
 
 
 def _curves(records: list[dict]) -> bytes:
@@ -106,6 +99,24 @@ def _curves(records: list[dict]) -> bytes:
             points, values = zip(*chosen, strict=True)
             plots.append(figures.Panel(title, [figures.Curve(points, values, None, "", color, "")]))
     return figures.panels(plots, "step", "", integers=True)
+
+
+def _by_time(records: list[dict]) -> bytes:
+    """The residual by t and gap: a panel for each bin of the gap, a curve for each bin of t."""
+    known = [record for record in records if "residuals" in record]
+    steps, plots = [record["step"] for record in known], []
+    colors = dict(zip(known[-1]["residuals"]["diagonal"], TIMES, strict=True))
+    for gap, times in known[-1]["residuals"].items():
+        curves = []
+        for end in times:
+            values = [record["residuals"][gap][end] for record in known]
+            kept = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
+            if kept:
+                shown, means = zip(*kept, strict=True)
+                curves.append(figures.Curve(shown, means, None, f"t to {end[2:]}", colors[end], ""))
+        if curves:
+            plots.append(figures.Panel("r = t" if gap == "diagonal" else f"gap to {gap[4:]}", curves))
+    return figures.panels(plots, "step", "residual", integers=True)
 
 
 def _command(run: Run) -> str:

@@ -123,25 +123,40 @@ class AdaptiveStudy:
         Raises:
             UserError: the folder holds something else, or a file cannot be written.
         """
-        plan = {"study": "adaptive", "version": __version__, "budget": dataclasses.asdict(self.budget)}
-        runner.claim(self.folder, plan)
         members, floors, costs = [], {}, {}
+        self._claim()
         for name in self.budget.datasets:
             dataset = data.load(name)
-            reference = dataset.reference(comparison.SAMPLES, 0)
-            measure = summary.distances_to(reference)
             drawn = dataset.draw(dataset.arrays, jax.random.key(2**30), comparison.SAMPLES)[0]
-            floors[name] = measure(dataset.to_original(np.asarray(drawn)))
-            inspect = None if dataset.mixture is None else runner.exact_error(dataset.mixture)
+            floors[name] = self._measure(name)(dataset.to_original(np.asarray(drawn)))
             costs[name] = self._costs(name, progress)
             for (arm, equal), training in self.trainings(name, costs[name]).items():
                 progress.say(f"{training.name}: {training.config.steps:,} steps, {len(training.seeds)} trainings")
-                rows = runner.complete(training, self.folder, measure, comparison.SAMPLES, progress, inspect)
-                for row in rows:
+                for row in self.complete(training, progress):
                     label = f"beta_{row['beta']:g}" if arm == "sweep" else arm
                     members.append({**row, "arm": label, "equal": equal, "steps": training.config.steps})
         sizes = {name: effective_sizes(name) for name in self.budget.datasets}
         return self._write(members, floors, costs, sizes)
+
+    def prepare(self, progress: Progress) -> list[Training]:
+        """Claim the folder and measure what steps cost; returns all trainings."""
+        self._claim()
+        names = self.budget.datasets
+        return [one for name in names for one in self.trainings(name, self._costs(name, progress)).values()]
+
+    def complete(self, training: Training, progress: Progress) -> list[dict]:
+        """The results of one training, trained now as far as it is not yet."""
+        name = training.config.data
+        mixture = data.load(name).mixture
+        inspect = None if mixture is None else runner.exact_error(mixture)
+        return runner.complete(training, self.folder, self._measure(name), comparison.SAMPLES, progress, inspect)
+
+    def _claim(self) -> None:
+        plan = {"study": "adaptive", "version": __version__, "budget": dataclasses.asdict(self.budget)}
+        runner.claim(self.folder, plan)
+
+    def _measure(self, name: str) -> runner.Measure:
+        return summary.distances_to(data.load(name).reference(comparison.SAMPLES, 0))
 
     def arms(self, name: str) -> list[Arm]:
         """The arms that make sense for a data set."""

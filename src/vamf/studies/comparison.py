@@ -80,22 +80,39 @@ class Comparison:
         members, floors, costs = [], {}, {}
         for name in self.datasets:
             dataset = data.load(name)
-            measure = summary.distances_to(dataset.reference(SAMPLES, 0))
             drawn = dataset.draw(dataset.arrays, jax.random.key(2**30), SAMPLES)[0]
-            floors[name] = measure(dataset.to_original(np.asarray(drawn)))
-            inspect = None if dataset.mixture is None else runner.exact_error(dataset.mixture)
+            floors[name] = self._measure(name)(dataset.to_original(np.asarray(drawn)))
             configs = self.entries(name)
             costs[name] = measured_costs(self.folder, name, configs, progress)
             for (entry, equal), training in self.trainings(name, configs, costs[name]).items():
                 progress.say(f"{training.name}: {training.config.steps:,} steps, {len(training.seeds)} trainings")
-                rows = runner.complete(training, self.folder, measure, SAMPLES, progress, inspect)
                 known = {"arm": entry, "equal": equal, "steps": training.config.steps, "data": name}
-                members += [{**row, **known} for row in rows]
+                members += [{**row, **known} for row in self.complete(training, progress)]
         return self._write(members, floors, costs)
 
     def claim(self) -> None:
         """Make the folder this comparison's, or recognise it."""
         runner.claim(self.folder, dict(self.plan))
+
+    def prepare(self, progress: Progress) -> list[Training]:
+        """Claim the folder and measure what steps cost; returns all trainings."""
+        self.claim()
+        found: list[Training] = []
+        for name in self.datasets:
+            configs = self.entries(name)
+            costs = measured_costs(self.folder, name, configs, progress)
+            found += self.trainings(name, configs, costs).values()
+        return found
+
+    def complete(self, training: Training, progress: Progress) -> list[dict]:
+        """The results of one training, trained now as far as it is not yet."""
+        name = training.config.data
+        mixture = data.load(name).mixture
+        inspect = None if mixture is None else runner.exact_error(mixture)
+        return runner.complete(training, self.folder, self._measure(name), SAMPLES, progress, inspect)
+
+    def _measure(self, name: str) -> runner.Measure:
+        return summary.distances_to(data.load(name).reference(SAMPLES, 0))
 
     def trainings(
         self, name: str, configs: Mapping[str, TrainConfig], costs: Mapping[str, Any]

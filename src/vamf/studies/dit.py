@@ -128,14 +128,7 @@ class DitStudy:
             UserError: the data is missing or has no classes, a judge's weights are missing, the folder holds something
                 else, or a file cannot be written.
         """
-        dataset = self.base.load_data()
-        if not dataset.num_classes:
-            raise UserError(f"{self.base.data}: the study dit needs pictures with classes")
-        judge.check(dataset)
-        plan = {"study": "dit", "version": __version__, "preset": self._preset, "data": self.base.data}
-        runner.claim(self.folder, plan | {"budget": self.described})
-        progress.say(dataset.summary)
-        chosen = judge.appoint(self.folder / "judge", dataset, self.budget.samples, self.budget.epochs, progress)
+        chosen = self._appoint(progress)
         members: list[dict[str, Any]] = []
         for training, arms in self.trainings():
             progress.say(f"{training.name}: {training.config.steps:,} steps, {len(training.seeds)} trainings")
@@ -143,15 +136,44 @@ class DitStudy:
         report = dit_page.Report(
             folder=self.folder,
             command=self.command,
-            title=dataset.name.replace("_", " "),
-            plan=plan | {"budget": self.described},
+            title=self._dataset.name.replace("_", " "),
+            plan=self.plan,
             config=self.base,
-            classes=dataset.num_classes,
+            classes=self._dataset.num_classes,
             judge=chosen,
             members=members,
-            shown=self._pictures(chosen, dataset),
+            shown=self._pictures(chosen, self._dataset),
         )
         return report.write()
+
+    def prepare(self, progress: Progress) -> list[Training]:
+        """Claim the folder and appoint a judge; returns all trainings."""
+        self._appoint(progress)
+        return [training for training, _ in self.trainings()]
+
+    def complete(self, training: Training, progress: Progress) -> list[dict[str, Any]]:
+        """The results of one training, trained now as far as it is not yet."""
+        arms = next(arms for other, arms in self.trainings() if other.name == training.name)
+        return self._complete(training, arms, self._appoint(progress), progress)
+
+    def _appoint(self, progress: Progress) -> Judge:
+        """The judge of the folder, which is this study's from now on."""
+        if not self._dataset.num_classes:
+            raise UserError(f"{self.base.data}: the study dit needs pictures with classes")
+        judge.check(self._dataset)
+        runner.claim(self.folder, self.plan)
+        progress.say(self._dataset.summary)
+        return judge.appoint(self.folder / "judge", self._dataset, self.budget.samples, self.budget.epochs, progress)
+
+    @cached_property
+    def _dataset(self) -> Dataset:
+        return self.base.load_data()
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What was asked, to recognise the folder."""
+        plan = {"study": "dit", "version": __version__, "preset": self._preset, "data": self.base.data}
+        return plan | {"budget": self.described}
 
     @property
     def described(self) -> dict[str, Any]:

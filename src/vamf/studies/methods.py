@@ -22,6 +22,7 @@ from vamf.report import tables
 from vamf.report.page import Page
 from vamf.studies import exact_noise, runner
 from vamf.studies.comparison import Comparison, row_of
+from vamf.studies.runner import Training
 from vamf.theory import GaussianMixture
 from vamf.training import presets
 from vamf.training.config import LogConfig, ObjectiveConfig, TrainConfig
@@ -80,10 +81,24 @@ class MethodStudy:
 
     def run(self, progress: Progress) -> Path:
         """Do what is not done yet and write the report; returns its path."""
+        self._teach(progress)
+        return self._comparison.run(progress)
+
+    def prepare(self, progress: Progress) -> list[Training]:
+        """Train teachers and measure what steps cost; returns all trainings."""
+        self._teach(progress)
+        return self._comparison.prepare(progress)
+
+    def complete(self, training: Training, progress: Progress) -> list[dict]:
+        """The results of one training, trained now as far as it is not yet."""
+        return self._comparison.complete(training, progress)
+
+    @property
+    def _comparison(self) -> Comparison:
         budget = self.budget
         flags = runner.flags(budget.name)
         words = ", ".join(map(str, budget.seeds))
-        comparison = Comparison(
+        return Comparison(
             self.folder,
             "The family of MeanFlow under one budget",
             f"{len(budget.methods)} methods on {len(budget.datasets)} data set{'s' * (len(budget.datasets) > 1)}, "
@@ -95,11 +110,6 @@ class MethodStudy:
             more=self._noise,
             command=self.command or f"vamf study methods{flags}",
         )
-        if any(name in TAUGHT for name in budget.methods):
-            comparison.claim()
-            for name in budget.datasets:
-                self._teach(name, progress)
-        return comparison.run(progress)
 
     def entries(self, name: str) -> dict[str, TrainConfig]:
         """The configurations of a data set, by method."""
@@ -133,13 +143,17 @@ class MethodStudy:
     def _teacher(self, name: str) -> Path:
         return self.folder.resolve() / "teachers" / Path(name).stem
 
-    def _teach(self, name: str, progress: Progress) -> None:
-        """Train the data set's teacher as far as it is not yet."""
-        config = dataclasses.replace(self.config(name, "flow_matching"), seed=self.budget.seeds[0])
-        folder = self._teacher(name)
-        run = Run.open(folder) if (folder / "config.json").exists() else Run.create(config, folder)
-        progress.say(f"teacher of {name}: flow matching")
-        run.train(progress)
+    def _teach(self, progress: Progress) -> None:
+        """Train the teacher of every data set, as far as it is not yet, where a method needs one."""
+        if not any(name in TAUGHT for name in self.budget.methods):
+            return
+        self._comparison.claim()
+        for name in self.budget.datasets:
+            config = dataclasses.replace(self.config(name, "flow_matching"), seed=self.budget.seeds[0])
+            folder = self._teacher(name)
+            run = Run.open(folder) if (folder / "config.json").exists() else Run.create(config, folder)
+            progress.say(f"teacher of {name}: flow matching")
+            run.train(progress)
 
     def _noise(self, page: Page, rows: list[dict]) -> None:
         """What theory predicts of the noise, beside the variance measured."""

@@ -88,25 +88,35 @@ class MixtureStudy:
         Raises:
             UserError: the folder holds something else, or a file cannot be written.
         """
-        runner.claim(self.folder, {"study": "mixtures", "version": __version__, **dataclasses.asdict(self.budget)})
         start = time.perf_counter()
         members: list[dict[str, Any]] = []
         floors: dict[int, dict[str, float]] = {}
         exact: dict[int, dict[str, Any]] = {}
-        for index, dim in enumerate(self.budget.dims, 1):
-            training, dataset = self.sweep(dim), data.load(f"dgmm{dim}")
-            progress.say(f"[{index}/{len(self.budget.dims)}] {training.name}: {len(training.seeds)} trainings at once")
-            measure = summary.distances_to(dataset.reference(SAMPLES, 0))
-            floors[dim] = measure(dataset.reference(SAMPLES, 1))
-            members += runner.complete(training, self.folder, measure, SAMPLES, progress, inspection(dim))
+        *sweeps, wide = self.prepare(progress)
+        for index, (dim, training) in enumerate(zip(self.budget.dims, sweeps, strict=True), 1):
+            progress.say(f"[{index}/{len(sweeps)}] {training.name}: {len(training.seeds)} trainings at once")
+            members += self.complete(training, progress)
+            floors[dim] = self._measure(training)(data.load(training.config.data).reference(SAMPLES, 1))
             progress.say(f"exact noise in {dim} dimensions")
             exact[dim] = self._exact_noise(dim)
-        wide = self.wide()
         progress.say(f"{wide.name}: one training for the loss variance")
-        measure = summary.distances_to(data.load(WIDE).reference(SAMPLES, 0))
-        growth = runner.complete(wide, self.folder, measure, SAMPLES, progress, _inspect_loss)[0]["loss_variance"]
+        growth = self.complete(wide, progress)[0]["loss_variance"]
         progress.say(f"all trainings done after {time.perf_counter() - start:,.0f} s; writing the report")
         return self._write(members, floors, exact, growth)
+
+    def prepare(self, progress: Progress) -> list[Training]:
+        """Make the folder this study's; returns all its trainings, that of the loss variance last."""
+        runner.claim(self.folder, {"study": "mixtures", "version": __version__, **dataclasses.asdict(self.budget)})
+        return [*(self.sweep(dim) for dim in self.budget.dims), self.wide()]
+
+    def complete(self, training: Training, progress: Progress) -> list[dict]:
+        """The results of one training, trained now as far as it is not yet."""
+        name = training.config.data
+        inspect = _inspect_loss if name == WIDE else inspection(int(name.removeprefix("dgmm")))
+        return runner.complete(training, self.folder, self._measure(training), SAMPLES, progress, inspect)
+
+    def _measure(self, training: Training) -> runner.Measure:
+        return summary.distances_to(data.load(training.config.data).reference(SAMPLES, 0))
 
     def sweep(self, dim: int) -> Training:
         """The grid of betas and seeds in one dimension."""

@@ -1,8 +1,9 @@
 """Running the trainings of a study: each once, resumable, its numbers kept."""
 
+import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from vamf.errors import UserError
 from vamf.files import write_array, write_atomic, write_json
 from vamf.path import interpolate
 from vamf.progress import Progress
+from vamf.studies.launcher import LOGS
 from vamf.theory import GaussianMixture
 from vamf.training import loop
 from vamf.training.checkpoints import fingerprint
@@ -50,7 +52,7 @@ def claim(folder: Path, plan: dict[str, Any]) -> None:
     if path.exists():
         if path.read_text() != text:
             raise UserError(f"{folder}: holds a study with other settings; choose another --out")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(path.name != LOGS for path in folder.iterdir())):
         raise UserError(f"{folder}: exists and is not a study; choose another --out")
     else:
         write_atomic(path, text)
@@ -124,6 +126,13 @@ def once(
             raise UserError(f"{place}: a result of other settings; choose another --out")
         return stored["members"]
 
+    with alone(place):
+        return _train(training, place, mark, finish, progress, watch)
+
+
+def _train(training: Training, place: Path, mark: str, finish, progress: Progress, watch) -> list[dict]:
+    """As `once`, of a training that is not finished, in its folder."""
+    path = place / "result.json"
     grid = Grid(training.config, training.config.load_data(), training.seeds, training.betas, training.strategy)
     write_atomic(place / "config.json", to_json(training.config))
     if watch is None:
@@ -151,6 +160,24 @@ def once(
     write_array(place / "samples.npy", drawn)
     write_json(path, {"fingerprint": mark, "members": members, "seconds_per_step": outcome.seconds_per_step})
     return json.loads(path.read_text())["members"]  # what a second call returns
+
+
+@contextlib.contextmanager
+def alone(place: Path) -> Iterator[None]:
+    """Nobody else trains in a folder meanwhile. The lock is the process's: it ends with it, however that ends.
+
+    Raises:
+        UserError: another process trains there, on this machine or on another that shares the file system.
+    """
+    import fcntl
+
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{place}: another process is training it") from None
+        yield
 
 
 def _keep(place: Path, step: int, rows: list[dict] | None) -> None:

@@ -85,20 +85,13 @@ class ToyStudy:
         Raises:
             UserError: the folder holds something else, or a file cannot be written.
         """
-        runner.claim(self.folder, {"study": "toys", "version": __version__, **dataclasses.asdict(self)["budget"],
-                                   "as_published": self.as_published})  # fmt: skip
         start = time.perf_counter()
         members: list[dict[str, Any]] = []
-        floors = {}
-        trainings = [training for name in self.budget.datasets for training in self.trainings(name)]
+        trainings = self.prepare(progress)
         for index, training in enumerate(trainings, 1):
             progress.say(f"[{index}/{len(trainings)}] {training.name}: {len(training.seeds)} trainings at once")
-            reference = data.load(training.config.data).reference(SAMPLES, 0)
-            members += runner.complete(training, self.folder, summary.distances_to(reference), SAMPLES, progress)
-            if training.config.data not in floors:
-                floors[training.config.data] = summary.distances_to(reference)(
-                    data.load(training.config.data).reference(SAMPLES, 1)
-                )
+            members += self.complete(training, progress)
+        floors = {name: self._measure(name)(data.load(name).reference(SAMPLES, 1)) for name in self.budget.datasets}
         base = presets.for_data(self.budget.datasets[0])
         timed = {"MeanFlow (beta = 0)": ("meanflow", None), "VaMF (beta = 0.5)": ("vamf", 0.5),
                  "corner recipe": ("vamf_corner", None)}  # fmt: skip
@@ -108,6 +101,19 @@ class ToyStudy:
         costs = [{"method": label, "ms": ms} for label, ms in runner.step_costs(configs, progress).items()]
         progress.say(f"all trainings done after {time.perf_counter() - start:,.0f} s; writing the report")
         return self._write(members, floors, costs)
+
+    def prepare(self, progress: Progress) -> list[Training]:
+        """Make the folder this study's; returns all its trainings."""
+        runner.claim(self.folder, {"study": "toys", "version": __version__, **dataclasses.asdict(self)["budget"],
+                                   "as_published": self.as_published})  # fmt: skip
+        return [training for name in self.budget.datasets for training in self.trainings(name)]
+
+    def complete(self, training: Training, progress: Progress) -> list[dict]:
+        """The results of one training, trained now as far as it is not yet."""
+        return runner.complete(training, self.folder, self._measure(training.config.data), SAMPLES, progress)
+
+    def _measure(self, name: str) -> runner.Measure:
+        return summary.distances_to(data.load(name).reference(SAMPLES, 0))
 
     def trainings(self, name: str) -> list[Training]:
         """The grid of betas and the recipe for one data set."""

@@ -184,6 +184,8 @@ class LogConfig:
     """Steps between measurements of the total gradient variance; 0 leaves them out."""
     variance_replicas: int = 8
     """Independent batches K of each such measurement."""
+    to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where the log goes beside metrics.jsonl: tensorboard, wandb (Weights & Biases), or both."""
 
     def __post_init__(self):
         require(self.every >= 1, "log.every", self.every, "1 or more")
@@ -406,6 +408,8 @@ SAFETY = ("checkpoints", "guard")
 """Parts that no number of a training depends on: a run may be resumed with others."""
 DIVISION = ("mesh", "accumulate")
 """Fields that say how the work is divided, and change the rounding of a training but not the training."""
+ONLY_TOLD = {"log": ("to",)}
+"""Fields, by part, that change what is said of a training and not the training."""
 
 
 def _given(options: Any) -> dict[str, Any]:
@@ -422,12 +426,14 @@ def to_json(config: Any) -> str:
 def identity(config: TrainConfig) -> str:
     """What tells one training's checkpoints from another's, as text.
 
-    It is `to_json` with the law of (r, t) in full, without SAFETY and DIVISION, and without the fields of LATER while
-    they have the value that trainings had before there was such a field: those can still be resumed.
+    It is `to_json` with the law of (r, t) in full, without SAFETY, DIVISION and ONLY_TOLD, and without the fields of
+    LATER while they have the value that trainings had before there was such a field: those can still be resumed.
     """
     values = _plain(config) | {"times": dataclasses.asdict(config.build_objective().times)}
     for part in SAFETY + DIVISION:
         del values[part]
+    for part, names in ONLY_TOLD.items():
+        values[part] = {name: value for name, value in values[part].items() if name not in names}
     for part, before in LATER.items():
         if values[part] == before:
             del values[part]

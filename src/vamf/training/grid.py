@@ -372,7 +372,7 @@ class Grid:
         # Whole blocks only: a shorter last one would be a second program to compile.
         length = max(n for n in range(1, min(self._block, steps) + 1) if steps % n == 0)
         state, metrics = jax.lax.scan(partial(block, length), state, length=steps // length)
-        return state, jax.tree.map(lambda leaf: leaf.reshape(-1), metrics)
+        return state, jax.tree.map(lambda leaf: leaf.reshape(steps, *leaf.shape[2:]), metrics)
 
     @cached_property
     def _block(self) -> int:

@@ -1,16 +1,33 @@
-"""What a training writes down: JSON lines."""
+"""What a training writes down: JSON lines always, TensorBoard and Weights & Biases where asked.
+
+A resumed training takes the steps since its checkpoint again. No point is there twice: JSON lines of those steps are
+dropped, TensorBoard is told to drop them, and Weights & Biases, which forgets nothing, gets those steps only once.
+"""
 
 import contextlib
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from jaxtyping import Float
 
 from vamf.errors import UserError
 from vamf.files import finite, write_atomic
+from vamf.training.config import TrainConfig
+from vamf.training.step import BINS
+
+LOG = "metrics.jsonl"
+"""The log's file in a run's folder."""
+NOT_REPEATED = ("time", "steps_per_second", "samples_per_second", "device_memory", "process_memory")
+"""Keys of the log that differ from one execution of the same steps to another."""
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one object a line, appended and flushed at once."""
+    """JSON lines: one object a line, appended and flushed at once."""
 
     def __init__(self, path: Path, resume_at: int = 0):
         """Lines of later steps than `resume_at` are dropped: those steps are about to be taken again."""
@@ -28,6 +45,124 @@ class MetricsLog:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}") from None
 
 
+@runtime_checkable
+class Sink(Protocol):
+    """Where a log goes beside its file."""
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Named numbers of a step, all finite."""
+        ...
+
+    def picture(self, step: int, path: Path) -> None:
+        """Samples as one picture, a PNG file."""
+        ...
+
+    def close(self) -> None:
+        """Nothing follows."""
+        ...
+
+
+class Log:
+    """The log of a training: `metrics.jsonl` and whatever else `log.to` names."""
+
+    def __init__(self, folder: Path, config: TrainConfig, resume_at: int = 0):
+        """Continue the log in a run's folder after the step `resume_at`.
+
+        Raises:
+            UserError: a package that `log.to` needs is missing, or a file cannot be written.
+        """
+        path = folder / LOG
+        told = max((record["step"] for record in read(path)), default=0)
+        self._file = MetricsLog(path, resume_at)
+        self._sinks: list[Sink] = []
+        if "tensorboard" in config.log.to:
+            self._sinks.append(TensorBoard(folder / "tensorboard", resume_at))
+        if "wandb" in config.log.to:
+            self._sinks.append(WeightsAndBiases(folder, config, told))
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record."""
+        self._file.write(record)
+        for sink in self._sinks:
+            sink.write(record["step"], dict(scalars(record)))
+
+    def picture(self, step: int, path: Path) -> None:
+        """Samples as one picture, a PNG file of the run's."""
+        for sink in self._sinks:
+            sink.picture(step, path)
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for sink in self._sinks:
+            sink.close()
+
+
+class TensorBoard:
+    """An event file, written by tensorboardX: without TensorFlow."""
+
+    def __init__(self, folder: Path, resume_at: int):
+        tensorboard = _import("tensorboardX", "tensorboard")
+        # With a purge step TensorBoard hides what earlier files have from there on.
+        purge_step = resume_at + 1 if folder.exists() else None
+        self._writer = tensorboard.SummaryWriter(str(folder), purge_step=purge_step)
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def picture(self, step: int, path: Path) -> None:
+        from PIL import Image
+
+        with Image.open(path) as image:
+            self._writer.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of Weights & Biases; WANDB_MODE=offline needs neither account nor network."""
+
+    def __init__(self, folder: Path, config: TrainConfig, told: int):
+        """`told`: the step up to which an earlier process has reported."""
+        import dataclasses
+        import secrets
+
+        wandb = _import("wandb", "wandb")
+        name = folder / "wandb" / "id"
+        if not name.exists():
+            write_atomic(name, secrets.token_hex(4))
+        try:
+            self._run = wandb.init(
+                project="vamf",
+                name=folder.name,
+                id=name.read_text(),
+                dir=str(folder),
+                config=dataclasses.asdict(config),
+                resume="allow",
+            )
+        except wandb.Error as error:
+            line = " ".join(str(error).split())
+            raise UserError(f"log.to = wandb: {line} (WANDB_MODE=offline needs no account)") from None
+        self._image = wandb.Image
+        self._told = told
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        if step > self._told:
+            self._run.log(scalars, step=step)
+
+    def picture(self, step: int, path: Path) -> None:
+        if step >= self._told:  # a line comes before the picture of its step
+            self._run.log({"samples": self._image(str(path))}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """The records of a log; a last line cut off by a killed process is left out."""
     if not path.exists():
@@ -37,3 +172,66 @@ def read(path: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(json.JSONDecodeError):
             records.append(json.loads(line))
     return records
+
+
+def scalars(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """The finite numbers of a record by name; those of a list, such as a grid's members, are numbered."""
+    for name, value in record.items():
+        if name not in ("step", "time"):
+            yield from _numbers(name, value)
+
+
+def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    if isinstance(value, dict):
+        for part, entry in value.items():
+            yield from _numbers(f"{name}/{part}", entry)
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            yield from _numbers(f"{name}/{index}", entry)
+    elif value is not None and np.isfinite(value):
+        yield name, float(value)
+
+
+def residuals(cells: Float[np.ndarray, "steps 2 cells"]) -> dict[str, dict[str, float]]:
+    """Mean residuals of some steps, by gap and then by t; bins are named by their upper ends. NaN where no row fell."""
+    total, count = cells.astype(float).sum(axis=0).reshape(2, BINS, BINS + 1)
+    with np.errstate(invalid="ignore"):
+        means = total / count
+    ends = [f"{end / BINS:g}" for end in range(1, BINS + 1)]
+    return {
+        name: {f"t_{ends[row]}": float(means[row, column]) for row in range(max(column - 1, 0), BINS)}
+        for column, name in enumerate(["diagonal", *(f"gap_{end}" for end in ends)])
+    }
+
+
+def memory() -> dict[str, int]:
+    """Bytes at the fullest moment so far: of the fullest device where its backend tells, else of this process."""
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+    known = [peak for peak in peaks if peak is not None]
+    if known:
+        return {"device_memory": max(known)}
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"process_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+
+
+def profile(grid: Any, steps: int, folder: Path) -> str:
+    """A trace of some steps of a grid, from its initial state and after compilation; returns how to open it."""
+    state, _ = grid.advance(grid.init(), steps)
+    with jax.profiler.trace(str(folder)):
+        grid.advance(state, steps)
+    return (
+        f"profile of {steps} steps: load {folder}/plugins/profile/*/*.trace.json.gz at https://ui.perfetto.dev, "
+        f"or run xprof --logdir {folder}"
+    )
+
+
+def _import(module: str, extra: str) -> Any:
+    """A package that is an extra of this one."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UserError(f"log.to = {extra}: needs the package {module}; pip install 'vamf[{extra}]'") from None

@@ -1,5 +1,6 @@
 """From the first step to the last: chunks of steps, the log, checkpoints, and what ends a training before its time."""
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from vamf.training.checkpoints import Checkpoints, anywhere, fingerprint
 from vamf.training.config import identity
 from vamf.training.grid import Grid
 from vamf.training.guards import Guard, Watchdog
-from vamf.training.logs import MetricsLog, read
+from vamf.training.logs import LOG, Log, memory, read, residuals
 from vamf.training.signals import Interrupted, Stop
 from vamf.training.step import Metrics, State
 
@@ -45,7 +46,8 @@ def train(grid: Grid, folder: Path, progress: Progress, on_checkpoint=None) -> O
 
     Args:
         on_checkpoint: called with (step, state) before each checkpoint that `config.checkpoint_every` asks for: where
-            that exists, what this kept does too, whenever the process was killed.
+            that exists, what this kept does too, whenever the process was killed. It may return the path of a picture
+            for the log.
 
     Raises:
         Diverged: a single training has gone wrong (`config.guard`; a grid goes on: its log shows nulls).
@@ -57,12 +59,12 @@ def train(grid: Grid, folder: Path, progress: Progress, on_checkpoint=None) -> O
         Stop(progress.say) as stop,
         Watchdog(config.guard.hang_seconds) as watchdog,
         open_checkpoints(grid, folder, progress.say, training=True) as checkpoints,
+        contextlib.ExitStack() as context,
     ):
         state, step = restore(grid, checkpoints)
         checkpoints.discard_after(step)
-        path = folder / "metrics.jsonl"
-        records = [record for record in read(path) if record["step"] <= step]
-        log = MetricsLog(path, resume_at=step) if distributed.is_first() else None
+        records = [record for record in read(folder / LOG) if record["step"] <= step]
+        log = context.enter_context(Log(folder, config, step)) if distributed.is_first() else None
         guard = Guard(config.guard, records, checkpoints.tell_latest) if grid.size == 1 else None
         title = config.data if grid.size == 1 else f"{config.data} x {grid.size}"
         pace: list[float] = []
@@ -93,8 +95,9 @@ def train(grid: Grid, folder: Path, progress: Progress, on_checkpoint=None) -> O
                 watchdog.beat()
                 checkpoints.settle(wait=False)
                 due = step == config.steps or (_due(step, config.checkpoint_every) and _healthy(guard))
-                if due and on_checkpoint is not None:
-                    on_checkpoint(step, state)
+                picture = on_checkpoint(step, state) if due and on_checkpoint is not None else None
+                if log is not None and picture is not None:
+                    log.picture(step, picture)
                 stopping = anywhere(stop.asked)
                 if due or stopping:
                     checkpoints.save(step, grid.stored(state), record)
@@ -133,15 +136,17 @@ def _record(grid: Grid, metrics: Metrics, step: int, rate: float) -> dict[str, A
     Means over the chunk, but `grad_norm_max` (its largest gradient norm), and `lr` and `beta` (its last step's).
     """
     record: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
-    means = {
-        name: values for name, values in metrics._asdict().items() if values is not None and name not in ("beta", "bad")
-    }
+    apart = ("beta", "bad", "cells")
+    means = {name: values for name, values in metrics._asdict().items() if values is not None and name not in apart}
     record |= {name: _plain(np.mean(values, axis=1)) for name, values in means.items()}
     record["grad_norm_max"] = _plain(np.max(metrics.grad_norm, axis=1))
     record["lr"] = float(np.asarray(grid.learning_rate(step - 1)))
     record["beta"] = _plain(np.round(metrics.beta[:, -1].astype(float), 6))
+    tables = [residuals(cells) for cells in metrics.cells]
+    record["residuals"] = tables[0] if grid.size == 1 else tables
     record["steps_per_second"] = round(rate, 1)
-    return record
+    record["samples_per_second"] = round(rate * grid.config.batch_size, 1)
+    return record | memory()
 
 
 def _plain(values: np.ndarray) -> float | list[float]:

@@ -17,10 +17,12 @@ import jax
 import numpy as np
 
 from vamf import data
+from vamf.data.viewing import Viewer, viewer
 from vamf.errors import UserError, require
 from vamf.files import write_array, write_atomic, write_json
 from vamf.metrics import sliced_wasserstein
 from vamf.progress import Progress
+from vamf.report import figures
 from vamf.sampling import named
 from vamf.training import distributed, loop
 from vamf.training.config import TrainConfig, read_json, to_json
@@ -31,6 +33,8 @@ Label = int | Literal["each"] | None
 """A class, each of them in turn, or those that the data draw."""
 SHOWN = 2048
 """Samples kept at each checkpoint, from the same noise throughout."""
+PICTURES = 40
+"""Of these, those shown as pictures, where they are any."""
 EVALUATED = 4096
 """Samples in an evaluation."""
 NUMBERS = 2**19
@@ -89,13 +93,29 @@ class Run:
         mesh = self.config.mesh.fitted(jax.device_count(), jax.process_count())
         return Grid(self.config, self.dataset, [self.config.seed], mesh=mesh)
 
+    @cached_property
+    def view(self) -> Viewer | None:
+        """How samples become pictures; None where they are none, or latents whose autoencoder is not at hand."""
+        try:
+            return viewer(self.dataset)
+        except UserError:
+            return None
+
     def train(self, progress: Progress) -> loop.Outcome:
         """Train from the newest checkpoint to the end, keeping samples of the same noise at each checkpoint."""
 
-        def keep_samples(step: int, state: State) -> None:
+        def keep_samples(step: int, state: State) -> Path | None:
             drawn, _ = self.draw(state, self._at_most(SHOWN))
-            if distributed.is_first():
-                write_array(self.folder / "samples" / f"step-{step:08d}.npy", drawn)
+            if not distributed.is_first():
+                return None
+            path = self.folder / "samples" / f"step-{step:08d}.npy"
+            write_array(path, drawn)
+            if self.view is None:
+                return None
+            images = self.view(drawn[:PICTURES])
+            path = path.with_suffix(".png")
+            write_atomic(path, figures.pictures(images, 10, figures.enlargement(images, 4, 128), 0, 255))
+            return path
 
         return loop.train(self.grid, self.folder, progress, keep_samples)
 

@@ -25,9 +25,10 @@ class Stop:
     thread nothing is listened to.
     """
 
-    def __init__(self, say: Callable[[str], None]):
+    def __init__(self, say: Callable[[str], None], then: str = "the state is saved when this chunk of steps is done"):
+        """`then`: what is said to happen now."""
         self.asked = False
-        self._say = say
+        self._say, self._then = say, then
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Stop":
@@ -59,4 +60,4 @@ class Stop:
                 os._exit(128 + heard[0])
             self.asked = True
             name = signal.Signals(heard[0]).name
-            self._say(f"{name}: the state is saved when this chunk of steps is done; once more to stop at once")
+            self._say(f"{name}: {self._then}; once more to stop at once")

@@ -26,6 +26,8 @@ from vamf.training.config import TrainConfig
 
 AUGMENT, DROPOUT = 100, 101
 """Streams of a step's loss key that no objective uses."""
+BINS = 4
+"""Bins of t, and of the gap t - r above 0, in the table of residuals."""
 
 
 class Member(NamedTuple):
@@ -77,8 +79,10 @@ class Metrics(NamedTuple):
     """Mean tangent mix of the rows with r < t. NaN without such rows."""
     effective_size: Float[Array, ""] | None
     """Mean effective number of data points in the bank, where there is one."""
-    bad: Bad | None = None
+    bad: Bad | None
     """Which rows are to blame, where the training is guarded."""
+    cells: Float[Array, "2 cells"]
+    """Sum of ||R||^2, and number of rows, in each cell of the table by t and gap; see `cells`."""
 
 
 class Batch(NamedTuple):
@@ -249,7 +253,8 @@ class Trainer:
             gradient, rows = jax.lax.scan(add, zeros, self._micro_batches(batch, equal))
             losses, aux = jax.tree.map(lambda leaf: leaf.reshape(-1), rows)
             loss = losses.mean()
-        on_diagonal = aux["r"] == aux["t"]
+        r, t = aux["r"], aux["t"]
+        on_diagonal = r == t
         metrics = Metrics(
             loss=loss,
             residual=aux["residual"].mean(),
@@ -258,7 +263,8 @@ class Trainer:
             jvp_norm=_mean_where(aux["jvp_norm"], ~on_diagonal),
             beta=_mean_where(aux["beta"], ~on_diagonal),
             effective_size=aux["effective_size"].mean() if "effective_size" in aux else None,
-            bad=_bad(loss, losses, aux["r"], aux["t"]) if self.guarded else None,
+            bad=_bad(loss, losses, r, t) if self.guarded else None,
+            cells=cells(aux["residual"], r, t),
         )
         return gradient, metrics
 
@@ -289,6 +295,17 @@ def _bad(loss: Float[Array, ""], losses: Float[Array, " batch"], r, t) -> Bad:
         return Bad(empty, -empty, empty, -empty)
 
     return jax.lax.cond(jnp.isfinite(loss), none, box)
+
+
+def cells(residual: Float[Array, " batch"], r: Float[Array, " batch"], t: Float[Array, " batch"]):
+    """Sums of the residuals and numbers of rows (2, BINS (BINS + 1)) by cell: bins of t, in each r = t, then the gap's.
+
+    The bins are of equal length; a cell is open below in the gap and above in t, but for t = 1, which is the last's.
+    """
+    row = jnp.minimum((t * BINS).astype(jnp.int32), BINS - 1)
+    column = jnp.clip(jnp.ceil((t - r) * BINS).astype(jnp.int32), 0, BINS)
+    inside = (row * (BINS + 1) + column)[:, None] == jnp.arange(BINS * (BINS + 1))
+    return jnp.stack([jnp.where(inside, residual[:, None], 0.0), inside.astype(residual.dtype)]).sum(axis=1)
 
 
 def _mean_where(values: Float[Array, " batch"], where) -> Float[Array, ""]:
