@@ -140,11 +140,11 @@ def test_scalars_are_named_by_their_place():
 
 
 def events(folder: Path) -> list:
-    """All events of TensorBoard's files, in the order in which they were written."""
+    """All events of TensorBoard's files, in the order in which it reads them."""
     from tensorboardX.proto import event_pb2
 
     found = []
-    for path in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns):
+    for path in sorted(folder.iterdir()):
         content, place = path.read_bytes(), 0
         while place < len(content):  # length, its checksum, the record, its checksum
             size = int.from_bytes(content[place : place + 8], "little")

@@ -7,6 +7,7 @@ dropped, TensorBoard is told to drop them, and Weights & Biases, which forgets n
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -106,7 +107,9 @@ class TensorBoard:
         tensorboard = _import("tensorboardX", "tensorboard")
         # With a purge step TensorBoard hides what earlier files have from there on.
         purge_step = resume_at + 1 if folder.exists() else None
-        self._writer = tensorboard.SummaryWriter(str(folder), purge_step=purge_step)
+        # Files are named by the second, and read in the order of their names: no second one may take a first one's.
+        suffix = f".{time.time_ns()}"
+        self._writer = tensorboard.SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=suffix)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         for name, value in scalars.items():
