@@ -6,7 +6,7 @@ python process_worker.py FOLDER [--resume]
 import sys
 from pathlib import Path
 
-from vamf.training import distributed
+from vamf import distributed
 
 distributed.start()
 

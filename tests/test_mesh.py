@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vamf import distributed
 from vamf.errors import UserError
 from vamf.networks import MLPConfig
-from vamf.training import distributed
 from vamf.training.config import ObjectiveConfig, OptimiserConfig, TrainConfig, identity
 from vamf.training.grid import Grid
 from vamf.training.mesh import MeshConfig

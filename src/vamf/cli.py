@@ -166,9 +166,10 @@ def train(arguments: Sequence[str]) -> None:
     """`vamf train`."""
     import tyro
 
+    from vamf import distributed
     from vamf.progress import Progress
     from vamf.report import run as report
-    from vamf.training import distributed, logs
+    from vamf.training import logs
     from vamf.training.config import TrainConfig
     from vamf.training.grid import keep_on_one_core
     from vamf.training.run import Run, write_evaluation
@@ -243,17 +244,21 @@ def estimate(arguments: Sequence[str]) -> None:
 
 def sample(arguments: Sequence[str]) -> None:
     """`vamf sample`."""
+    from vamf import distributed
     from vamf.progress import Progress
     from vamf.report import samples
     from vamf.training.run import Run
 
     wanted = _parse(Sample, arguments, "sample", positional=("run",))
-    run, progress = Run.open(wanted.run), Progress()
+    distributed.start()
+    run, progress = Run.open(wanted.run), Progress(show=distributed.is_first())
     sampler, steps = run.usual(wanted.sampler, wanted.steps)
     state, step = run.load(progress)
     scale = () if wanted.guidance is None else (wanted.guidance, *wanted.guidance_range)
     drawn = samples.Wanted(wanted.n, steps, sampler, wanted.seed, wanted.label, scale)
     cost = samples.write(run, state, drawn, wanted.out, progress, wanted.autoencoder)
+    if not distributed.is_first():
+        return
     how = f"{steps} step{'s' * (steps > 1)}"
     if sampler != "jumps":
         how += f" of {sampler}"
@@ -265,12 +270,16 @@ def sample(arguments: Sequence[str]) -> None:
 
 def evaluate(arguments: Sequence[str]) -> None:
     """`vamf evaluate`."""
+    from vamf import distributed
     from vamf.progress import Progress
     from vamf.training.run import Run, write_evaluation
 
     wanted = _parse(Evaluate, arguments, "evaluate", positional=("run",))
+    distributed.start()
     run = Run.open(wanted.run)
-    result = run.evaluate(*run.load(Progress()))
+    result = run.evaluate(*run.load(Progress(show=distributed.is_first())))
+    if not distributed.is_first():
+        return
     write_evaluation(run, result)
     if wanted.json:
         print(json.dumps(result))
@@ -388,9 +397,12 @@ def compare(arguments: Sequence[str]) -> None:
 
 def fid(arguments: Sequence[str]) -> None:
     """`vamf fid`."""
+    from vamf import distributed
     from vamf.metrics import command
 
-    command.run(_parse(command.Fid, arguments, "fid", positional=("a", "b")))
+    wanted = _parse(command.Fid, arguments, "fid", positional=("a", "b"))
+    distributed.start()
+    command.run(wanted)
 
 
 def prepare(arguments: Sequence[str]) -> None:
@@ -429,8 +441,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """The program.
 
-    Exit status: 0 done, 1 the training failed, 2 bad input, 75 a training was stopped by a signal and saved, 124 its
-    watchdog ended it, 130 interrupted.
+    Exit status: 0 done, 1 the training failed, 2 bad input, 75 a training was stopped by a signal and saved, 76 another
+    of its processes is gone, 124 its watchdog ended it, 130 interrupted.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -451,10 +463,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = RESUMABLE if isinstance(interrupt, Interrupted) else 130
         _stop("; ".join(["interrupted", *map(str, interrupt.args)]), status)
     except Exception as error:
+        from vamf import distributed
         from vamf.studies.launcher import Failed
         from vamf.training.guards import Diverged
 
         if not isinstance(error, Diverged | Failed):
+            distributed.stop_if_lost(error)
             raise
         _stop(str(error), 1)
 

@@ -60,12 +60,15 @@ def run(wanted: Fid) -> None:
     """`vamf fid`."""
     import json
 
+    from vamf import distributed
     from vamf.files import finite, write_json
     from vamf.metrics.comparison import compare
     from vamf.progress import Progress
 
-    progress = Progress()
+    progress = Progress(show=distributed.is_first())
     result = compare(wanted.a, wanted.b, wanted, progress)
+    if not distributed.is_first():
+        return
     for line in result["warnings"]:
         progress.say(f"warning: {line}")
     if wanted.json:

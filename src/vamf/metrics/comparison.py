@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vamf import __version__
+from vamf import __version__, distributed
 from vamf.errors import UserError
 from vamf.metrics import bootstrap, frechet
 from vamf.metrics.bootstrap import Estimate
@@ -73,7 +73,7 @@ def compare(a: Path | Images, b: Path | Images, options: Options, progress: Prog
     samples = _seen(sources[0], extractor, options.batch_size, keep, progress)
     reference = _seen(sources[1], extractor, options.batch_size, pairs, progress)
     identity = _common([_foreseen(samples), _foreseen(reference)])
-    if options.save is not None:
+    if options.save is not None and distributed.is_first():
         reference.statistics.save(options.save)
     scores, left_out = _scores(samples, reference, identity, options)
     return {

@@ -6,6 +6,7 @@ Any network can stand in for Inception: an `Extractor` is two functions and an i
 import collections
 import dataclasses
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from vamf import tensors
+from vamf import distributed, tensors
 from vamf.errors import UserError
 from vamf.metrics import cifar_resnet, classifier, inception
 from vamf.metrics.identity import Identity, is_genuine
@@ -167,6 +168,9 @@ def extract(
 ) -> Features:
     """All images through an extractor, in memory for one batch; with `keep` also for the features of all.
 
+    Several processes take the batches in turns and tell each other the features: all return the same, to the last bit
+    what one process finds.
+
     Args:
         advance: called with the number of images that are done.
 
@@ -177,7 +181,7 @@ def extract(
     moments: Moments | None = None
     kept: list[dict[str, np.ndarray]] = []
     done = 0
-    for found in _through(_prepared(images, extractor, batch_size, digest), extractor):
+    for found in _through(_batches(images, batch_size, digest), images.path, extractor):
         part = Moments.of(found["features"])
         moments = part if moments is None else moments + part
         done += len(found["features"])
@@ -194,24 +198,40 @@ def extract(
     return Features(identity, moments, rows, logits, digest.hexdigest())
 
 
-def _prepared(images: Images, extractor: Extractor, size: int, digest: Any) -> Iterator[tuple[Any, int]]:
-    """Inputs in batches of exactly `size`, which compile once, and how many of them count."""
+def _batches(images: Images, size: int, digest: Any) -> Iterator[tuple[list[np.ndarray], int]]:
+    """Images in batches of exactly `size`, in pieces of one size of image each, the last filled up; how many count."""
     size = min(size, images.count)
-    pieces: list[Any] = []
+    pieces: list[np.ndarray] = []
     for batch in images.batches(size):
         for image in batch:
             digest.update(f"{image.shape[0]} {image.shape[1]} ".encode() + image.tobytes())
-        pieces.append(extractor.prepare(batch))
-        if pieces[0].shape[1:] != pieces[-1].shape[1:]:
-            raise UserError(f"{images.path}: images of different sizes; {extractor.identity.name} needs one size")
-        held = sum(map(len, pieces))
-        if held >= size:
-            whole = _joined(pieces)
-            yield whole[:size], size
-            pieces = [whole[size:]] if held > size else []
-    if pieces:
-        rest = _joined(pieces)
-        yield _joined([rest, np.zeros((size - len(rest), *rest.shape[1:]), np.float32)]), len(rest)
+        room = size - sum(map(len, pieces))
+        pieces.append(batch[:room])
+        if len(batch) >= room:
+            yield pieces, size
+            pieces = [batch[room:]] if len(batch) > room else []
+    if held := sum(map(len, pieces)):
+        yield [*pieces, np.repeat(pieces[-1][-1:], size - held, axis=0)], held
+
+
+def _through(
+    batches: Iterator[tuple[list[np.ndarray], int]], path: Path, extractor: Extractor
+) -> Iterator[dict[str, np.ndarray]]:
+    """Features of each batch in order, each from the process whose turn it is; a device works while others are read."""
+    number, processes = jax.process_index(), jax.process_count()
+    waiting: collections.deque[tuple[dict[str, Array], list[int]]] = collections.deque()
+    shape = None
+    while together := list(itertools.islice(batches, processes)):
+        mine, _ = together[min(number, len(together) - 1)]  # at the end some do what another does too
+        parts = [extractor.prepare(piece) for piece in mine if len(piece)]
+        shape = shape or parts[0].shape[1:]
+        if any(part.shape[1:] != shape for part in parts):
+            raise UserError(f"{path}: images of different sizes; {extractor.identity.name} needs one size")
+        waiting.append((extractor.apply(_joined(parts)), [count for _, count in together]))
+        if len(waiting) > 1:
+            yield from _fetched(*waiting.popleft())
+    while waiting:
+        yield from _fetched(*waiting.popleft())
 
 
 def _joined(pieces: list[Any]) -> Any:
@@ -219,16 +239,8 @@ def _joined(pieces: list[Any]) -> Any:
     return pieces[0] if len(pieces) == 1 else np.concatenate([np.asarray(piece) for piece in pieces])
 
 
-def _through(batches: Iterator[tuple[Any, int]], extractor: Extractor) -> Iterator[dict[str, np.ndarray]]:
-    """Features of each batch; the device works on one while the next is read."""
-    waiting: collections.deque[tuple[dict[str, Array], int]] = collections.deque()
-    for x, n in batches:
-        waiting.append((extractor.apply(x), n))
-        if len(waiting) > 1:
-            yield _fetched(*waiting.popleft())
-    while waiting:
-        yield _fetched(*waiting.popleft())
-
-
-def _fetched(found: dict[str, Array], n: int) -> dict[str, np.ndarray]:
-    return {name: np.asarray(value)[:n] for name, value in found.items()}
+def _fetched(found: dict[str, Array], counts: list[int]) -> Iterator[dict[str, np.ndarray]]:
+    """What the processes found of a batch each, and of that the images that count."""
+    told = distributed.told_all(found)
+    for place, count in enumerate(counts):
+        yield {name: value[place, :count] for name, value in told.items()}

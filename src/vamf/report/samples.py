@@ -12,6 +12,7 @@ Latents of an autoencoder become pictures where a file holds pictures. Beside an
 them, lies a JSON file that says how they were made: `vamf fid` copies it into its receipt.
 """
 
+import collections
 import dataclasses
 import io
 import math
@@ -23,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from vamf import distributed
 from vamf.data.viewing import viewer
 from vamf.errors import UserError, require
 from vamf.files import write_array, write_arrays, write_atomic, write_json
@@ -82,8 +84,8 @@ def write(
     dataset, suffix = run.dataset, out.suffix
     if suffix not in FORMATS:
         raise UserError(f"out = {out}: allowed are .npy, .csv for tables, and .png, .npz or a folder for images")
-    if suffix == "" and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"out = {out}: exists and is not an empty folder")
+    if suffix == "":
+        distributed.by_first(lambda: _free(out))
     if suffix == ".csv" and autoencoder is not None:
         raise UserError(f"out = {out}: decoded images are written as .png, .npz, .npy or a folder")
     require(wanted.n >= 1, "n", wanted.n, "1 or more")
@@ -100,7 +102,10 @@ def write(
                 done += len(samples)
                 task.update(done)
 
-    if suffix == "":
+    if not distributed.is_first():
+        view = None
+        collections.deque(parts(), maxlen=0)
+    elif suffix == "":
         _write_folder(out, parts())
     else:
         _write_file(out, np.concatenate(list(parts())), dataset.columns)
@@ -115,6 +120,11 @@ def write(
         }
         write_json(out.with_suffix(".json") if suffix else out / "samples.json", made)
     return cost
+
+
+def _free(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"out = {folder}: exists and is not an empty folder")
 
 
 def draw(run: Run, state: State, wanted: Wanted) -> Iterator[tuple[np.ndarray, Cost]]:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vamf import distributed
 from vamf.progress import Progress
-from vamf.training import distributed
 from vamf.training.checkpoints import Checkpoints, anywhere, fingerprint
 from vamf.training.config import identity
 from vamf.training.grid import Grid

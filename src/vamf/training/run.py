@@ -16,7 +16,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from vamf import data
+from vamf import data, distributed
 from vamf.data.viewing import Viewer, viewer
 from vamf.errors import UserError, require
 from vamf.files import write_array, write_atomic, write_json
@@ -24,7 +24,7 @@ from vamf.metrics import sliced_wasserstein
 from vamf.progress import Progress
 from vamf.report import figures
 from vamf.sampling import named
-from vamf.training import distributed, loop
+from vamf.training import loop
 from vamf.training.config import TrainConfig, read_json, to_json
 from vamf.training.grid import Grid, load_initial, load_teacher, needs_teacher
 from vamf.training.step import State

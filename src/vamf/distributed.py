@@ -4,9 +4,13 @@ Every process runs the same program on its own devices; JAX's runtime joins them
 in checkpoints, which lie in a folder that all see. The first process alone writes everything else.
 """
 
+import atexit
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from vamf.errors import UserError
 
@@ -14,6 +18,11 @@ ADDRESS, COUNT, NUMBER = VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCES
 """Where the first process listens (host:port), how many processes there are, and which one this is, from 0."""
 HEARTBEAT = 30
 """Seconds without a sign of life after which a process counts as dead, and the others stop."""
+PATIENCE = 30
+"""Seconds that a process which has ended waits for the others to end too."""
+LOST = 76
+"""Exit status of a process that stopped because another one is gone: EX_PROTOCOL."""
+LAST_WORDS = "vamf: ended from outside: another process is gone, or this one was killed; continue with --resume"
 LONGEST = 2**12
 """Bytes of what the first process tells the others."""
 
@@ -33,10 +42,41 @@ def start() -> None:
 
     options = {} if plain is None else {**plain, "cluster_detection_method": "deactivate"}
     try:
-        jax.distributed.initialize(**options, heartbeat_timeout_seconds=HEARTBEAT)
+        jax.distributed.initialize(**options, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=PATIENCE)
     except (RuntimeError, ValueError) as error:
         where = "" if plain is None else f" at {plain['coordinator_address']}"
         raise UserError(f"the processes did not meet{where}: {' '.join(str(error).split())[:200]}") from None
+    if jax.process_count() > 1:
+        _leave_last_words()
+
+
+def _leave_last_words() -> None:
+    """Have a line printed should this process end without Python: JAX's runtime aborts it where another is gone.
+
+    A shell holds the line until it is told that all is well or this process is no more.
+    """
+    holder = subprocess.Popen(
+        ["sh", "-c", 'read well || echo "$0" >&2', LAST_WORDS], stdin=subprocess.PIPE, start_new_session=True
+    )
+    atexit.register(_withhold, holder)
+
+
+def _withhold(holder: subprocess.Popen) -> None:
+    holder.communicate(b"well\n")
+
+
+def stop_if_lost(error: Exception) -> None:
+    """End the process, with the error in a line before its last words, if the error is that another process is gone.
+
+    At once: Python's way out leads through JAX's runtime, which would wait for the dead and then abort.
+    """
+    import jax
+
+    said = " ".join(str(error).split())
+    if not isinstance(error, jax.errors.JaxRuntimeError) or jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in said:
+        return
+    print(f"vamf: {said[:300]}", file=sys.stderr, flush=True)
+    os._exit(LOST)
 
 
 def given(environment: Mapping[str, str]) -> dict | None:
@@ -82,6 +122,17 @@ def is_first() -> bool:
     import jax
 
     return jax.process_index() == 0
+
+
+def told_all(mine: Any) -> Any:
+    """A tree of arrays of each process, of one shape everywhere, stacked in the order of processes, on every host."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[None], mine)
+    return multihost_utils.process_allgather(mine)
 
 
 def by_first(act: Callable[[], str | None]) -> str:
