@@ -24,6 +24,7 @@ import pytest
 
 import fault_worker
 from vamf import data
+from vamf.cli import main
 from vamf.errors import UserError
 from vamf.networks import MLPConfig
 from vamf.progress import Progress
@@ -429,6 +430,40 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
         checkpoints.save(5, state, {"residual": 2.0})
         checkpoints.save(6, state, {"residual": 0.5})
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [5, 6]
+
+
+def test_a_checkpoint_is_chosen(tmp_path):
+    """By its step, as the best, or as the newest."""
+    config = CheckpointConfig(keep=2, best="residual")
+    blank = {"w": np.zeros(3, np.float32)}
+    with Checkpoints(tmp_path, "mark", config) as checkpoints:
+        for step, loss in {1: 5.0, 2: 1.0, 3: 4.0, 4: 3.0}.items():
+            checkpoints.save(step, {"w": np.full(3, step, np.float32)}, {"residual": loss})
+        checkpoints.settle()
+        for which, step in {"newest": 4, "best": 2, 3: 3}.items():
+            found = checkpoints.restore(blank, which)
+            assert (found.step, *found.state["w"]) == (step, step, step, step)
+        with pytest.raises(UserError, match="checkpoint = 1: allowed are 2, 3, 4, newest and best"):
+            checkpoints.restore(blank, 1)
+    with Checkpoints(tmp_path, "mark") as checkpoints, pytest.raises(UserError, match="checkpoint = best: the run's"):
+        checkpoints.restore(blank, "best")
+
+
+def test_samples_of_an_earlier_checkpoint(tmp_path, capsys):
+    """Those that the training kept at that step."""
+    run = Run.create(small(), tmp_path / "run")
+    run.train(QUIET)
+    out = tmp_path / "samples.npy"
+    earlier = Run.open(run.folder)
+    state, step = earlier.load(QUIET, 20)
+    assert step == 20
+    kept = np.load(run.folder / "samples" / "step-00000020.npy")
+    np.testing.assert_array_equal(earlier.draw(state, len(kept))[0], kept)
+    main(["sample", str(run.folder), "--checkpoint", "20", "--n", "5", "--out", str(out)])
+    assert "training step 20" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["sample", str(run.folder), "--checkpoint", "25", "--out", str(out)])
+    assert "checkpoint = 25: allowed are 20, 30, 40, newest and best" in capsys.readouterr().err
 
 
 def test_a_checkpoint_has_the_last_line_of_the_log(tmp_path):

@@ -90,6 +90,8 @@ class Sample:
     """Times at which it acts."""
     autoencoder: Path | None = None
     """Weights that turn latents into images; the file that made the latents if left out."""
+    checkpoint: int | Literal["newest", "best"] = "newest"
+    """Which of the run's checkpoints: by its step, the newest, or the best by what the run's checkpoints.best says."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +100,8 @@ class Evaluate:
 
     run: Path
     """Folder of the run."""
+    checkpoint: int | Literal["newest", "best"] = "newest"
+    """Which of the run's checkpoints: by its step, the newest, or the best by what the run's checkpoints.best says."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -108,6 +112,8 @@ class Diagnose:
 
     run: Path
     """Folder of the run."""
+    checkpoint: int | Literal["newest", "best"] = "newest"
+    """Which of the run's checkpoints: by its step, the newest, or the best by what the run's checkpoints.best says."""
     json: bool = False
     """Print JSON instead of sentences."""
     seed: int = 0
@@ -253,7 +259,7 @@ def sample(arguments: Sequence[str]) -> None:
     distributed.start()
     run, progress = Run.open(wanted.run), Progress(show=distributed.is_first())
     sampler, steps = run.usual(wanted.sampler, wanted.steps)
-    state, step = run.load(progress)
+    state, step = run.load(progress, wanted.checkpoint)
     scale = () if wanted.guidance is None else (wanted.guidance, *wanted.guidance_range)
     drawn = samples.Wanted(wanted.n, steps, sampler, wanted.seed, wanted.label, scale)
     cost = samples.write(run, state, drawn, wanted.out, progress, wanted.autoencoder)
@@ -277,7 +283,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     wanted = _parse(Evaluate, arguments, "evaluate", positional=("run",))
     distributed.start()
     run = Run.open(wanted.run)
-    result = run.evaluate(*run.load(Progress(show=distributed.is_first())))
+    result = run.evaluate(*run.load(Progress(show=distributed.is_first()), wanted.checkpoint))
     if not distributed.is_first():
         return
     write_evaluation(run, result)
@@ -297,7 +303,7 @@ def diagnose(arguments: Sequence[str]) -> None:
 
     wanted = _parse(Diagnose, arguments, "diagnose", positional=("run",))
     run = Run.open(wanted.run)
-    found = visit(run, *run.load(Progress()), wanted.seed)
+    found = visit(run, *run.load(Progress(), wanted.checkpoint), wanted.seed)
     result = found.as_dict()
     write_json(run.folder / "diagnosis.json", result)
     path = report.write(run, found)

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,10 @@ REMOVED = ".removed"
 """Where a checkpoint is moved before it is deleted: none is ever there in part."""
 BLOCK = 2**18
 """Words of a host array that are summed at once: they stay in the processor's cache."""
+
+
+Which = int | Literal["newest", "best"]
+"""A checkpoint: by its step, or the newest, or the one with the least of what `checkpoints.best` says."""
 
 
 class Restored(NamedTuple):
@@ -171,19 +175,19 @@ class Checkpoints:
             self._good.append(step)
             self._prune()
 
-    def restore(self, like: Any) -> Restored | None:
-        """The newest readable state with its step, or None where there is no checkpoint.
+    def restore(self, like: Any, which: Which = "newest") -> Restored | None:
+        """A state with its step, the newest readable one if none is named; None where there is no checkpoint.
 
         Args:
             like: a tree with the state's structure, shapes and types. A leaf with a `sharding` is read into it, by
                 each process what it needs; the others become host arrays.
 
         Raises:
-            UserError: the checkpoint belongs to another configuration, or none of them can be read.
+            UserError: the checkpoint belongs to another configuration, is not there or cannot be read.
         """
         leaves, structure = jax.tree.flatten(like)
         template = {name: _blank(leaf) for name, leaf in _named(leaves).items()}
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = self._named(which)
         for step in steps:
             try:
                 facts = self._facts(step)
@@ -200,9 +204,24 @@ class Checkpoints:
                 self._say(f"checkpoint {self.folder / str(step)} cannot be read ({_line(error)}){then}")
             else:
                 raise UserError(f"{self.folder / str(step)}: a checkpoint of another configuration or other data")
-        if steps:
+        if steps and which == "newest":
             raise UserError(f"{self.folder}: no checkpoint can be read; start again with another --out")
+        if steps:
+            raise UserError(f"{self.folder / str(steps[0])}: cannot be read")
         return None
+
+    def _named(self, which: Which) -> list[int]:
+        """The steps that may be meant, the first choice first."""
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if which == "newest" or not steps:
+            return steps
+        if which == "best":
+            if self._config.best == "none":
+                raise UserError("checkpoint = best: the run's checkpoints.best names nothing that they are judged by")
+            return [self._best()]
+        if which not in steps:
+            raise UserError(f"checkpoint = {which}: allowed are {', '.join(map(str, steps[::-1]))}, newest and best")
+        return [which]
 
     def discard_after(self, step: int) -> None:
         """Delete the checkpoints of later steps, which were found unreadable and will be written again."""

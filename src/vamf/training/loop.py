@@ -9,7 +9,7 @@ import numpy as np
 
 from vamf import distributed
 from vamf.progress import Progress
-from vamf.training.checkpoints import Checkpoints, anywhere, fingerprint
+from vamf.training.checkpoints import Checkpoints, Which, anywhere, fingerprint
 from vamf.training.config import identity
 from vamf.training.grid import Grid
 from vamf.training.guards import Guard, Watchdog
@@ -33,9 +33,9 @@ def open_checkpoints(grid: Grid, folder: Path, say=print, training: bool = False
     return Checkpoints(folder / "checkpoints", fingerprint(*parts), grid.config.checkpoints, say, clean=training)
 
 
-def restore(grid: Grid, checkpoints: Checkpoints) -> tuple[State, int]:
-    """The newest readable state on the devices and its step; the initial state where there is none."""
-    restored = checkpoints.restore(grid.blank())
+def restore(grid: Grid, checkpoints: Checkpoints, which: Which = "newest") -> tuple[State, int]:
+    """A state on the devices, the newest readable one, and its step; the initial state where there is none."""
+    restored = checkpoints.restore(grid.blank(), which)
     if restored is None:
         return grid.init(), 0
     return grid.place(restored.state), restored.step

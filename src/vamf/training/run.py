@@ -25,6 +25,7 @@ from vamf.progress import Progress
 from vamf.report import figures
 from vamf.sampling import named
 from vamf.training import loop
+from vamf.training.checkpoints import Which
 from vamf.training.config import TrainConfig, read_json, to_json
 from vamf.training.grid import Grid, load_initial, load_teacher, needs_teacher
 from vamf.training.step import State
@@ -119,14 +120,14 @@ class Run:
 
         return loop.train(self.grid, self.folder, progress, keep_samples)
 
-    def load(self, progress: Progress) -> tuple[State, int]:
-        """The newest state and its step.
+    def load(self, progress: Progress, which: Which = "newest") -> tuple[State, int]:
+        """The newest state, or another that is kept, and its step.
 
         Raises:
-            UserError: the run has no checkpoint yet.
+            UserError: the run has no checkpoint yet, or not that one.
         """
         with loop.open_checkpoints(self.grid, self.folder, progress.say) as checkpoints:
-            state, step = loop.restore(self.grid, checkpoints)
+            state, step = loop.restore(self.grid, checkpoints, which)
         if step == 0:
             raise UserError(
                 f"{self.folder}: no checkpoint yet; train it first with `vamf train --resume {self.folder}`"
