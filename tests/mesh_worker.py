@@ -7,6 +7,7 @@ import atexit
 import dataclasses
 import json
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -15,7 +16,9 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 
 import jax
 import numpy as np
+from PIL import Image
 
+from vamf.data.images import ImageConfig
 from vamf.networks import DiTConfig, MLPConfig
 from vamf.training.config import LogConfig, ObjectiveConfig, OptimiserConfig, TrainConfig
 from vamf.training.grid import Grid
@@ -25,18 +28,18 @@ STEPS = 6
 NETWORKS = {
     "mlp": (MLPConfig(width=128, depth=2), "swiss_roll"),
     "dit": (DiTConfig(patch=4, width=64, depth=1, heads=2), "pictures.npy"),
+    "stream": (MLPConfig(width=64, depth=1), "pictures"),
 }
 
 
 def config_of(network: str, mesh: MeshConfig, **changes) -> TrainConfig:
     """A training whose every part is used: the moving average as a proxy, clipping, rows with r = t."""
     kind, data = NETWORKS[network]
-    if data == "pictures.npy":
-        data = str(Path(tempfile.gettempdir()) / f"{os.getpid()}-{data}")
-        atexit.register(lambda: Path(data).unlink(missing_ok=True))
-        np.save(data, np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8))
+    if data != "swiss_roll":
+        data = str(_pictures(data))
     config = TrainConfig(
         data=data,
+        images=ImageConfig(stream=network == "stream"),
         method="vamf",
         steps=STEPS,
         batch_size=32,
@@ -47,6 +50,20 @@ def config_of(network: str, mesh: MeshConfig, **changes) -> TrainConfig:
         log=LogConfig(variance_replicas=2),
     )
     return dataclasses.replace(config, **changes)
+
+
+def _pictures(name: str) -> Path:
+    """Sixty-four pictures, in an array or a folder."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    x = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8)
+    if name.endswith(".npy"):
+        np.save(folder / name, x)
+    else:
+        (folder / name).mkdir()
+        for number, picture in enumerate(x):
+            Image.fromarray(picture[..., 0]).save(folder / name / f"{number:02}.png")
+    return folder / name
 
 
 def train(config: TrainConfig) -> dict:

@@ -64,6 +64,13 @@ def test_a_mixed_mesh_trains_as_one_device():
 
 
 @pytest.mark.slow
+def test_streamed_pictures_reach_every_device():
+    """Each device gets its rows of the same batches."""
+    pytest.importorskip("grain", reason="grain reads what is streamed")
+    check_agreement(trainings("stream", "1x1", "4x1", "2x4"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["mlp", "dit"])
 def test_every_mesh_trains_as_one_device(network):
     found = trainings(network, "1x1", "2x1", "4x1", "8x1", "1x8", "4x2")
