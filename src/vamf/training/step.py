@@ -305,7 +305,8 @@ def cells(residual: Float[Array, " batch"], r: Float[Array, " batch"], t: Float[
     row = jnp.minimum((t * BINS).astype(jnp.int32), BINS - 1)
     column = jnp.clip(jnp.ceil((t - r) * BINS).astype(jnp.int32), 0, BINS)
     inside = (row * (BINS + 1) + column)[:, None] == jnp.arange(BINS * (BINS + 1))
-    return jnp.stack([jnp.where(inside, residual[:, None], 0.0), inside.astype(residual.dtype)]).sum(axis=1)
+    sides = jnp.stack([residual, jnp.ones_like(residual)]), inside.astype(residual.dtype)
+    return jnp.matmul(*sides, precision="highest")  # a tenth of the time of masked sums
 
 
 def _mean_where(values: Float[Array, " batch"], where) -> Float[Array, ""]:
