@@ -18,7 +18,6 @@ Here nothing is computed and JAX is not started: it may run on a login node.
 """
 
 import contextlib
-import importlib
 import json
 import os
 import subprocess
@@ -28,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from vamf.errors import UserError
+from vamf.errors import UserError, optional
 from vamf.files import write_json
 from vamf.progress import Progress
 from vamf.training.signals import RESUMABLE, Interrupted, Stop
@@ -215,7 +214,7 @@ class Slurm:
 
     def __init__(self, folder: Path, workers: int = 0, resources: Mapping[str, Any] | None = None):
         """`resources`: of submitit, such as gpus_per_node, timeout_min. `workers`: 0 is all at once."""
-        submitit = _import("submitit", "slurm")
+        submitit = optional("submitit", "slurm", "launcher")
         self.workers = workers or sys.maxsize
         self._executor = submitit.AutoExecutor(folder=str(folder / LOGS / "slurm"))
         _configure(lambda: self._executor.update_parameters(**{"timeout_min": 24 * 60} | dict(resources or {})))
@@ -247,7 +246,7 @@ class Ray:
 
     def __init__(self, workers: int = 0, resources: Mapping[str, Any] | None = None):
         """`resources`: of a task, such as num_cpus, num_gpus. `workers`: 0 is as many as the cluster takes."""
-        self._ray = _import("ray", "ray")
+        self._ray = optional("ray", "ray", "launcher")
         self._ray.init(ignore_reinit_error=True, log_to_driver=False)
         self.workers = workers or sys.maxsize
         # A command that fails is tried again here; max_retries is for tasks lost with their machine.
@@ -337,11 +336,3 @@ def _gpus() -> list[str]:
 def _last_line(log: Path) -> str:
     lines: Iterator[str] = (line.strip() for line in reversed(log.read_text(errors="replace").splitlines()))
     return next((line for line in lines if line), "no output") if log.exists() else "no output"
-
-
-def _import(module: str, extra: str) -> Any:
-    """A package that is an extra of this one."""
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise UserError(f"launcher = {extra}: needs the package {module}; pip install 'vamf[{extra}]'") from None

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from vamf.errors import UserError
+from vamf.errors import UserError, optional
 from vamf.files import finite, write_atomic
 from vamf.training.config import TrainConfig
 from vamf.training.step import BINS
@@ -104,7 +104,7 @@ class TensorBoard:
     """An event file, written by tensorboardX: without TensorFlow."""
 
     def __init__(self, folder: Path, resume_at: int):
-        tensorboard = _import("tensorboardX", "tensorboard")
+        tensorboard = optional("tensorboardX", "tensorboard", "log.to")
         # With a purge step TensorBoard hides what earlier files have from there on.
         purge_step = resume_at + 1 if folder.exists() else None
         # Files are named by the second, and read in the order of their names: no second one may take a first one's.
@@ -135,7 +135,7 @@ class WeightsAndBiases:
         import dataclasses
         import secrets
 
-        wandb = _import("wandb", "wandb")
+        wandb = optional("wandb", "wandb", "log.to")
         name = folder / "wandb" / "id"
         if not name.exists():
             write_atomic(name, secrets.token_hex(4))
@@ -228,13 +228,3 @@ def profile(grid: Any, steps: int, folder: Path) -> str:
         f"profile of {steps} steps: load {folder}/plugins/profile/*/*.trace.json.gz at https://ui.perfetto.dev, "
         f"or run xprof --logdir {folder}"
     )
-
-
-def _import(module: str, extra: str) -> Any:
-    """A package that is an extra of this one."""
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise UserError(f"log.to = {extra}: needs the package {module}; pip install 'vamf[{extra}]'") from None
