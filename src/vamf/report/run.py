@@ -97,7 +97,8 @@ def _curves(records: list[dict]) -> bytes:
         chosen = [(record["step"], record[key]) for record in records if record.get(key) is not None]
         if chosen:  # some quantities exist in some runs only
             points, values = zip(*chosen, strict=True)
-            plots.append(figures.Panel(title, [figures.Curve(points, values, None, "", color, "")]))
+            marker = "" if len(points) > 1 else "o"  # a line of one point is not seen
+            plots.append(figures.Panel(title, [figures.Curve(points, values, None, "", color, marker)]))
     return figures.panels(plots, "step", "", integers=True)
 
 
