@@ -61,18 +61,17 @@ def show(config: TrainConfig, wanted: Wanted) -> None:
     print(f"memory        {_gib(found.total)}{each}")
     for name, size in found.memory.items():
         print(f"  {name:<24}{_gib(size)}")
-    print(f"days of {config.steps:,} steps on {_devices(wanted)} at {wanted.share:.0%} of the peak in {precision}")
+    print(f"time of {config.steps:,} steps on {_devices(wanted)} at {wanted.share:.0%} of the peak in {precision}")
     for name, chip in chips.items():
         room = "" if found.total <= chip.memory else f", does not fit into {_gib(chip.memory)}"
-        print(f"  {name:<10}{days[name]:>12,.3g}{room}  ({chip.source})")
+        print(f"  {name:<10}{_time(days[name]):>14}{room}  ({chip.source})")
     if measured:
         alone = found if wanted.devices == 1 else estimate.estimate(config, dataset)
         print("estimated and measured, one device of this machine")
         print(f"  operations  {_scaled(alone.flops)}  {_scaled(measured['flops'])}")
         print(f"  memory      {_gib(alone.total)}  {_gib(measured['memory'])}")
-        print(
-            f"  a step takes {measured['seconds']:.3g} s here: {measured['seconds'] * config.steps / 86_400:.3g} days"
-        )
+        whole = _time(measured["seconds"] * config.steps / 86_400)
+        print(f"  a step takes {measured['seconds']:.3g} s here, all of them {whole}")
 
 
 def _days(found: Estimate, config: TrainConfig, wanted: Wanted, chip: Chip, precision: str) -> float:
@@ -89,6 +88,13 @@ def _scaled(operations: Any) -> str:
         if operations >= unit:
             return f"{operations / unit:.3g} {name}"
     return f"{operations / 1e6:.3g} MFLOP"
+
+
+def _time(days: float) -> str:
+    for unit, name in ((1, "days"), (1 / 24, "hours"), (1 / 1440, "minutes")):
+        if days >= unit:
+            return f"{days / unit:,.3g} {name}" if days < 1000 else f"{days:,.0f} days"
+    return f"{days * 86_400:.3g} seconds"
 
 
 def _gib(size: Any) -> str:
