@@ -53,6 +53,7 @@ def along(u, z, r, t, w):
 GRID = np.linspace(0, 1, 2001)
 
 
+@pytest.mark.slow
 def test_per_sample_minimises_the_energy_of_isotropic_noise():
     z, r, t, v_c, v_hat = rows()
     m = gap_scaled(NETWORK, z, r, t)
@@ -67,6 +68,7 @@ def test_per_sample_minimises_the_energy_of_isotropic_noise():
     np.testing.assert_allclose(dudt, along(NETWORK, z, r, t, w), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_per_sample_in_many_dimensions_asks_a_probe():
     d = 6
     u = oracles.Smooth.random(3, d)
@@ -82,7 +84,7 @@ def test_per_sample_in_many_dimensions_asks_a_probe():
         derivative(PerSample(), u, z, r, t, v_c, v_hat)
 
 
-@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("d", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_per_direction_is_the_best_along_every_singular_direction(d):
     u = oracles.Smooth.random(4, d)
     z, r, t, v_c, v_hat = rows(d=d)
@@ -213,7 +215,7 @@ def plain():
     return batch_gradients(objectives.create("meanflow"))
 
 
-@pytest.mark.parametrize("name", [*KINDS, "schedule"])
+@pytest.mark.parametrize("name", [*(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS), "schedule"])
 def test_gradient_has_the_plain_mean(name, plain):
     beta = Schedule("linear", 1.0, 0.0, 0, 600) if name == "schedule" else KINDS[name]()
     mixed = batch_gradients(objectives.create("vamf", beta=beta, proxy="oracle"))

@@ -173,7 +173,7 @@ def batch_gradients(network, objective, points, proxy=None):
     return np.asarray(jax.lax.map(one, jax.random.split(jax.random.key(8), BATCHES)))
 
 
-@pytest.mark.parametrize("points", [0, 224])
+@pytest.mark.parametrize("points", [0, pytest.param(224, marks=pytest.mark.slow)])
 def test_gradient_has_the_plain_mean_and_less_variance(network, points):
     plain = batch_gradients(network, objectives.create("meanflow"), points)
     quiet = batch_gradients(network, objectives.create("rao_blackwell", bank_size=BATCH + points), points)

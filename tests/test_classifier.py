@@ -45,6 +45,7 @@ def test_it_learns_a_separable_problem_and_states_an_honest_accuracy(trained):
     assert abs(float(trained["accuracy"]) - accuracy) < 0.1  # 60 unseen pictures
 
 
+@pytest.mark.slow
 def test_it_is_repeatable(trained):
     again = classifier.train(*pictures(), 3, epochs=12)
     assert trained.keys() == again.keys()

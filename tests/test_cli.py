@@ -161,6 +161,7 @@ def test_sample_npy_png_and_label(digits_run, tmp_path, capsys):
     assert ".npy, .csv for tables, and .png, .npz or a folder for images" in err
 
 
+@pytest.mark.slow
 def test_samples_of_a_table_are_in_its_units(table_run, tmp_path, capsys):
     assert run("sample", table_run, "--n", 300, "--out", tmp_path / "s.csv", capsys=capsys)[0] == 0
     lines = (tmp_path / "s.csv").read_text().splitlines()
@@ -175,14 +176,15 @@ def test_samples_of_a_table_are_in_its_units(table_run, tmp_path, capsys):
     assert "no images" in err
 
 
-def test_sample_seed(table_run, tmp_path, capsys):
+def test_sample_seed(digits_run, tmp_path, capsys):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        run("sample", table_run, "--n", 5, "--seed", seed, "--out", tmp_path / f"{name}.npy", capsys=capsys)
+        run("sample", digits_run, "--n", 5, "--seed", seed, "--out", tmp_path / f"{name}.npy", capsys=capsys)
     first, same, other = (np.load(tmp_path / f"{name}.npy") for name in "abc")
     np.testing.assert_array_equal(first, same)
     assert not np.allclose(first, other)
 
 
+@pytest.mark.slow
 def test_samplers_by_name(table_run, tmp_path, capsys):
     drawn, said = {}, {}
     for name in ("jumps", "restart", "heun", "euler", "fast_flow"):
@@ -218,25 +220,25 @@ def test_samplers_by_name(table_run, tmp_path, capsys):
         (["--sampler", "rk4"], "--sampler"),
     ],
 )
-def test_samplers_are_refused_in_one_line(options, expected, table_run, tmp_path, capsys):
-    status, _, err = run("sample", table_run, *options, "--out", tmp_path / "s.npy", capsys=capsys)
+def test_samplers_are_refused_in_one_line(options, expected, digits_run, tmp_path, capsys):
+    status, _, err = run("sample", digits_run, *options, "--out", tmp_path / "s.npy", capsys=capsys)
     assert status == 2
     assert expected in err
     assert err.count("\n") == 1
     assert not (tmp_path / "s.npy").exists()
 
 
-def test_evaluate_json(table_run, capsys):
-    status, out, _ = run("evaluate", table_run, "--json", capsys=capsys)
+def test_evaluate_json(digits_run, capsys):
+    status, out, _ = run("evaluate", digits_run, "--json", capsys=capsys)
     assert status == 0
     result = json.loads(out)
     assert result["step"] == 20
-    assert result["reference"] == 20  # the rows held out
-    status, out, _ = run("evaluate", table_run, capsys=capsys)
+    assert result["reference"] == 180  # the pictures held out
+    status, out, _ = run("evaluate", digits_run, capsys=capsys)
     assert "floor" in out
 
 
-def test_resume_of_a_finished_run_changes_nothing(table_run, capsys):
-    before = (table_run / "metrics.jsonl").read_text()
-    assert run("train", "--resume", table_run, capsys=capsys)[0] == 0
-    assert (table_run / "metrics.jsonl").read_text() == before
+def test_resume_of_a_finished_run_changes_nothing(digits_run, capsys):
+    before = (digits_run / "metrics.jsonl").read_text()
+    assert run("train", "--resume", digits_run, capsys=capsys)[0] == 0
+    assert (digits_run / "metrics.jsonl").read_text() == before

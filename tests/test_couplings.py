@@ -119,6 +119,7 @@ def test_students_train_and_resume_to_the_same_end(method, teacher, tmp_path):
         assert run.grid.dataset.arrays["x"].shape == (200, 2)
 
 
+@pytest.mark.slow
 def test_a_teacher_of_other_data_is_refused(teacher, tmp_path):
     config = TrainConfig(data="digits", method="meanflow_rae", teacher=str(teacher.folder))
     with pytest.raises(UserError, match=r"shape \(2,\), those of digits \(64,\)"):
@@ -150,6 +151,7 @@ def flat(tree):
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+@pytest.mark.slow
 def test_a_training_starts_from_the_average_of_another(tmp_path):
     first = finished(tmp_path, "first")
     average = flat(first.load(Progress(show=False))[0].average)

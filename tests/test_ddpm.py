@@ -46,6 +46,7 @@ def finished(pictures, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_the_preset_has_the_published_constants():
     config = presets.PRESETS["ddpm_cifar10"]
     assert (config.learning_rate, config.batch_size, config.steps) == (2e-4, 128, 800_000)
@@ -59,6 +60,7 @@ def test_the_preset_has_the_published_constants():
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 35_746_307
 
 
+@pytest.mark.slow
 def test_a_run_is_sampled_by_what_it_has_trained(finished):
     state, _ = finished.load(QUIET)
     assert finished.usual() == ("ddim", 50)
@@ -82,6 +84,7 @@ def test_bound_of_pictures_reaches_the_ancestral_sampler(finished):
     assert free.max() > 256
 
 
+@pytest.mark.slow
 def test_evaluation_and_report_say_how_samples_were_drawn(finished):
     from vamf.report import run as report
 

@@ -127,6 +127,7 @@ def test_bias_enters_the_denominator():
     assert found.tracking_gap.value == pytest.approx(B @ B)
 
 
+@pytest.mark.slow
 def test_pictures_and_labels():
     network = oracles.Smooth.random(2, 6)
     with jax.enable_x64(True):
@@ -199,6 +200,7 @@ def with_gradient(request):
         return sd, found, gradient
 
 
+@pytest.mark.slow
 def test_advice_agrees_with_the_measured_variance(with_gradient):
     """Variances from other batches, by their definition, along the whole curve."""
     sd, found, gradient = with_gradient
@@ -227,6 +229,7 @@ def test_advice_agrees_with_the_measured_variance(with_gradient):
     assert ["times higher" in finding.text for finding in said] == [True]
 
 
+@pytest.mark.slow
 def test_advice_names_the_setting(with_gradient):
     sd, found, _ = with_gradient
     plain = advise(found)

@@ -118,6 +118,7 @@ def test_every_smaller_variance_keeps_the_law_of_each_step(share):
 # ---------------------------------------------------------------------------------------- to and from the straight path
 
 
+@pytest.mark.slow
 def test_points_of_the_straight_path_are_those_of_the_diffusion():
     rng = np.random.default_rng(0)
     x, e = (jnp.asarray(rng.normal(size=(20, 3))) for _ in range(2))

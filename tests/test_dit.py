@@ -204,6 +204,7 @@ def test_forward_mode_matches_differences(config):
         np.testing.assert_allclose(derivative, (ahead - behind) / (2 * h), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradient_through_the_derivative_matches_differences():
     """Reverse over forward mode, with nothing stopped."""
     with jax.enable_x64(True):

@@ -522,6 +522,7 @@ def test_a_step_that_is_not_finite_is_left_out(tmp_path, value):
     assert not any("skipped" in other for other in others)
 
 
+@pytest.mark.slow
 def test_a_training_stops_after_a_row_of_such_steps_and_says_where_they_come_from(tmp_path):
     config = small(method="vamf", guard=GuardConfig(patience=4))
     run = Run.create(config, tmp_path / "run")

@@ -237,6 +237,7 @@ def test_weights_and_biases_offline(tmp_path, monkeypatch):
     assert len({path.stem for path in written}) == 1  # one identity, which the service merges
 
 
+@pytest.mark.slow
 def test_profile_is_a_trace_and_leaves_the_training_as_it_is(tmp_path, capsys):
     command = ["train", "swiss_roll", "--steps", "10", "--batch-size", "16", "--log.variance-every", "0", "--out"]
     for name, options in {"plain": [], "traced": ["--profile", "3"]}.items():

@@ -249,6 +249,7 @@ def test_parameters_of_another_training_take_their_places(config):
         overlay(plain.init(jax.random.key(0)), build(config, (8, 8, 3)).init(jax.random.key(0)))
 
 
+@pytest.mark.slow
 def test_drawn_scales_of_guidance_reach_the_network(tmp_path):
     """The loss at the very start does not depend on them, since u = 0; after a few steps the network does."""
     rng = np.random.default_rng(0)
@@ -278,7 +279,7 @@ def test_drawn_scales_of_guidance_reach_the_network(tmp_path):
         dataclasses.replace(config, network=MLPConfig())
 
 
-@pytest.mark.parametrize("kind", ["dit", "in_context", "unet"])
+@pytest.mark.parametrize("kind", ["dit", "in_context", pytest.param("unet", marks=pytest.mark.slow)])
 def test_derivatives_are_in_single_precision_unless_asked(kind):
     """Values of half-precision networks are off by parts in a thousand; their derivatives are not."""
     small = {

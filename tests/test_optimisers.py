@@ -385,6 +385,7 @@ LATER = {
     "instant matching_noise head_weight pair_weight rectify_weight guidance_power anchor_every",
     "times": "second_mean equal_mean gap_mean gap_std shift",
     "optimiser": "name weight_decay warmup",
+    "log": "to",
 }
 
 

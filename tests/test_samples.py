@@ -113,6 +113,7 @@ def test_latents_become_pictures(latents_run, tmp_path, capsys, weights):
     assert vamf("sample", latents_run, "--n", 9, "--autoencoder", weights, "--out", out, capsys=capsys)[0] == 0
 
 
+@pytest.mark.slow
 def test_latents_remember_their_autoencoder(latents_run, tmp_path, capsys, monkeypatch):
     evaluation = {"samples": 4, "reference": 4, "projections": 4, "distances": {}}
     assert "Distributions of the first 4 channels" in report.write(Run.open(latents_run), evaluation).read_text()

@@ -26,6 +26,7 @@ def finished(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_results_are_complete(finished):
     results = json.loads((finished / "results.json").read_text())
     assert len(results["members"]) == 3 * 2 + 2
@@ -43,6 +44,7 @@ def test_results_are_complete(finished):
     ]
 
 
+@pytest.mark.slow
 def test_table_agrees_with_members(finished):
     results = json.loads((finished / "results.json").read_text())
     plain = [m["sw1"] for m in results["members"] if m["method"] == "vamf" and m["beta"] == 0]
@@ -54,6 +56,7 @@ def test_table_agrees_with_members(finished):
     assert sliced_wasserstein(samples[0], reference) == pytest.approx(plain[0], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_report_stands_alone(finished):
     page = (finished / "report.html").read_text()
     assert page.count("<figure>") == 4
@@ -92,6 +95,7 @@ def test_interrupted_study_continues_where_it_stopped(finished, tmp_path, monkey
     assert (folder / "members.csv").read_text() == (finished / "members.csv").read_text()
 
 
+@pytest.mark.slow
 def test_folder_of_another_study_is_refused(finished, tmp_path):
     with pytest.raises(UserError, match="other settings"):
         ToyStudy(finished, TINY, as_published=True).run(QUIET)

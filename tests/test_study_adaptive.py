@@ -100,6 +100,7 @@ def test_verdict_counts_differences_above_one_standard_error():
     assert "5.0 times less gradient variance" in text
 
 
+@pytest.mark.slow
 def test_effective_sizes_are_those_of_bayes_rule():
     found = adaptive.effective_sizes("two_moons", count=32)
     dataset = data.load("two_moons")

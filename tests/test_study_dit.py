@@ -171,6 +171,7 @@ def test_budgets(tmp_path):
         assert base.checkpoint_every <= presets.imagenet_dit("B/4").checkpoint_every
 
 
+@pytest.mark.slow
 def test_the_history_of_an_interrupted_training_is_whole(tmp_path):
     base = TrainConfig(data="two_moons", steps=6, batch_size=8, checkpoint_every=2)
     training, seen = runner.Training("moons", base, (0, 1)), []

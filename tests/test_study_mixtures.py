@@ -136,6 +136,7 @@ def test_exact_error_against_an_independent_integrator(known):
     assert np.mean(noise**2) == pytest.approx(1, abs=5 * np.sqrt(2 / noise.size))
 
 
+@pytest.mark.slow
 def test_proxy_bias_is_relative_to_the_noise(known):
     grid, exact, asked = known
     _, shifted = mixtures.inspection(2)(grid, grid.init())

@@ -458,6 +458,7 @@ def test_kill_minus_nine(tmp_path, source):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX resource limits")
 def test_full_disk_is_one_line_and_loses_nothing(tmp_path):
     """A limit on file size stands in for a full disk: writes fail with an OS error in the middle of a run."""

@@ -209,7 +209,7 @@ def test_condition_goes_in_the_place_of_the_label():
 # -------------------------------------------------------------------------------------------------------- forward mode
 
 
-@pytest.mark.parametrize(("kind", "rate"), [("ddpm++", 0.3), ("noise", 0.3)])
+@pytest.mark.parametrize(("kind", "rate"), [("ddpm++", 0.3), pytest.param("noise", 0.3, marks=pytest.mark.slow)])
 def test_forward_mode_matches_differences(kind, rate):
     """With dropout too: the same key has the same mask in value and tangent, inside a compiled function."""
     with jax.enable_x64(True):
@@ -236,7 +236,13 @@ def test_forward_mode_matches_differences(kind, rate):
         assert (other > 1e-3) == (rate > 0)
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("ddpm++", "float32"), ("ddpm", "float32"), ("ddpm++", "bfloat16")])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("ddpm++", "float32"),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("ddpm", "float32"), ("ddpm++", "bfloat16"))),
+    ],
+)
 def test_gradient_of_the_derivative_lowers_for_cuda(kind, dtype):
     """Some operations have no forward mode on an accelerator, and only lowering shows it."""
     config = dataclasses.replace(KINDS[kind], dtype=dtype, dropout=0.1, augment_features=6)

@@ -70,6 +70,7 @@ def watched_step(config, step=3, seed=1):
 # ------------------------------------------------------------------------------------------------------------- dropout
 
 
+@pytest.mark.slow
 def test_all_calls_of_a_step_share_a_key_and_the_moving_average_has_none(pictures):
     vamf = small(pictures, method="vamf", network=dataclasses.replace(TINY, predicts="average_velocity"))
     batch, calls = watched_step(vamf)
@@ -95,6 +96,7 @@ def test_keys_reach_both_networks_of_a_rectified_training():
     assert network.bind(params).own.key is None
 
 
+@pytest.mark.slow
 def test_masks_differ_between_steps_and_not_within_one(pictures):
     """Of a real network: the key decides what is dropped, whatever else is the same."""
     network = networks.build(TINY, (8, 8, 3))
@@ -109,6 +111,7 @@ def test_masks_differ_between_steps_and_not_within_one(pictures):
 # -------------------------------------------------------------------------------------------------------- augmentation
 
 
+@pytest.mark.slow
 def test_pictures_are_moved_and_the_network_is_told(pictures):
     config = small(pictures, batch_size=32)
     untold = dataclasses.replace(TINY, augment_features=0)
@@ -128,7 +131,9 @@ def test_pictures_are_moved_and_the_network_is_told(pictures):
     assert not any(isinstance(label, Condition) for _, label in others)
 
 
-@pytest.mark.parametrize("method", ["meanflow", "vamf", "split_meanflow"])
+@pytest.mark.parametrize(
+    "method", ["vamf", *(pytest.param(name, marks=pytest.mark.slow) for name in ("meanflow", "split_meanflow"))]
+)
 def test_each_row_is_told_of_its_own_picture(pictures, method):
     """The rows on and off the diagonal, of the network and of its moving average."""
     average = dataclasses.replace(TINY, predicts="average_velocity")
@@ -169,6 +174,7 @@ def test_guidance_hides_the_class_and_keeps_the_augmentation():
 # -------------------------------------------------------------------------------------------------------- both in runs
 
 
+@pytest.mark.slow
 def test_a_step_is_the_same_whenever_it_is_taken(pictures):
     """From a state that has been on the host, as a resumed run has it: masks and moves follow from seed and step."""
     config = small(pictures)
