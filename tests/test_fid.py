@@ -492,7 +492,12 @@ def test_options_out_of_range(options, words):
 @needs_inception
 @pytest.mark.long
 def test_documented_values(record_property):
-    """FID-768 among CIFAR-10 images as an independent network has measured it; every image goes through once."""
+    """FID-768 among CIFAR-10 images as an independent network has measured it; every image goes through once.
+
+    Which 6,000 training images that were is not said, nor how they were halved: of the first 6,000, random halves are
+    0.0516 apart, with a standard deviation of 0.0006. Two of these are allowed for halves, and 1 % where the means are
+    over more.
+    """
     extractor = open_extractor(str(FOLDED), 768)
     parts = {"test": sheet(50)} | {f"train {k}": sheet(k) for k in range(6)}
     found = {name: extract(from_array(images), extractor, keep=True) for name, images in parts.items()}
@@ -509,6 +514,6 @@ def test_documented_values(record_property):
     values = {"test": distance(test, first + second), "halves": distance(first, second), "control": control}
     for key, value in values.items():
         record_property(key, value)
-    np.testing.assert_allclose(values["test"], 0.0915, atol=5e-5)
-    np.testing.assert_allclose(values["halves"], 0.0520, atol=5e-5)
+    np.testing.assert_allclose(values["test"], 0.0915, rtol=0.01)
+    np.testing.assert_allclose(values["halves"], 0.0520, atol=0.0012)
     np.testing.assert_allclose(values["control"], 0.70, atol=0.05)
