@@ -238,6 +238,7 @@ def reconstructions(step):
     return psnr(to_bytes(in_batches(autoencoder.decode, latents, 7)), pixels)
 
 
+@pytest.mark.slow
 def test_real_taef2_on_photographs():
     found = reconstructions(7)
     assert len(found) == 7

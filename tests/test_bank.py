@@ -196,6 +196,7 @@ def test_the_test_sees_a_bias(network):
     assert square > 10 * error
 
 
+@pytest.mark.slow
 def test_more_points_leave_less_variance(network):
     found = [
         gradients.total_variance(

@@ -166,6 +166,7 @@ def test_a_training_starts_from_the_average_of_another(tmp_path):
     assert Run.open(second.folder).load(Progress(show=False))[1] == 30
 
 
+@pytest.mark.slow
 def test_what_the_other_training_lacks_starts_afresh(tmp_path):
     first = finished(tmp_path, "first")
     average = flat(first.load(Progress(show=False))[0].average)

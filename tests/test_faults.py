@@ -131,6 +131,7 @@ def log_of(run: Run) -> list[dict]:
     return [{key: value for key, value in line.items() if key not in NOT_REPEATED} for line in lines]
 
 
+@pytest.mark.slow
 def test_kill_minus_nine_a_few_times(tmp_path):
     kill_and_resume(tmp_path, kills=3, seed=0)
 
@@ -572,6 +573,7 @@ def test_gradients_that_grow_without_end():
         off.read({"step": 30, "grad_norm": 1e30})
 
 
+@pytest.mark.slow
 def test_members_of_a_grid_are_not_guarded(tmp_path):
     grid = poisoned(Grid(small(), data.load("swiss_roll"), [1, 2]), [5])
     outcome = loop.train(grid, tmp_path, QUIET)

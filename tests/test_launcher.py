@@ -117,6 +117,7 @@ def test_two_never_train_in_one_folder(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_parts_of_a_study(tmp_path):
     """Part by part in this process, as jobs do it."""
     from vamf.studies.toys import Budget, ToyStudy

@@ -168,6 +168,7 @@ def test_mean_and_noise_of_a_gaussian(name, r, t):
     np.testing.assert_allclose(found.var(axis=0), variance, rtol=5 * np.sqrt(2 / n), atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["meanflow", "vamf", "alphaflow", "terminal_velocity"])
 def test_the_bank_takes_its_share_of_the_noise(name):
     """With rao_blackwell what is left of the noise of R is that of the bank's own mean, and the mean of R stays."""
@@ -227,6 +228,7 @@ def test_the_exact_average_velocity_is_stationary(name):
         assert abs(found) < 4 * error + 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["meanflow", "vamf_corner", "terminal_velocity", "split_meanflow", "lagrangian_map"])
 def test_a_mixture_too(name):
     exact, objective = exact_average(MIXTURE), objective_of(name)
@@ -688,6 +690,7 @@ class Scaled:
         return network(z, r, t, told.label) * (1 + extra[:, None]) + 0.1 * told.label[:, None]
 
 
+@pytest.mark.slow
 def test_drawn_scales_are_improved_meanflow_s():
     """arXiv:2512.02012, row by row: the guided target, the head's own, and the tangent that knows no interval."""
     x, label = batch()[0], jnp.arange(8) % 3

@@ -294,7 +294,9 @@ def test_noise_of_a_gaussian_follows_the_formula(sd, t, r, beta):
     np.testing.assert_allclose(found.mean(axis=0), 0, atol=5 * np.sqrt(variance / n))
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(
+    "beta", [pytest.param(0.0, marks=pytest.mark.slow), 0.5, pytest.param(1.0, marks=pytest.mark.slow)]
+)
 def test_mean_and_covariance_of_a_mixture(beta):
     """Cov R = N Sigma N^T with N = (1 - beta) S + beta I, S the Jacobian of the flow map by differences."""
     n, r, t, z = 10_000, 0.2, 0.8, np.array([[0.3, 0.1]])

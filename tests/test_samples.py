@@ -97,6 +97,7 @@ def test_many_samples_are_drawn_in_parts(pictures_run, tmp_path, capsys, monkeyp
     np.testing.assert_array_equal(found[:7], np.load(tmp_path / "t.npy"))  # the first of three parts
 
 
+@pytest.mark.slow
 def test_latents_become_pictures(latents_run, tmp_path, capsys, weights):
     assert vamf("sample", latents_run, "--n", 9, "--out", tmp_path / "z.npy", capsys=capsys)[0] == 0
     latent = np.load(tmp_path / "z.npy")

@@ -115,6 +115,7 @@ def test_an_interrupted_training_goes_on(folder, tmp_path, monkeypatch):
     assert [line.split('"steps_per')[0] for line in logs[0]] == [line.split('"steps_per')[0] for line in logs[1]]
 
 
+@pytest.mark.slow
 def test_chunks_do_not_change_the_result(folder, monkeypatch):
     monkeypatch.setattr(windows, "WINDOW_BYTES", 2000)  # six steps
     grid = Grid(config(folder), config(folder).load_data(), [1, 2])
@@ -257,6 +258,7 @@ def test_latents_on_disk_are_those_in_memory(encoded):
     assert (streamed.num_classes, streamed.event_shape) == (in_memory.num_classes, in_memory.event_shape)
 
 
+@pytest.mark.slow
 def test_training_on_streamed_latents(encoded):
     wanted = config(encoded, batch_size=8, steps=10)
     window = streams.window(wanted.load_data().stream.source, wanted.seed, 0, 32)

@@ -36,7 +36,8 @@ def jacobians_of(u):
     return jax.jit(jax.vmap(one))
 
 
-@pytest.mark.parametrize("known", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("known", [True, False])
 def test_batch_estimate_is_within_its_error_of_the_exact_value(trained, known):
     """xi from the exact v (no bias), and from the moving average, whose bias enters through the second moment."""
     u, average = trained

@@ -300,6 +300,7 @@ def test_checkpoint_of_other_data_is_refused(tmp_path):
         run.train(QUIET)
 
 
+@pytest.mark.slow
 def test_non_finite_loss_stops_at_once_and_names_the_last_good_checkpoint(tmp_path):
     run = interrupted(small(guard=GuardConfig(patience=0)), tmp_path / "run", at=20)
     # The same run with a poisoned state: parameters overflow from step 20 on.
@@ -318,6 +319,7 @@ def test_divergence_before_any_checkpoint(tmp_path):
         run.train(QUIET)
 
 
+@pytest.mark.slow
 def test_diverged_member_leaves_the_grid_running(tmp_path):
     grid = make_grid(seeds=[1, 2], betas=[0.0, 1.0])
     state = grid.init()
@@ -383,6 +385,7 @@ def test_log_forgets_steps_that_are_taken_again(tmp_path):
     assert read(path) == [{"step": 10, "loss": None}, {"step": 20, "loss": None}]
 
 
+@pytest.mark.slow
 def test_labels_choose_the_class(tmp_path):
     config = dataclasses.replace(presets.for_data("digits"), steps=10, batch_size=16, checkpoint_every=10)
     run = Run.create(config, tmp_path / "run")

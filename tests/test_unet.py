@@ -80,6 +80,7 @@ def count(config, event=(32, 32, 3), **more):
 # ------------------------------------------------------------------------------------------------------ the published
 
 
+@pytest.mark.slow
 def test_parameter_counts_are_the_published_ones():
     """55,932,419 counted in the official MeanFlow network, 35,746,307 in a port of the official DDPM's."""
     assert count(CIFAR10) == 55_932_419
@@ -209,7 +210,8 @@ def test_condition_goes_in_the_place_of_the_label():
 # -------------------------------------------------------------------------------------------------------- forward mode
 
 
-@pytest.mark.parametrize(("kind", "rate"), [("ddpm++", 0.3), pytest.param("noise", 0.3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "rate"), [("ddpm++", 0.3), ("noise", 0.3)])
 def test_forward_mode_matches_differences(kind, rate):
     """With dropout too: the same key has the same mask in value and tangent, inside a compiled function."""
     with jax.enable_x64(True):

@@ -79,6 +79,7 @@ def test_all_calls_of_a_step_share_a_key_and_the_moving_average_has_none(picture
     assert keys.count(key_bits(batch.dropout)) == len(keys) - 1 >= 2
 
 
+@pytest.mark.slow
 def test_every_step_and_every_seed_has_a_key_of_its_own(pictures):
     config = small(pictures)
     found = [key_bits(watched_step(config, *at)[0].dropout) for at in ((3, 1), (3, 1), (4, 1), (3, 2))]
@@ -149,6 +150,7 @@ def test_each_row_is_told_of_its_own_picture(pictures, method):
         np.testing.assert_array_equal(given.label, label[rows])
 
 
+@pytest.mark.slow
 def test_guidance_hides_the_class_and_keeps_the_augmentation():
     """v_null is that of the moved picture too; a row whose label is dropped stays told of its move."""
     seen = []
@@ -211,6 +213,7 @@ def test_a_resumed_run_is_bit_identical(pictures, tmp_path, monkeypatch):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_samples_know_of_neither(pictures):
     """They are those of the same parameters in a network without dropout, told that nothing was moved."""
     config = small(pictures)
