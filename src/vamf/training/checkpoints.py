@@ -129,23 +129,25 @@ class Checkpoints:
     def save(self, step: int, state: Any, metrics: dict[str, Any] | None = None) -> None:
         """Start to write the state (a tree of arrays, on the host or on devices) as the checkpoint of a step.
 
-        The state is copied before this returns: its memory may be used again.
+        The state is copied before this returns: its memory may be used again. A single process copies it to the host,
+        and does all else in the background; several have to meet before they write.
 
         Raises:
             UserError: this one or the one before cannot be written; the line names the newest good checkpoint.
         """
         self.settle()
-        arrays = _named(state)
-        sum_ = checksum(arrays)
-        facts = {"checksum": sum_, "fingerprint": self.fingerprint, "metrics": finite(metrics or {})}
-        args = self._args.Composite(state=self._args.StandardSave(arrays), facts=self._args.JsonSave(facts))
-        try:
-            self._manager.save(step, args=args, force=True)
-        except Exception as error:
-            raise self._unwritten(step, _line(error)) from None
+        arrays, facts = _named(state), {"fingerprint": self.fingerprint, "metrics": finite(metrics or {})}
         self._scores[step] = self._score(facts)
-        shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
-        self._writing = step, self._worker.submit(self._finish, step, shapes, sum_)
+        if jax.process_count() == 1:
+            copies = {name: np.array(array) for name, array in arrays.items()}
+            work = self._worker.submit(lambda: self._finish(step, *self._begin(step, copies, facts)))
+        else:
+            try:
+                begun = self._begin(step, arrays, facts)
+            except Exception as error:
+                raise self._unwritten(step, _line(error)) from None
+            work = self._worker.submit(self._finish, step, *begun)
+        self._writing = step, work
 
     def settle(self, wait: bool = True) -> None:
         """See how the checkpoint in the making came out: good ones take their place, bad ones are told and removed.
@@ -226,6 +228,13 @@ class Checkpoints:
     def discard_after(self, step: int) -> None:
         """Delete the checkpoints of later steps, which were found unreadable and will be written again."""
         self._remove([later for later in self._good if later > step])
+
+    def _begin(self, step: int, arrays: dict[str, Any], facts: dict) -> tuple[dict[str, jax.ShapeDtypeStruct], str]:
+        """Start to write; returns the arrays' shapes and checksum."""
+        expected = checksum(arrays)
+        content = self._args.StandardSave(arrays), self._args.JsonSave(facts | {"checksum": expected})
+        self._manager.save(step, args=self._args.Composite(state=content[0], facts=content[1]), force=True)
+        return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}, expected
 
     def _finish(self, step: int, shapes: dict[str, jax.ShapeDtypeStruct], expected: str) -> str:
         """Wait until a checkpoint is on the disk, then read it back: what is wrong with it, or nothing."""
