@@ -12,10 +12,9 @@ import pytest
 import oracles
 from gradients import squared_mean
 from vamf import objectives
-from vamf.condition import Condition, Scale
 from vamf.errors import UserError
 from vamf.networks import MLPConfig, build
-from vamf.objectives import METHODS, guidance, rectification
+from vamf.objectives import METHODS, rectification
 from vamf.schedules import Schedule
 from vamf.times import TimeLaw
 
@@ -267,6 +266,32 @@ def test_alpha_to_zero_is_meanflow():
     assert distance[0] / distance[1] == pytest.approx(10, rel=0.1)  # the first order in alpha
     assert distance[2] < 1e-3 * np.max(np.abs(expected))
     np.testing.assert_allclose(gradient(plain("alphaflow", alpha=0.0)), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("weight", "power"),
+    [("power", 0.5), ("power", 1.0), ("norm", 0.0), ("trace", 0.0), ("cauchy", 1.0), ("learned", 0.0)],
+)
+def test_alpha_to_zero_is_meanflow_under_every_weight(weight, power):
+    """The factor beside the weight keeps the gradient at MeanFlow's; learned scales follow the size of the residual."""
+    alpha = 1e-4
+    options = {"weight": weight, "weight_power": power, "weight_constant": 1e-12, "reduction": "sum"}
+
+    def found(alpha, size):
+        class Scaled(oracles.Smooth):
+            def log_variance(self, r, t):
+                return jnp.full_like(t, 2 * np.log(size))
+
+        def mean_loss(matrix):
+            u = Scaled(NETWORK.features, matrix)
+            objective = objectives.create("alphaflow", alpha=alpha, eta=1e-9, **options)
+            x, e, r, t = (part[2:] for part in batch())  # the rows with r < t
+            return objective.loss_at(u, x, e, r, t, probe=jnp.ones_like(x)).mean()
+
+        return np.asarray(jax.grad(mean_loss)(jnp.asarray(NETWORK.matrix)))
+
+    expected = found(0.0, 1.0)
+    np.testing.assert_allclose(found(alpha, alpha), expected, atol=1e-2 * np.max(np.abs(expected)))
 
 
 @pytest.mark.parametrize("step", [0, 500, 1000])
@@ -627,138 +652,16 @@ def test_the_velocity_head_is_trained_and_makes_the_tangent():
     with pytest.raises(UserError, match="head"):
         plain("improved_meanflow", proxy="head").loss_at(NETWORK, x, e, r, t)
 
-
-# ---------------------------------------------------------------------------------------------------------- guidance
-
-
-def test_published_guidance_rules_are_one_rule():
-    """MeanFlow's w and kappa, and Decoupled MeanFlow's w, are a scale W and a mix with the network's own velocity."""
-    x, e, _, t = batch()
-    label = jnp.arange(8) % 3
-    z, v_c = x + t[:, None] * (e - x), e - x
-    shown, hidden = NETWORK(z, t, t, label), NETWORK(z, t, t, jnp.full(8, -1))
-    w, kappa = 0.2, 0.92
-    rules = {
-        (kappa, w / (1 - kappa)): w * v_c + kappa * shown + (1 - w - kappa) * hidden,
-        (0.6, 1 / (1 - 0.6)): v_c + 0.6 * (shown - hidden),
+    Headed.log_variance = lambda self, r, t: 0.3 * t - 0.2 * r
+    squared = plain("vamf", beta=1.0, proxy="ema").loss_at(NETWORK, x, e, r, t, proxy=PROXY)
+    weighed = {  # the head's error under the weight of the residual's
+        "norm": lambda square, phi: square / (np.sqrt(square) + 1e-2),
+        "learned": lambda square, phi: np.exp(-phi) * square + phi,
     }
-    for (mix, scale), target in rules.items():
-        objective = plain("vamf", beta=mix, gamma=mix, proxy="online", guidance=scale, label_dropout=0.1)
-        found = objective.loss_at(NETWORK, x, e, t, t, label)
-        np.testing.assert_allclose(found, np.sum((shown - target) ** 2, axis=1), rtol=1e-8)
-
-
-def test_guidance_leaves_hidden_labels_and_other_times_alone():
-    x, e, r, t = batch()
-    label = jnp.array([-1, 0, 1, 2, -1, 0, 1, 2])
-    objective = plain("meanflow", guidance=2.0, guidance_range=(0.0, 0.5), label_dropout=0.1)
-    guided = objective.loss_at(NETWORK, x, e, r, t, label)
-    without = plain("meanflow").loss_at(NETWORK, x, e, r, t, label)
-    alone = (label == -1) | (t > 0.5)
-    assert 0 < np.sum(alone) < 8
-    np.testing.assert_allclose(guided[alone], without[alone], rtol=1e-12)
-    assert np.all(np.abs(guided - without)[~alone] > 1e-6)
-    with pytest.raises(UserError, match="labels"):
-        objective.loss_at(NETWORK, x, e, r, t)
-
-
-def test_sources_that_know_nothing_of_guidance_are_guided():
-    """A guided target in a method whose target is all v_hat: v_hat is guided instead of v_c."""
-    x, e, _, t = batch()
-    label = jnp.zeros(8, jnp.int32)
-    z = x + t[:, None] * (e - x)
-    hidden = NETWORK(z, t, t, jnp.full(8, -1))
-    bank = oracles.Bank(np.asarray(x)).velocity(np.asarray(z), np.asarray(t))
-    for name, v_hat in (("rao_blackwell", bank), ("meanflow_rae", PROXY(z, t, t, label))):
-        objective = plain(name, guidance=2.0, label_dropout=0.1)
-        expected = np.sum((NETWORK(z, t, t, label) - (2 * v_hat - hidden)) ** 2, axis=1)
-        np.testing.assert_allclose(objective.loss_at(NETWORK, x, e, t, t, label, proxy=PROXY), expected, rtol=1e-8)
-
-
-class Scaled:
-    """A network that is told the scale of guidance and its times, with a velocity head."""
-
-    def __call__(self, z, r, t, told):
-        return self._asked(NETWORK, z, r, t, told)
-
-    def velocity(self, z, t, told):
-        return self._asked(PROXY, z, t, t, told)
-
-    def _asked(self, network, z, r, t, told):
-        scale = told.scale
-        extra = jnp.log(scale.omega) * (0.3 - 0.2 * scale.t_min + 0.1 * scale.t_max * r)
-        return network(z, r, t, told.label) * (1 + extra[:, None]) + 0.1 * told.label[:, None]
-
-
-@pytest.mark.slow
-def test_drawn_scales_are_improved_meanflow_s():
-    """arXiv:2512.02012, row by row: the guided target, the head's own, and the tangent that knows no interval."""
-    x, label = batch()[0], jnp.arange(8) % 3
-    objective = plain(
-        "improved_meanflow",
-        proxy="head",
-        guidance=8.0,
-        guidance_power=1.0,
-        label_dropout=0.3,
-        times=TimeLaw(equal_fraction=0.25),
-    )
-    draw = objective.draw(jax.random.key(2), x)
-    found, _ = objective.evaluate(Scaled(), x, draw, label, 0, None, 2)
-    assert np.any(draw.dropped)
-    assert np.any(draw.scale.at(draw.t)[2:] > 1)
-    assert np.all(draw.scale.t_max[:2] - draw.scale.t_min[:2] == 1)
-    for row in range(8):
-        parts = (draw.r, draw.t, draw.scale.omega, draw.scale.t_min, draw.scale.t_max)
-        expected = improved_loss(x[row], draw.e[row], label[row], draw.dropped[row], *(part[row] for part in parts))
-        np.testing.assert_allclose(found[row], expected, rtol=1e-8)
-
-
-def improved_loss(x, e, label, dropped, r, t, omega, low, high):
-    """Of one row, as its code writes it."""
-    z, v_c, u = (1 - t) * x + t * e, e - x, Scaled()
-    if dropped:
-        label, omega = jnp.array(-1), 1.0
-
-    def told(label, omega, low, high):
-        return Condition(jnp.array([label]), scale=Scale(*(jnp.array([value]) for value in (omega, low, high))))
-
-    here = omega if low <= t <= high else 1.0
-    v_n, v_0 = (u.velocity(z[None], t[None], told(*given, 0.0, 1.0))[0] for given in ((label, here), (-1, 1.0)))
-    target = v_c + (1 - 1 / here) * (v_n - v_0)
-    asked = told(label, omega, low, high)
-    value, dudt = jax.jvp(lambda z, t: u(z[None], r[None], t[None], asked)[0], (z, t), (v_n, jnp.ones(())))
-    return jnp.sum((value + (t - r) * dudt - target) ** 2) + jnp.sum((v_n - target) ** 2)
-
-
-@pytest.mark.parametrize("power", [0.0, 1.0, 2.5])
-def test_drawn_scales_have_their_density(power):
-    t = jnp.full(20_000, 0.7)
-    scale = guidance.draw(jax.random.key(0), 0 * t, t, 8.0, power)
-    edges = np.linspace(1.0, 8.0, 2001)
-    mass = np.cumsum(((edges[1:] + edges[:-1]) / 2) ** -power)
-    expected = np.interp([0.1, 0.5, 0.9], np.concatenate([[0], mass]) / mass[-1], edges)
-    np.testing.assert_allclose(np.quantile(scale.omega, [0.1, 0.5, 0.9]), expected, rtol=0.03)
-    for part, (low, high) in ((scale.t_min, (0.0, 0.5)), (scale.t_max, (0.5, 1.0))):
-        np.testing.assert_allclose([part.min(), part.max()], [low, high], atol=0.01)
-
-
-def test_drawn_scales_need_their_like():
-    with pytest.raises(UserError, match="largest scale"):
-        objectives.create("improved_meanflow", guidance_power=1.0)
-    with pytest.raises(UserError, match="needs a proxy"):
-        objectives.create("meanflow", guidance_power=1.0, guidance=8.0, label_dropout=0.1)
-
-
-def test_the_flow_matching_term_has_the_target_of_the_diagonal():
-    x, e, r, t = batch()
-    label = jnp.arange(8) % 3
-    options = {"beta": 0.6, "gamma": 0.6, "proxy": "online", "guidance": 2.5, "label_dropout": 0.1}
-    found = plain("decoupled_meanflow", matching_weight=1.0, **options).loss_at(
-        NETWORK, x, e, r, t, label, matching_t=t
-    )
-    without = plain("decoupled_meanflow", **options)
-    parts = without.loss_at(NETWORK, x, e, r, t, label) + without.loss_at(NETWORK, x, e, t, t, label)
-    np.testing.assert_allclose(found, parts, rtol=1e-10)
+    for weight, of in weighed.items():
+        found = plain("improved_meanflow", proxy="head", weight=weight).loss_at(Headed(), x, e, r, t)
+        expected = of(squared, 0.3 * t - 0.2 * r) + of(head, 0.1 * t)
+        np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
 def test_a_bank_with_nothing_to_average_is_refused():
@@ -770,22 +673,6 @@ def test_a_bank_with_nothing_to_average_is_refused():
     assert objectives.create("eulerian_map", rao_blackwell=True).has_bank  # and so has its diagonal
 
 
-def test_labels_are_dropped_at_their_rate():
-    x = jnp.zeros((4000, D))
-    objective = plain("meanflow", label_dropout=0.25)
-    dropped = objective.draw(jax.random.key(0), x).dropped
-    assert np.mean(dropped) == pytest.approx(0.25, abs=5 * np.sqrt(0.1875 / 4000))
-    seen = []
-
-    def u(z, r, t, label):
-        seen.append(label)
-        return z
-
-    objective(u, x, jnp.ones(4000, jnp.int32), jax.random.key(0), 0)
-    np.testing.assert_array_equal(np.concatenate([np.asarray(label) for label in seen[:1]]) == -1,
-                                  dropped[: len(seen[0])])  # fmt: skip
-
-
 # ------------------------------------------------------------------------------------------------ a method from outside
 
 
@@ -794,6 +681,7 @@ def test_a_method_can_be_added_from_outside():
     from vamf.average_velocity import flow_map
     from vamf.objectives.methods import Method
     from vamf.objectives.objective import Found, Objective, Rows
+    from vamf.studies.methods import operator
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class EndPoint(Objective):
@@ -819,6 +707,8 @@ def test_a_method_can_be_added_from_outside():
         assert np.min(objective.loss_at(NETWORK, x, e, r, t, proxy=u)) > 1e-6
         with pytest.raises(UserError, match="bta"):
             objectives.create("end_point", bta=1.0)
+        assert objective.noise(0) is None  # it does not say, and is not taken to be free of noise
+        assert operator(objective) == "its own"
     finally:
         METHODS.pop("end_point", None)
 

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracles
-from vamf import objectives
+from vamf import condition, objectives
 from vamf.errors import UserError
 from vamf.networks import MLPConfig, build
+from vamf.objectives import rectification
 from vamf.schedules import Schedule
 from vamf.times import TimeLaw
 
@@ -382,6 +383,66 @@ def test_training_averages_the_very_losses_of_loss_at(name, fraction, labelled):
     np.testing.assert_allclose(aux["residual"], residual, rtol=1e-12)
     assert np.all(aux["jvp_norm"][:equal] == 0)
     assert np.all(aux["jvp_norm"][equal:] > 0)
+
+
+class Whole:
+    """A network with every head, that is told the scale of guidance."""
+
+    def __call__(self, z, r, t, told):
+        return self._of(NETWORK, z, r, t, told)
+
+    def fake(self, z, t, told):
+        return self._of(PROXY, z, t, t, told)
+
+    def _of(self, network, z, r, t, told):
+        scale = condition.scale_of(told)
+        factor = (
+            1.0 if scale is None else 1 + 0.1 * jnp.log(scale.omega)[:, None] * (1 + scale.t_max - scale.t_min)[:, None]
+        )
+        return factor * network(z, r, t, condition.label_of(told))
+
+
+DRAWN = {
+    "anchor": {"anchor_weight": 0.5},
+    "probe": {"weight": "trace"},
+    "fresh noise": {"matching_weight": 0.5, "matching_noise": "fresh"},
+    "dropped labels": {"label_dropout": 0.5},
+    "rectification": {"rectify_weight": 0.5},
+    "scales": {"guidance": 4.0, "guidance_power": 1.0, "label_dropout": 0.3, "proxy": "online"},
+    "scale of a batch": {"guidance": 4.0, "guidance_per_batch": True, "label_dropout": 0.3},
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_whatever_training_draws_loss_at_has(name):
+    """At the values of a draw it is the loss of that draw; where they are not given it has the values it states."""
+    n, label = 8, jnp.arange(8) % 3
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(n, D)))
+    objective = objectives.create("vamf", beta=0.5, times=TimeLaw(equal_fraction=0.25), **DRAWN[name])
+    draw = objective.draw(jax.random.key(3), x)
+    expected, _ = objective.evaluate(Whole(), x, draw, label, 0, PROXY, 2)
+    fixed, drawn = (draw.e, draw.r, draw.t), {key: value for key, value in draw._asdict().items() if key not in "ert"}
+    found = objective.loss_at(Whole(), x, *fixed, label, PROXY, **drawn)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+    bare = objectives.create("vamf", beta=0.5, proxy=objective.proxy)
+    stated = objective.loss_at(Whole(), x, *fixed, label, PROXY)
+    without = bare.loss_at(Whole(), x, *fixed, label, PROXY)
+    assert (np.max(np.abs(stated - without)) > 1e-3) == (name != "dropped labels")  # the term is there
+    t, middle = draw.t, jnp.full(n, 0.5)
+    values = {
+        "delta": jnp.full(n, (1e-4 + 1e-2) / 2),
+        "probe": jnp.ones_like(x),
+        "matching_t": t,
+        "matching_e": -draw.e,
+        "dropped": jnp.zeros(n, bool),
+        "renoised": rectification.Renoised(-draw.e, middle),
+        "scale": condition.Scale(jnp.full(n, 4.0), 0 * t, 1 + 0 * t),
+        "share_of_scale": middle,
+    }
+    given = {key: value for key, value in values.items() if drawn[key] is not None}
+    assert given
+    np.testing.assert_array_equal(objective.loss_at(Whole(), x, *fixed, label, PROXY, **given), stated)
 
 
 def test_jvp_norm_is_the_norm_of_the_total_derivative():

@@ -30,9 +30,13 @@ class Scale:
     def __getitem__(self, rows) -> "Scale":
         return Scale(self.omega[rows], self.t_min[rows], self.t_max[rows])
 
+    def acts(self, t: Float[Array, " batch"]) -> Bool[Array, " batch"]:
+        """Whether guidance acts at one time."""
+        return (t >= self.t_min) & (t <= self.t_max)
+
     def at(self, t: Float[Array, " batch"]) -> Float[Array, " batch"]:
         """The scale at one time: 1 where it does not act."""
-        return jnp.where((t >= self.t_min) & (t <= self.t_max), self.omega, 1.0)
+        return jnp.where(self.acts(t), self.omega, 1.0)
 
 
 @jax.tree_util.register_dataclass
@@ -65,19 +69,22 @@ def scale_of(told: Any) -> Scale | None:
     return told.scale if isinstance(told, Condition) else None
 
 
-def hide(told: Any, rows: Bool[Array, " batch"] | bool = True) -> Any:
-    """The same with the label hidden in the given rows, and no guidance there: a network without a class has none."""
+def drop_label(told: Any, rows: Bool[Array, " batch"] | bool = True) -> Any:
+    """The same with the label hidden in the given rows."""
     label = jnp.where(rows, HIDDEN, label_of(told))
-    if not isinstance(told, Condition):
-        return label
-    scale = told.scale
-    if scale is not None:
-        scale = dataclasses.replace(scale, omega=jnp.where(rows, 1.0, scale.omega))
-    return dataclasses.replace(told, label=label, scale=scale)
+    return dataclasses.replace(told, label=label) if isinstance(told, Condition) else label
+
+
+def hide(told: Any, rows: Bool[Array, " batch"] | bool = True) -> Any:
+    """What an unconditional velocity is told in the given rows: no label, and the scale 1."""
+    told, scale = drop_label(told, rows), scale_of(told)
+    if scale is None:
+        return told
+    return dataclasses.replace(told, scale=dataclasses.replace(scale, omega=jnp.where(rows, 1.0, scale.omega)))
 
 
 def now(told: Any, t: Float[Array, " batch"]) -> Any:
-    """What is told of one time: a velocity knows whether guidance acts there, not for how long it will."""
+    """What a velocity at time t is told: the scale of guidance there, over all times (arXiv:2512.02012)."""
     scale = scale_of(told)
     if scale is None:
         return told

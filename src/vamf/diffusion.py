@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from vamf.average_velocity import AverageVelocity
+from vamf.average_velocity import AverageVelocity, instantaneous_velocity
 from vamf.errors import require
 from vamf.path import expand
 
@@ -113,7 +113,7 @@ class Diffusion:
         def e_hat(z, k, label):
             t = jnp.asarray(self.times, z.dtype)[k.astype(jnp.int32)]
             z = z * expand(jnp.sqrt((1 - t) ** 2 + t**2), z)
-            return z + expand(1 - t, z) * u(z, t, t, label)
+            return z + expand(1 - t, z) * instantaneous_velocity(u, z, t, label)
 
         return e_hat
 

@@ -115,7 +115,7 @@ class DiT(nnx.Module):
         t: Float[Array, " batch"],
         label: Int[Array, " batch"] | None = None,
     ) -> Float[Array, "batch height width channels"]:
-        return self._through(self.last, z, r, t, label)
+        return self._through((self.last,), z, r, t, label)[0]
 
     def velocity(
         self,
@@ -124,20 +124,31 @@ class DiT(nnx.Module):
         label: Int[Array, " batch"] | None = None,
     ) -> Float[Array, "batch height width channels"]:
         """The velocity head: a last layer of its own on the blocks at r = t."""
-        return self._through(self.head, z, t, t, label)
+        return self._through((self.head,), z, t, t, label)[0]
+
+    def with_velocity(
+        self,
+        z: Float[Array, "batch height width channels"],
+        r: Float[Array, " batch"],
+        t: Float[Array, " batch"],
+        label: Int[Array, " batch"] | None = None,
+    ) -> tuple[Float[Array, "batch height width channels"], ...]:
+        """u and the velocity head, on the same blocks."""
+        return self._through((self.last, self.head), z, r, t, label)
 
     def log_variance(self, r: Float[Array, " batch"], t: Float[Array, " batch"]) -> Float[Array, " batch"]:
         """phi(r, t), the learned logarithm of the loss's scale; linear in features of the times, 0 at the start."""
         return self.scale(r, t)
 
-    def _through(self, last, z, r, t, label):
+    def _through(self, lasts, z, r, t, label):
+        """What each of the last layers makes of the blocks."""
         early, late = self._conditions(r, t, label)
         x = self.patches(to_patches(z, self.config.patch))
         x = x + jnp.asarray(grid_positions(*self.grid, self.config.width), x.dtype)
         blocks, split, remat = list(self.blocks), self.config.decoupled_depth, self.config.remat
         x = through(blocks[:split], x, early, remat=remat)
         x = through(blocks[split:], x, late, remat=remat)
-        return from_patches(last(x, late), self.config.patch, z.shape)
+        return tuple(from_patches(last(x, late), self.config.patch, z.shape) for last in lasts)
 
     def _conditions(self, r, t, label):
         """SiLU of the conditions of the early and of the late layers, one row where they are the same for all rows."""

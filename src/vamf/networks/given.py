@@ -17,8 +17,8 @@ class Given:
     """
 
     network: Any
-    """A network whose call and `velocity` take the keywords `augment`, `omega`, `t_min` and `t_max`, as far as its rows
-    are told them, and `key`."""
+    """A network whose call, `velocity` and `with_velocity` take the keywords `augment`, `omega`, `t_min` and `t_max`,
+    as far as its rows are told them, and `key`."""
     key: Key[Array, ""] | None = None
     """Of the dropout; without one nothing is dropped."""
     twin: Any = None
@@ -43,6 +43,16 @@ class Given:
     ) -> Float[Array, "batch *event"]:
         """The network's velocity head."""
         return self.network.velocity(z, t, label_of(label), **self._keywords(label))
+
+    def with_velocity(
+        self,
+        z: Float[Array, "batch *event"],
+        r: Float[Array, " batch"],
+        t: Float[Array, " batch"],
+        label: Told = None,
+    ) -> tuple[Float[Array, "batch *event"], Float[Array, "batch *event"]]:
+        """u and the velocity head in one pass, at the same times."""
+        return self.network.with_velocity(z, r, t, label_of(label), **self._keywords(label))
 
     def fake(
         self, z: Float[Array, "batch *event"], t: Float[Array, " batch"], label: Told = None

@@ -118,8 +118,7 @@ class InContextTransformer(nnx.Module):
         t_min: Number = 0.0,
         t_max: Number = 1.0,
     ) -> Float[Array, "batch height width channels"]:
-        h = jnp.zeros(1, t.dtype) if r is t else t - r
-        return self._through(self.own, self.last, z, h, label, omega, t_min, t_max)
+        return self._through(((self.own, self.last),), z, _gap(r, t), label, omega, t_min, t_max)[0]
 
     def velocity(
         self,
@@ -131,17 +130,33 @@ class InContextTransformer(nnx.Module):
         t_max: Number = 1.0,
     ) -> Float[Array, "batch height width channels"]:
         """The velocity head: later blocks and a last layer of its own on the first blocks at h = 0."""
-        return self._through(self.head, self.head_last, z, jnp.zeros(1, t.dtype), label, omega, t_min, t_max)
+        return self._through(((self.head, self.head_last),), z, _gap(t, t), label, omega, t_min, t_max)[0]
+
+    def with_velocity(
+        self,
+        z: Float[Array, "batch height width channels"],
+        r: Float[Array, " batch"],
+        t: Float[Array, " batch"],
+        label: Int[Array, " batch"] | None = None,
+        omega: Number = 1.0,
+        t_min: Number = 0.0,
+        t_max: Number = 1.0,
+    ) -> tuple[Float[Array, "batch height width channels"], ...]:
+        """u and the velocity head on the same first blocks, both at h = t - r: what the published loss is made of."""
+        branches = ((self.own, self.last), (self.head, self.head_last))
+        return self._through(branches, z, _gap(r, t), label, omega, t_min, t_max)
 
     def log_variance(self, r: Float[Array, " batch"], t: Float[Array, " batch"]) -> Float[Array, " batch"]:
         """phi(r, t), the learned logarithm of the loss's scale; linear in features of the times, 0 at the start."""
         return self.scale(r, t)
 
-    def _through(self, own, last, z, h, label, omega, t_min, t_max):
-        x = self._sequence(z, h, label, omega, t_min, t_max)
+    def _through(self, branches, z, h, label, omega, t_min, t_max):
+        """What each branch, later blocks and a last layer, makes of the first blocks."""
+        x, remat = self._sequence(z, h, label, omega, t_min, t_max), self.config.remat
         rotation = jnp.asarray(rotation_table(self.length, self.config.width // self.config.heads), x.dtype)
-        x = through([*self.shared, *own], x, rotation, remat=self.config.remat)
-        return from_patches(last(x[:, self.before :]), self.config.patch, z.shape)
+        x = through(list(self.shared), x, rotation, remat=remat)
+        ends = ((last, through(list(own), x, rotation, remat=remat)) for own, last in branches)
+        return tuple(from_patches(last(end[:, self.before :]), self.config.patch, z.shape) for last, end in ends)
 
     def _sequence(self, z, h, label, omega, t_min, t_max):
         omega, t_min, t_max = (jnp.atleast_1d(jnp.asarray(number, z.dtype)) for number in (omega, t_min, t_max))
@@ -152,6 +167,11 @@ class InContextTransformer(nnx.Module):
             told = embed_label(self.classes, label) if name == "label" else self.numbers[name](at[name])
             tokens.append(jnp.broadcast_to(own + told[:, None], (z.shape[0], *own.shape)))
         return jnp.concatenate([*tokens, self.patches(to_patches(z, self.config.patch))], axis=1)
+
+
+def _gap(r, t):
+    """h = t - r; one row of it where r = t."""
+    return jnp.zeros(1, t.dtype) if r is t else t - r
 
 
 class Block(nnx.Module):

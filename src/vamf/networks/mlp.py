@@ -78,19 +78,35 @@ class MLP(nnx.Module):
         t: Float[Array, " batch"],
         label: Int[Array, " batch"] | None = None,
     ) -> Float[Array, "batch *event"]:
-        h = self._trunk(z, r, t, label)
-        return (product(h, self.last.kernel[...]) + _bias(self.last)).reshape(z.shape)
+        return self._average(self._trunk(z, r, t, label), z)
 
     def velocity(
         self, z: Float[Array, "batch *event"], t: Float[Array, " batch"], label: Int[Array, " batch"] | None = None
     ) -> Float[Array, "batch *event"]:
         """The velocity head: one more hidden layer on the trunk at r = t."""
-        h = jax.nn.silu(self.own(self._trunk(z, t, t, label)))
-        return (product(h, self.head.kernel[...]) + _bias(self.head)).reshape(z.shape)
+        return self._instantaneous(self._trunk(z, t, t, label), z)
+
+    def with_velocity(
+        self,
+        z: Float[Array, "batch *event"],
+        r: Float[Array, " batch"],
+        t: Float[Array, " batch"],
+        label: Int[Array, " batch"] | None = None,
+    ) -> tuple[Float[Array, "batch *event"], Float[Array, "batch *event"]]:
+        """u and the velocity head, on the same trunk."""
+        h = self._trunk(z, r, t, label)
+        return self._average(h, z), self._instantaneous(h, z)
 
     def log_variance(self, r: Float[Array, " batch"], t: Float[Array, " batch"]) -> Float[Array, " batch"]:
         """phi(r, t), the learned logarithm of the loss's scale; linear in features of the times, 0 at the start."""
         return self.scale(jnp.concatenate([sinusoidal(at, self.time_features) for at in (r, t)], axis=1))[:, 0]
+
+    def _average(self, h, z):
+        return (product(h, self.last.kernel[...]) + _bias(self.last)).reshape(z.shape)
+
+    def _instantaneous(self, h, z):
+        h = jax.nn.silu(self.own(h))
+        return (product(h, self.head.kernel[...]) + _bias(self.head)).reshape(z.shape)
 
     def _trunk(self, z, r, t, label):
         # [z, at_t, at_t - at_r] @ kernel, with the terms in at_t gathered: no concatenation, and as r does not move

@@ -179,9 +179,7 @@ class UNet(nnx.Module):
             key: of the dropout; without one nothing is dropped.
             augment: how each image was augmented; without it, not at all.
         """
-        h, _, _ = self._trunk(z, r, t, label, key, augment)
-        out = self.last(jax.nn.silu(self.norm(h))).astype(z.dtype)
-        return DDPM.velocity(out, z, t) if self.predicts == "noise" else out
+        return self._average(self._trunk(z, r, t, label, key, augment)[0], z, t)
 
     def velocity(
         self,
@@ -193,13 +191,33 @@ class UNet(nnx.Module):
         augment: Float[Array, "batch augment_features"] | None = None,
     ) -> Float[Array, "batch height width colours"]:
         """The velocity head: one more residual block on the trunk at r = t."""
-        h, at, keys = self._trunk(z, t, t, label, key, augment)
-        h = self.own(h, at, next(keys))
-        return self.head(jax.nn.silu(self.own_norm(h))).astype(z.dtype)
+        return self._instantaneous(*self._trunk(z, t, t, label, key, augment), z)
+
+    def with_velocity(
+        self,
+        z: Float[Array, "batch height width colours"],
+        r: Float[Array, " batch"],
+        t: Float[Array, " batch"],
+        label: Int[Array, " batch"] | None = None,
+        *,
+        key: Key[Array, ""] | None = None,
+        augment: Float[Array, "batch augment_features"] | None = None,
+    ) -> tuple[Float[Array, "batch height width colours"], Float[Array, "batch height width colours"]]:
+        """The average velocity and the velocity head, on the same trunk."""
+        h, at, keys = self._trunk(z, r, t, label, key, augment)
+        return self._average(h, z, t), self._instantaneous(h, at, keys, z)
 
     def log_variance(self, r: Float[Array, " batch"], t: Float[Array, " batch"]) -> Float[Array, " batch"]:
         """phi(r, t), the learned logarithm of the loss's scale; 0 at the start."""
         return self.scale(r, t)
+
+    def _average(self, h, z, t):
+        out = self.last(jax.nn.silu(self.norm(h))).astype(z.dtype)
+        return DDPM.velocity(out, z, t) if self.predicts == "noise" else out
+
+    def _instantaneous(self, h, at, keys, z):
+        h = self.own(h, at, next(keys))
+        return self.head(jax.nn.silu(self.own_norm(h))).astype(z.dtype)
 
     def _trunk(self, z, r, t, label, key, augment):
         """The last block's activations, the vector of times, and a key for each further block."""

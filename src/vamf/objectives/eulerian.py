@@ -126,22 +126,23 @@ class Eulerian(Objective):
 
         def update(memory):
             z = interpolate(x, e, t)
-            raw, known = self._raw(u, x, e, t, label, points)
-            xi = raw[off] - self._v_hat(u, proxy, z, t, label, known, off)
+            strength = self.strength(label, t, step, draw)
+            raw, known = self._raw(u, x, e, t, label, strength, points)
+            xi = raw[off] - self._v_hat(u, proxy, z, t, label, strength, known, off)
             return beta.update(memory, u, z[off], r[off], t[off], xi, None if label is None else label[off])
 
         return jax.lax.cond(step % beta.every == 0, update, lambda memory: memory, memory)
 
     def off_diagonal(self, u: AverageVelocity, rows: Rows, step, proxy, memory: Memory | None) -> Found:
         """R = u - sg[y - c (t - r) D_w u]."""
-        prediction, dudt, share = self._derivative(u, rows, step, memory)
+        prediction, dudt, share, head = self._derivative(u, rows, step, memory)
         still = jax.lax.stop_gradient(dudt)
         if not is_zero(self.through):
             still = still + value_at(self.through, step) * (dudt - still)
         change = expand(rows.t - rows.r, rows.z) * still
         if self.correction != 1.0:
             change = value_at(self.correction, step) * change
-        return Found(prediction - (rows.y - change), dudt, share)
+        return Found(prediction - (rows.y - change), dudt, share, head=head)
 
     def _tangent_proxy(self, u, proxy, z, t, label, known, rows: slice, v_hat):
         if self.bank_rest == 0 or known is None:
@@ -151,23 +152,30 @@ class Eulerian(Objective):
         return bank.blend(bank.Posterior(*(part[rows] for part in known)), self.bank_rest, average)
 
     def _derivative(self, u, rows: Rows, step, memory: Memory | None):
-        """u, its total derivative along the mixed tangent, and beta."""
+        """u, its total derivative along the mixed tangent, beta, and the head where the same pass gives it."""
         z, r, t, label, beta = rows.z, rows.r, rows.t, rows.label, self.beta
         if isinstance(beta, Local):
             assert rows.v_hat is not None
-            return beta.derivative(u, z, r, t, rows.raw, rows.v_hat, label, rows.probe)
+            return *beta.derivative(u, z, r, t, rows.raw, rows.v_hat, label, rows.probe), None
         if isinstance(beta, Binned):
             beta = beta.values(memory if isinstance(memory, adaptive.Memory) else beta.start(), r, t)
         assert not isinstance(beta, Adaptive)
         w = mix(beta, step, rows.raw, rows.v_hat)
         share = jnp.broadcast_to(jnp.asarray(value_at(beta, step), t.dtype), t.shape)
+        headed = self.proxy == "head" and self.head_pass == "row"
         if self.difference:
-            return u(z, r, t, label), self._difference(u, rows, w), share
-        if self.moving == (0.0, 1.0):
-            return *total_derivative(u, z, r, t, w, label), share
+            value, head = proxies.with_head(u, z, r, t, label) if headed else (u(z, r, t, label), None)
+            return value, self._difference(u, rows, w), share, head
+        if self.moving == (0.0, 1.0) and not headed:
+            return *total_derivative(u, z, r, t, w, label), share, None
         along_r, along_t = (jnp.full_like(t, value) for value in self.moving)
         exact = precise(u)
-        return *jax.jvp(lambda z, r, t: exact(z, r, t, label), (z, r, t), (w, along_r, along_t)), share
+
+        def both(z, r, t):
+            return proxies.with_head(exact, z, r, t, label) if headed else (exact(z, r, t, label), None)
+
+        value, dudt, head = jax.jvp(both, (z, r, t), (w, along_r, along_t), has_aux=True)
+        return value, dudt, share, head
 
     def _difference(self, u, rows: Rows, w):
         """[u(z + h w, r, t + h) - u(z - h w, r, t - h)] / (2 h)."""

@@ -8,7 +8,11 @@ Zhang et al., *AlphaFlow* (arXiv:2510.20771).
 alpha = 1 is flow matching along the trajectory, alpha -> 0 is MeanFlow: below `eta` the Eulerian derivative is taken.
 In between the objective is biased for every alpha > 0 where flows are curved and w = v_c: z_s is a point of a straight
 path. Its noise operator is S of the map from s to r (`docs/objectives.md`), so that alpha moves along the same axis as
-beta. With a power weight the published numerator alpha takes the place of 1/alpha.
+beta.
+
+R_alpha is of the order of alpha, and the gradient under a weight that divides by l^p of the order of alpha^{1 - 2p}.
+The factor is therefore alpha^{2p - 1}: the published 1/alpha for p = 0, the published numerator alpha for p = 1, and a
+gradient that tends to MeanFlow's under every weight.
 """
 
 import dataclasses
@@ -86,9 +90,15 @@ class FiniteStep(Eulerian):
         target = jax.lax.stop_gradient(alpha * rows.y + (1 - alpha) * later)
         if self.clip > 0:
             target = jnp.clip(target, -self.clip, self.clip)
-        scale = alpha if self.weight_power > 0 else 1 / alpha
+        scale = alpha ** (2 * self._normalised - 1)
         error = u(rows.z, rows.r, rows.t, rows.label) - target
         return Found(error, jnp.zeros_like(error), self._share(step, rows), scale)
+
+    @property
+    def _normalised(self) -> float:
+        """By which power of a row's squared error its weight divides."""
+        fixed = {"norm": 0.5, "cauchy": 1.0, "learned": 1.0, "trace": 0.0}
+        return self.weight_power if self.weight == "power" else fixed[self.weight]
 
     def _share(self, step, rows: Rows):
         return jnp.broadcast_to(jnp.asarray(value_at(self.beta, step), rows.t.dtype), rows.t.shape)  # pyright: ignore

@@ -8,7 +8,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from vamf.average_velocity import AverageVelocity
+from vamf.average_velocity import AverageVelocity, instantaneous_velocity
 from vamf.objectives.objective import Found, Objective, Rows
 
 
@@ -25,5 +25,5 @@ class FlowMatching(Objective):
 
     def off_diagonal(self, u: AverageVelocity, rows: Rows, step, proxy, memory) -> Found:
         """R = u(z, t, t) - y."""
-        error = u(rows.z, rows.t, rows.t, rows.label) - rows.y
+        error = instantaneous_velocity(u, rows.z, rows.t, rows.label) - rows.y
         return Found(error, jnp.zeros_like(error))

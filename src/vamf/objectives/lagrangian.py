@@ -34,6 +34,9 @@ class Lagrangian(Objective):
     def needs_average(self) -> bool:
         return self.proxy == "ema"
 
+    def noise(self, step: int) -> tuple[float, float]:
+        return 0.0, 0.0
+
     def off_diagonal(self, u: AverageVelocity, rows: Rows, step, proxy, memory) -> Found:
         """R = u - (t - r) du/dr - sg[v(X, r)]."""
         z, r, t, label = rows.z, rows.r, rows.t, rows.label

@@ -17,11 +17,13 @@ from collections.abc import Callable
 import jax
 from jaxtyping import Array, Float
 
-from vamf.average_velocity import AverageVelocity
+from vamf.average_velocity import AverageVelocity, instantaneous_velocity
 from vamf.condition import Told
 from vamf.errors import UserError
 
 SOURCES = ("none", "online", "ema", "head", "bank", "oracle", "teacher")
+OWN = ("online", "head")
+"""The network in training itself."""
 UNGUIDED = ("bank", "oracle", "teacher")
 """Sources without guidance. The network's own outputs learn the guided field; callables are taken as is."""
 Source = str | Callable
@@ -53,6 +55,15 @@ def head(u: AverageVelocity) -> AverageVelocity:
     return lambda z, r, t, label: velocity(z, t, label)
 
 
+def with_head(u: AverageVelocity, z, r, t, label: Told) -> tuple[Array, Array]:
+    """u(z, r, t) and the velocity head in one pass, whose gap and scale of guidance the head is told too.
+
+    An average velocity whose head stands alone is asked twice.
+    """
+    both = getattr(u, "with_velocity", None)
+    return (u(z, r, t, label), head(u)(z, t, t, label)) if both is None else both(z, r, t, label)
+
+
 def fake(u: AverageVelocity) -> Callable[..., Array]:
     """The second network that learns the velocity of u's own samples, called (z, t, label)."""
     found = getattr(u, "fake", None)
@@ -76,4 +87,4 @@ def marginal_velocity(
     label: Told,
 ) -> Float[Array, "batch *event"]:
     """v_hat(z, t) = sg[proxy(z, t, t, label)]."""
-    return jax.lax.stop_gradient(proxy(z, t, t, label))
+    return jax.lax.stop_gradient(instantaneous_velocity(proxy, z, t, label))

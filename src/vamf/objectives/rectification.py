@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from vamf.average_velocity import AverageVelocity
-from vamf.condition import Told
+from vamf.condition import Told, now
 from vamf.objectives import proxies
 from vamf.path import expand, interpolate
 
@@ -62,7 +62,7 @@ def loss(
     sample = e - u(e, jnp.zeros_like(tau), jnp.ones_like(tau), label)
     still = jax.lax.stop_gradient(sample)
     z = interpolate(still, renoised.e, tau)
-    fake = proxies.fake(u)(z, tau, label)
+    fake = proxies.fake(u)(z, tau, now(label, tau))
     v_real = proxies.marginal_velocity(real, z, tau, label)
     event = tuple(range(1, z.ndim))
     of_real = z - expand(tau, z) * v_real

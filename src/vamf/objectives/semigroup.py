@@ -52,6 +52,9 @@ class Semigroup(Objective):
     def needs_average(self) -> bool:
         return self.proxy == "ema"
 
+    def noise(self, step: int) -> tuple[float, float]:
+        return 0.0, 0.0
+
     def off_diagonal(self, u: AverageVelocity, rows: Rows, step, proxy, memory) -> Found:
         """R = u - sg[lambda u_2 + (1 - lambda) u_1]."""
         z, r, t, label = rows.z, rows.r, rows.t, rows.label

@@ -37,6 +37,9 @@ class Trajectory(Objective):
         if self.proxy not in ("teacher", "oracle") and not callable(self.proxy):
             raise UserError(f"proxy = {self.proxy!r}: trajectories are a teacher's; allowed are teacher, oracle")
 
+    def noise(self, step: int) -> tuple[float, float]:
+        return 0.0, 0.0
+
     def off_diagonal(self, u: AverageVelocity, rows: Rows, step, proxy, memory) -> Found:
         """R = u - sg[(z_i - z_j) / (t_i - t_j)] at the points of the trajectory that starts at the row's noise."""
         teacher = proxies.resolve(self.proxy, u, proxy)

@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vamf.average_velocity import AverageVelocity
+from vamf.average_velocity import AverageVelocity, instantaneous_velocity
 from vamf.condition import Told
 from vamf.errors import require
 from vamf.path import expand
@@ -96,7 +96,7 @@ class FastFlow:
             z, k, calls, state, before = carry
             t = grid[k]
             times = jnp.full(z.shape[:1], t)
-            v = u(z, times, times, label)
+            v = instantaneous_velocity(u, z, times, label)
             # With v constant up to the first call there is no slope, and no decision has been made before the second.
             miss = v - before.velocity - (t - before.time) * before.slope
             state = _learned(state, before.step, before.arm, _mse(miss, v), k > 1)

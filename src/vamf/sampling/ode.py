@@ -7,7 +7,7 @@ from typing import Literal
 
 from jaxtyping import Array, Float
 
-from vamf.average_velocity import AverageVelocity
+from vamf.average_velocity import AverageVelocity, instantaneous_velocity
 from vamf.condition import Told
 from vamf.errors import require
 from vamf.path import expand
@@ -26,10 +26,10 @@ def integrate(
 
     def advance(t, r, z):
         gap = expand(t - r, z)
-        start = u(z, t, t, label)
+        start = instantaneous_velocity(u, z, t, label)
         arrival = z - gap * start
         if method == "euler":
             return arrival
-        return z - gap * 0.5 * (start + u(arrival, r, r, label))
+        return z - gap * 0.5 * (start + instantaneous_velocity(u, arrival, r, label))
 
     return walk(advance, noise, times_of("steps", steps, noise.dtype))

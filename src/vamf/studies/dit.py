@@ -1,14 +1,13 @@
 """The paper's image study (arXiv:2605.09235): what beta does to a guided transformer on pictures.
 
-MeanFlow with classes has the guided target v_g = (1 - kappa) raw + kappa v_hat, raw = W v_c + (1 - W) v_null, which is
-the tangent too. The paper mixes once more and keeps the target,
+MeanFlow with classes puts the guided velocity v_g (`vamf.objectives.guidance`) in the place of v_c in both roles. The
+paper mixes the tangent once more and keeps the target,
 
-    w = (1 - beta) v_g + beta v_hat = (1 - beta') raw + beta' v_hat,     beta' = kappa + (1 - kappa) beta,
+    w = (1 - beta) v_g + beta v_hat,
 
-so that in the roles of `vamf.objectives` the tangent's mix is beta' and the target's is gamma = kappa. At beta = 0 both
-are MeanFlow's with guidance; at beta = 1 the tangent has no noise. v_hat is one proxy for everything, the diagonal of
-the moving average, also where MeanFlow mixes in the network's own velocity by kappa. (The paper's published code blends
-two networks in the guidance terms and leaves v_c its full share of the tangent; this follows the text.)
+with v_hat the diagonal of the moving average. At beta = 0 that is MeanFlow with guidance as published, whose kappa
+mixes in the network's own velocity; at beta = 1 the tangent has no noise. (The paper's published code blends two
+networks in the guidance terms and leaves v_c its full share of the tangent; this follows the text.)
 
 | arm                                | what it is                                                                  |
 |------------------------------------|-----------------------------------------------------------------------------|
@@ -219,19 +218,13 @@ class DitStudy:
     def config(self, beta: float, options: dict[str, Any]) -> TrainConfig:
         """The training of the paper's beta with some of the objective's options changed."""
         objective = dataclasses.replace(self.base.objective, **options)
-        return dataclasses.replace(self.base, beta=self.mixed(beta), objective=objective)
-
-    def mixed(self, beta: float) -> float:
-        """beta', the mix of the tangent in our roles, of the paper's beta."""
-        kappa = self.base.build_objective().gamma
-        assert isinstance(kappa, float)
-        return kappa + (1 - kappa) * beta
+        return dataclasses.replace(self.base, beta=beta, objective=objective)
 
     def trainings(self) -> list[tuple[Training, list[str]]]:
         """The trainings, each with the arm of every member."""
         seeds = list(self.budget.seeds)
         pairs = [(beta, seed) for beta in self.budget.betas for seed in seeds]
-        betas = [self.mixed(beta) for beta, _ in pairs]
+        betas = [beta for beta, _ in pairs]
         # One member after the other: even one transformer fills a device.
         sweep = Training("sweep", self.config(self.budget.betas[0], {}), [seed for _, seed in pairs], betas, "loop")
         found = [(sweep, [dit_results.swept(beta) for beta, _ in pairs])]

@@ -3,9 +3,8 @@
 Two views on the same network:
 
 * `plain`: labels hidden and v_c bare, as arXiv:2605.09235 measures its diagnostics;
-* as trained: labels shown, and in the place of v_c MeanFlow's guided target v_g = (1 - kappa) raw + kappa v_hat with
-  raw = W v_c + (1 - W) v_null. The tangent of the paper is (1 - beta) v_g + beta v_hat: all formulas of
-  `vamf.diagnosis.measure` hold with v_g for v_c.
+* as trained: labels shown, and in the place of v_c MeanFlow's guided velocity v_g (`vamf.objectives.guidance`). The
+  tangent of the paper is (1 - beta) v_g + beta v_hat: all formulas of `vamf.diagnosis.measure` hold with v_g for v_c.
 
 v_hat is the diagonal of the moving average, and b = v_hat - u(z, t, t) the stand-in for its bias: how far it trails.
 """
@@ -24,7 +23,6 @@ from vamf.diagnosis.measure import BETAS, residual_terms
 from vamf.networks import Network
 from vamf.objectives import Objective, guidance
 from vamf.objectives.bank import Classes
-from vamf.objectives.roles import mix
 from vamf.theory.estimate import Estimate, mean_of, ratio_of
 from vamf.theory.estimators import variance_of
 
@@ -53,9 +51,9 @@ class Instrument:
             e = jax.random.normal(noise_key, x.shape)
             told = jnp.where(plain, HIDDEN, label)
 
-            def raw(z, v_c):
-                guided = guidance.guide(u, z, t, told, v_c, objective.guidance, objective.guidance_range)
-                return jnp.where(plain, v_c, mix(objective.gamma, 0, guided, v_hat(z, t, t, told)))
+            def raw(z, v_c):  # v_c itself where the label is hidden
+                strength = objective.strength(told, t)
+                return v_c if strength is None else guidance.guide(u, z, t, told, v_c, strength)
 
             probe = jax.random.rademacher(probe_key, x.shape, x.dtype)
             found = residual_terms(u, v_hat, x, e, r, t, probe, told, raw)

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from vamf.average_velocity import AverageVelocity, jacobian_product, total_derivative
+from vamf.average_velocity import AverageVelocity, instantaneous_velocity, jacobian_product, total_derivative
 from vamf.errors import require
 from vamf.path import conditional_velocity, expand, interpolate
 from vamf.theory.estimate import Estimate, mean_of, ratio_of
@@ -126,7 +126,7 @@ def loss_variance(
             value, dudt = total_derivative(u, z, r, t, w, label)
             return _squared(value + expand(t - r, z) * dudt - v_c)
 
-        return squared(v_c), squared(average(z, t, t, label))
+        return squared(v_c), squared(instantaneous_velocity(average, z, t, label))
 
     stochastic, deterministic = jax.jit(lambda times: jax.lax.map(at, times))((r, t))
     return LossVariance([variance_of(row) for row in stochastic], [variance_of(row) for row in deterministic])
@@ -195,7 +195,7 @@ def fluctuation(
     With v_hat = v + b, E[xi xi^T | z] = Sigma + b b^T.
     """
     z = interpolate(x, e, t)
-    return z, conditional_velocity(x, e) - average(z, t, t, label)
+    return z, conditional_velocity(x, e) - instantaneous_velocity(average, z, t, label)
 
 
 class Amplification(NamedTuple):
@@ -321,7 +321,7 @@ def semi_gradient_gap(
 
 
 def _gap_rows(u, average, z, t, label):
-    return _squared(u(z, t, t, label) - average(z, t, t, label))
+    return _squared(instantaneous_velocity(u, z, t, label) - instantaneous_velocity(average, z, t, label))
 
 
 def _noise_rows(average, x, e, t, label):

@@ -23,7 +23,7 @@ Mix = float | str | None
 """A share in [0, 1]: a number, or a schedule such as linear:1:0."""
 
 
-SCHEDULED = ("beta", "gamma", "weight_gap", "through", "correction", "alpha", "pair_weight")
+SCHEDULED = ("beta", "gamma", "weight_gap", "through", "correction", "alpha", "pair_weight", "guidance")
 """Options that may change over training."""
 
 
@@ -47,15 +47,24 @@ class ObjectiveConfig:
     bank_rest: float | None = None
     """With the proxy bank: share of the moving average's velocity in what the bank leaves unknown of the tangent, in
     [0, 1]."""
-    guidance: float | None = None
-    """W: scale of classifier-free guidance, 1 or more; mix it with gamma and beta as the published rules do."""
+    guidance: Mix = None
+    """W: scale of classifier-free guidance, 1 or more: a number or a schedule."""
+    guidance_mix: float | Literal["unit", "capped"] | None = None
+    """kappa: share of the network's own velocity in the guided field, where guidance acts. unit: 1 - 1/W (improved and
+    decoupled MeanFlow); capped: 1 - max(1, W - 1)/W (Re-MeanFlow). MeanFlow's omega is (1 - kappa) W."""
     guidance_range: tuple[float, float] | None = None
     """Times at which guidance acts."""
     guidance_power: float | None = None
     """b: draw the scale for each row, with density omega^-b on [1, guidance], and the times at which it acts; the
     network, which has to be in_context, is told."""
+    guidance_per_batch: bool | None = None
+    """Draw the scale of each batch uniformly from [1, guidance]."""
+    guidance_without_label: bool | None = None
+    """Guide the rows without a label too."""
     label_dropout: float | None = None
     """Share of rows whose label is hidden."""
+    label_dropout_range: tuple[float, float] | None = None
+    """Times t at which labels are hidden."""
     anchor_weight: float | None = None
     """lambda, weight of the flow-matching anchor."""
     anchor_range: tuple[float, float] | None = None
@@ -72,6 +81,8 @@ class ObjectiveConfig:
     """Weight of the rectification of one-step samples; trains a second network."""
     head_weight: float | None = None
     """Weight of the velocity head's loss, with the proxy head."""
+    head_pass: Literal["row", "diagonal"] | None = None
+    """Where the head is trained: in the row's own pass, as published, or in one of its own at r = t."""
     mix_diagonal: bool | None = None
     """Whether gamma counts at r = t too."""
     weight: Literal["power", "norm", "cauchy", "learned", "trace"] | None = None
@@ -394,11 +405,12 @@ LATER: dict[str, Any] = {
     "augment": dataclasses.asdict(Augmentation(probability=0.0)),
     "matching_times": dataclasses.asdict(TimesConfig()),
     "couplings": dataclasses.asdict(CouplingConfig()),
-    "objective": dict.fromkeys(
+    "objective": {"head_pass": "diagonal"} | dict.fromkeys(
         ("rao_blackwell", "bank_from", "guidance", "guidance_range", "label_dropout", "matching_weight", "mix_diagonal",
          "weight", "weight_gap", "weight_velocity", "reduction", "through", "correction", "difference", "moving",
          "alpha", "eta", "split", "instant", "clip", "bank_memory", "matching_noise", "head_weight", "pair_weight",
-         "rectify_weight", "guidance_power", "anchor_every")
+         "rectify_weight", "guidance_power", "anchor_every", "guidance_mix", "guidance_per_batch",
+         "guidance_without_label", "label_dropout_range")
     ),
     "times": {name: getattr(TimeLaw(), name) for name in ("second_mean", "equal_mean", "gap_mean", "gap_std", "shift")},
     "optimiser": {"name": "adam", "weight_decay": None, "warmup": 0},
@@ -462,11 +474,19 @@ def read_json(kind: type, path: Path) -> Any:
         UserError: missing or damaged file, or a field that the dataclass does not have.
     """
     try:
-        return _from_dict(kind, json.loads(path.read_text()), path.name)
+        values = json.loads(path.read_text())
+        return _from_dict(kind, _as_trained(values) if kind is TrainConfig else values, path.name)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
         raise UserError(f"{path}: not a readable configuration ({error})") from None
+
+
+def _as_trained(values: dict) -> dict:
+    """A training's values, those of LATER in place of fields that there were not yet when it was begun."""
+    parts = {part: {**before, **values[part]} for part, before in LATER.items()
+             if part != "times" and isinstance(before, dict) and part in values}  # fmt: skip
+    return values | parts
 
 
 def _from_dict(kind: type, values: dict, where: str) -> Any:

@@ -33,15 +33,14 @@ def table(path: str) -> TrainConfig:
 def guided(mix: float, scale: float, until: float = 1.0) -> dict[str, Any]:
     """MeanFlow with classes on images (arXiv:2505.13447): guidance of a scale, mixed with the network's own velocity.
 
-    The paper's w and kappa are `(1 - mix) scale` and `mix`.
+    The paper's omega and kappa are `(1 - mix) scale` and `mix`.
     """
     return {
         "method": "vamf",
-        "beta": mix,
+        "beta": 0.0,
         "objective": ObjectiveConfig(
-            gamma=mix,
-            proxy="online",
             guidance=scale,
+            guidance_mix=mix,
             guidance_range=(0.0, until),
             label_dropout=0.1,
             weight_power=1.0,

@@ -24,6 +24,7 @@ from vamf.metrics import sliced_wasserstein
 from vamf.progress import Progress
 from vamf.report import figures
 from vamf.sampling import named
+from vamf.schedules import value_at
 from vamf.training import loop
 from vamf.training.checkpoints import Which
 from vamf.training.config import TrainConfig, read_json, to_json
@@ -182,7 +183,7 @@ class Run:
     def told_guidance(self) -> float:
         """The scale of guidance that samples have where none is given, which is that of the training, or none."""
         objective = self.grid.trainer.objective
-        return objective.guidance if objective.guidance_power is None else 1.0
+        return 1.0 if objective.guidance_power is not None else float(value_at(objective.guidance, self.config.steps))
 
     def _check(self, scale: tuple[float, ...]) -> None:
         omega, low, high = scale
