@@ -1,6 +1,8 @@
 """Pictures as data sets: preparation, drawing, holding out, and everything that is refused or left out."""
 
 import io
+import struct
+import zlib
 
 import jax
 import numpy as np
@@ -9,9 +11,11 @@ from PIL import Image
 
 from test_image_files import labels, pixels, save, write_idx, write_mnist
 from vamf.data import image_files, images
+from vamf.data.image_stream import Source
 from vamf.data.images import ImageConfig
 from vamf.data.pictures import Damaged, Encoded, one
 from vamf.errors import UserError
+from vamf.metrics.images import open_images
 
 
 def refusal(path, **options):
@@ -98,6 +102,76 @@ def test_transparency_is_laid_on_white():
     found = one(encoded(x), None, "rgb")
     assert (found[:3] == 255).all()
     np.testing.assert_array_equal(found[3:], x[3:, :, :3])
+
+
+def png(rows, depth, kind, *chunks):
+    """A PNG, byte by byte as its specification says, from samples (h, w, channels) of `depth` bits each."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    height, width = rows.shape[:2]
+    bits = (rows.reshape(height, -1, 1) >> np.arange(depth - 1, -1, -1)) & 1
+    lines = np.packbits(bits.reshape(height, -1).astype(np.uint8), axis=1)
+    head = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    body = zlib.compress(b"".join(b"\0" + line.tobytes() for line in lines))
+    parts = [chunk(b"IHDR", head), *(chunk(*part) for part in chunks), chunk(b"IDAT", body), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+GREY, COLOUR, PALETTE = 0, 2, 3
+"""Kinds of PNG that may name a transparent level, colour or entries of their palette (chunk tRNS)."""
+
+
+def transparent(kind, depth):
+    """A PNG whose hidden parts are far from white, and what it shows on white: (content, pixels (h, w, 3))."""
+    random = np.random.default_rng(depth)
+    rows = random.integers(0, 2**depth, (6, 5, 3 if kind == COLOUR else 1))
+    if kind == PALETTE:
+        colours = random.integers(0, 256, (2**depth, 3), np.uint8)
+        alpha = random.integers(0, 256, 2**depth, np.uint8)
+        seen = np.rint(255 + (colours - 255.0) * (alpha[:, None] / 255))[rows[..., 0]]
+        return png(rows, depth, kind, (b"PLTE", colours.tobytes()), (b"tRNS", alpha.tobytes())), seen
+    rows[2:4, 1:] = hidden = rows[2, 1]
+    shown = rows * 255 // (2**depth - 1)
+    clear = (rows == hidden).all(axis=2, keepdims=True)
+    above = 2**depth * (1 < depth < 8)  # bits beyond the depth, which do not count
+    return png(rows, depth, kind, (b"tRNS", (hidden + above).astype(">u2").tobytes())), np.where(clear, 255, shown)
+
+
+SHALLOW = [(GREY, 1), (GREY, 2), (GREY, 4), (GREY, 8), (COLOUR, 8)]
+SHALLOW += [(PALETTE, depth) for depth in (1, 2, 4, 8)]
+
+
+@pytest.mark.parametrize(("kind", "depth"), SHALLOW)
+def test_whatever_a_png_declares_transparent_is_laid_on_white(tmp_path, kind, depth):
+    """By training's reader, that of streams and that of `vamf fid`; like the same picture with an alpha channel."""
+    content, seen = transparent(kind, depth)
+    assert (seen == 255).all(axis=2).any() or kind == PALETTE
+    (tmp_path / "a.png").write_bytes(content)
+    source = image_files.read(tmp_path)
+    rgb = ImageConfig(channels="rgb")
+    found = [images.decode(source, rgb, "a").pixels[0], Source(source, rgb)[0]["pixels"].reshape(6, 5, 3)]
+    found += [batch[0] for batch in open_images(tmp_path).batches(1)]
+    for one_of in found:
+        np.testing.assert_allclose(one_of.astype(float), np.broadcast_to(seen, (6, 5, 3)), atol=1)  # half a level
+        np.testing.assert_array_equal(one_of, found[0])
+    assert "channels" in refusal_of(source)
+
+
+def refusal_of(source):
+    with pytest.raises(UserError, match="choose channels = rgb or grey") as raised:
+        images.decode(source, ImageConfig(), "a")
+    return str(raised.value)
+
+
+def test_a_transparent_colour_that_no_pixel_has_and_one_of_16_bits(tmp_path):
+    content = png(np.full((6, 5, 3), 7), 8, COLOUR, (b"tRNS", bytes([0, 7, 0, 7, 0, 8])))
+    assert (one(Encoded("p", content), None, "stored") == 7).all()
+    for kind, channels in ((GREY, 1), (COLOUR, 3)):
+        content = png(np.full((6, 5, channels), 300), 16, kind, (b"tRNS", bytes(2 * channels)))
+        with pytest.raises(UserError, match="p: .*8 bits a channel are needed"):
+            one(Encoded("p", content), None, "rgb")
 
 
 def test_palettes_and_bits():

@@ -107,15 +107,42 @@ def one(item: np.ndarray | Encoded, size: int | None, channels: Channels) -> UIn
 
 
 def _decode(item: Encoded) -> "Image.Image":
-    """The picture upright, as its EXIF entry says."""
+    """The picture upright, as its EXIF entry says, with an alpha channel where a single colour is transparent."""
     from PIL import Image, ImageOps
 
     try:
         with Image.open(io.BytesIO(item.source) if isinstance(item.source, bytes) else item.source) as image:
+            stored = str(image.tile[0][3]) if image.format == "PNG" and image.tile else ""
             image.load()
-            return ImageOps.exif_transpose(image)
+            return ImageOps.exif_transpose(_with_alpha(image, stored, item.name))
+    except UserError:
+        raise
     except Exception as error:  # decoders raise whatever they meet
         raise Damaged(f"{item.name}: not a readable picture ({line(error)})") from None
+
+
+def _with_alpha(image: "Image.Image", stored: str, name: str) -> "Image.Image":
+    """A picture whose format names one grey level or colour as transparent (tRNS of PNG), as it is with alpha.
+
+    Args:
+        stored: how a PNG stores its pixels, in Pillow's words: grey levels of 2 and 4 bits are named in these units.
+    """
+    from PIL import Image
+
+    if image.mode not in ("1", "L", "RGB") or "transparency" not in image.info:
+        return image
+    if stored == "RGB;16B":
+        raise UserError(f"{name}: 16 bits a channel and a transparent colour; 8 bits a channel are needed")
+    plain = image.copy()
+    most = {"L;2": 3, "L;4": 15}.get(stored, 255)
+    level = (np.asarray(plain.info.pop("transparency")) & most) * (255 // most)  # bits beyond the depth do not count
+    plain = plain.convert("L") if plain.mode == "1" else plain
+    clear = np.asarray(plain) == level
+    if plain.mode == "RGB":
+        clear = clear.all(axis=2)
+    if clear.any():
+        plain.putalpha(Image.fromarray(np.where(clear, 0, 255).astype(np.uint8)))
+    return plain
 
 
 def _convert(image: "Image.Image", channels: Channels, name: str) -> "Image.Image":
