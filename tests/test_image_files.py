@@ -18,6 +18,7 @@ from pytorch_files import Raw, call, name, opcodes
 from vamf.data import image_files, images
 from vamf.data.images import ImageConfig
 from vamf.errors import UserError
+from vamf.metrics.images import open_images
 
 SHARED = Path(os.environ.get("VAMF_TEST_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
 COUNT = 40
@@ -152,6 +153,45 @@ def test_a_photograph_is_turned_upright(tmp_path):
     exif[0x0112] = 6  # to be turned clockwise by a quarter
     Image.fromarray(x).save(tmp_path / "a.png", exif=exif)
     np.testing.assert_array_equal(read(tmp_path).pixels[0], np.rot90(x, -1))
+
+
+def test_hidden_folders_and_links(tmp_path):
+    """What is hidden is read nowhere, what a link leads to is, by training as by `vamf fid`; a circle ends."""
+    x = pixels()
+    cat, elsewhere = tmp_path / "pets" / "cat", tmp_path / "elsewhere"
+    save(cat, x[:2])
+    for hidden in (".ipynb_checkpoints", "deeper/.cache", "__MACOSX", "@eaDir", "deeper/.cache/deeper"):
+        save(cat / hidden, x[10:12])
+    save(tmp_path / "pets" / ".thumbnails", x[12:14])
+    (cat / "._0000.png").write_bytes(b"not a picture")
+    save(cat / "deeper", x[2:4])
+    save(elsewhere / "more", x[4:6])
+    (cat / "linked").symlink_to(elsewhere)
+    (elsewhere / "more" / "back").symlink_to(elsewhere)  # a circle
+    (cat / "up").symlink_to(tmp_path / "pets")  # and one from a class
+    (tmp_path / "pets" / "dog").symlink_to(elsewhere / "more")
+    save(cat / "zoo", x[6:8])
+    (cat / "zoo" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    decoded = read(tmp_path / "pets")
+    np.testing.assert_array_equal(decoded.pixels, x[[0, 1, 2, 3, 4, 5, 6, 7, 4, 5]])
+    np.testing.assert_array_equal(decoded.label, [0] * 8 + [1] * 2)
+    assert [damage.split(":")[0] for damage in decoded.damaged] == [str(cat / "zoo" / "gone.png")]
+    judged = open_images(tmp_path / "pets")
+    np.testing.assert_array_equal(np.concatenate(list(judged.batches(4))), decoded.pixels)
+    assert judged.skipped == decoded.damaged
+    (tmp_path / "pets" / "cow").symlink_to(tmp_path / "nowhere")
+    assert "cow: a link that leads nowhere" in refusal(tmp_path / "pets")
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "cat").symlink_to(tmp_path / "self")
+    assert "no pictures in this folder" in refusal(tmp_path / "self")
+
+
+def test_hidden_files_beside_other_formats(tmp_path):
+    """Such as macOS leaves on foreign disks: `._NAME` beside every NAME."""
+    save(tmp_path, pixels())
+    (tmp_path / "._train-images-idx3-ubyte").write_bytes(b"not an IDX file")
+    (tmp_path / "._train.parquet").write_bytes(b"not a table")
+    np.testing.assert_array_equal(read(tmp_path).pixels, pixels())
 
 
 def test_refusals_of_folders(tmp_path):

@@ -126,7 +126,8 @@ def _files(path: Path) -> list[Path]:
                     raise UserError(f"{path}: the {other} is missing; {beside.name} is needed beside it")
                 return [path, beside] if side == "encoder" else [beside, path]
         return [path]
-    inside = sorted(file for file in path.iterdir() if file.suffix.lower() in tensors.SUFFIXES)
+    visible = (file for file in path.iterdir() if not file.name.startswith("."))
+    inside = sorted(file for file in visible if file.suffix.lower() in tensors.SUFFIXES)
     sides = [[file for file in inside if side in file.name] for side in ("encoder", "decoder")]
     if [len(files) for files in sides] == [1, 1]:
         return [sides[0][0], sides[1][0]]

@@ -11,10 +11,11 @@
 Each becomes `Pictures`: decoded arrays where the format stores pixels, otherwise what is still to be decoded.
 """
 
+import os
 import zipfile
-from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +28,8 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".t
 ARRAYS = (".npz", ".npy")
 IMAGES = ("images", "x", "data", "x_train", "arr_0")
 LABELS = ("labels", "label", "y", "y_train", "arr_1")
+ALIEN = ("__", "@eaDir", "$RECYCLE.BIN")
+"""How the names of folders begin that archives and storage devices put beside pictures: passed over like hidden ones."""
 TESTS = ("test", "val", "validation")
 """Folder beside `train`, or start of a parquet file's name: the official test set."""
 
@@ -62,14 +65,49 @@ def read(path: Path) -> Pictures:
     )
 
 
+class Listing(NamedTuple):
+    """What lies in a folder, by name, without what is hidden; links count as what they lead to."""
+
+    files: list[Path]
+    """A link that leads nowhere is one of them."""
+    folders: list[Path]
+
+
+def listing(folder: Path) -> Listing:
+    """What lies in a folder; nothing where there is no such folder.
+
+    Raises:
+        UserError: it cannot be read, or a link in it without a suffix, such as one to a folder, leads nowhere.
+    """
+    found = Listing([], [])
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    if not entry.name.startswith(ALIEN):
+                        found.folders.append(folder / entry.name)
+                elif entry.is_file() or entry.is_symlink():
+                    found.files.append(folder / entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return found
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({line(error)})") from None
+    for file in found.files:
+        if not file.suffix and not file.exists():
+            raise UserError(f"{file}: a link that leads nowhere; mend or remove it")
+    return Listing(sorted(found.files), sorted(found.folders))
+
+
 def _read_folder(path: Path) -> Pictures:
     """Whatever a folder holds: IDX files, batches, parquet files or pictures."""
-    if any(is_idx(file) for file in path.iterdir()):
+    if any(is_idx(file) for file in listing(path).files):
         return read_idx_folder(path)
     for folder in (path, path / "cifar-10-batches-bin", path / "cifar-10-batches-py"):
         if folder.is_dir() and is_cifar(folder):
             return read_cifar(folder)
-    parquet = sorted(path.glob("*.parquet")) or sorted((path / "data").glob("*.parquet"))
+    parquet = _with_suffix(path, ".parquet") or _with_suffix(path / "data", ".parquet")
     if parquet:
         train = [file for file in parquet if not file.name.startswith(TESTS)]
         test = [file for file in parquet if file.name.startswith(TESTS)]
@@ -82,9 +120,8 @@ def _read_folder(path: Path) -> Pictures:
 
 def _read_pictures(path: Path) -> Pictures:
     """A folder of pictures, or of folders of pictures."""
-    flat = _pictures_in(path.iterdir())
-    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__")))
-    classes = [_pictures_in(folder.rglob("*")) for folder in folders]
+    flat, folders = _with_suffix(path, *SUFFIXES), listing(path).folders
+    classes = [_pictures_under(folder, (path,)) for folder in folders]
     if not flat and not any(classes):
         raise UserError(f"{path}: no pictures in this folder; allowed are {', '.join(SUFFIXES)}")
     if flat and any(classes):
@@ -100,12 +137,21 @@ def _read_pictures(path: Path) -> Pictures:
     return Pictures([Encoded(str(file), file) for files in classes for file in files], label, len(classes))
 
 
-def _pictures_in(entries: Iterable[Path]) -> list[Path]:
-    return sorted(
-        entry
-        for entry in entries
-        if entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".") and entry.is_file()
-    )
+def _with_suffix(folder: Path, *suffixes: str) -> list[Path]:
+    return [file for file in listing(folder).files if file.suffix.lower() in suffixes]
+
+
+def _pictures_under(folder: Path, inside: tuple[Path, ...]) -> list[Path]:
+    """All pictures in a folder and in the folders in it, those that links lead to included, in the order of their
+    paths.
+
+    Args:
+        inside: the folders that it lies in: a link back to one of them is not followed.
+    """
+    if any(folder.samefile(outer) for outer in inside):
+        return []
+    deeper = [_pictures_under(inner, (*inside, folder)) for inner in listing(folder).folders]
+    return sorted(chain(_with_suffix(folder, *SUFFIXES), *deeper))
 
 
 def _read_arrays(path: Path) -> Pictures:
