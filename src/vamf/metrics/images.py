@@ -109,7 +109,7 @@ def _npy(path: Path) -> Images:
 
 
 def _npz(path: Path) -> Images:
-    """Read through the archive's stream: such files reach ten gigabytes."""
+    """Read through the archive's stream, for such files reach ten gigabytes; an array in Fortran order as a whole."""
     with zipfile.ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
         chosen = next((name for name in image_files.IMAGES if name in names), names[0] if len(names) == 1 else None)
@@ -117,11 +117,14 @@ def _npz(path: Path) -> Images:
             listed = ", ".join(image_files.IMAGES)
             raise UserError(f"{path}: arrays {', '.join(names) or 'none'}; one named {listed} is needed")
         with archive.open(f"{chosen}.npy") as stream:
-            shape = _shape(path, stream)
+            shape, fortran = _header(path, stream)
+    if fortran:  # an image lies all over the file
+        with np.load(path, allow_pickle=False) as arrays:
+            return from_array(arrays[chosen], str(path))
 
     def batches(size: int) -> Iterator[np.ndarray]:
         with zipfile.ZipFile(path) as archive, archive.open(f"{chosen}.npy") as stream:
-            _shape(path, stream)
+            _header(path, stream)
             row = int(np.prod(shape[1:]))
             for start in range(0, shape[0], size):
                 n = min(size, shape[0] - start)
@@ -131,14 +134,12 @@ def _npz(path: Path) -> Images:
     return Images(path, shape[0], batches)
 
 
-def _shape(path: Path, stream: Any) -> tuple[int, ...]:
-    """The shape (n, h, w, c) that an array's header states."""
+def _header(path: Path, stream: Any) -> tuple[tuple[int, ...], bool]:
+    """The shape (n, h, w, c) that an array's header states, and whether its first index runs fastest."""
     version = np.lib.format.read_magic(stream)
     reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = reader(stream)
-    if fortran:
-        raise UserError(f"{path}: the array is in Fortran order; C order is needed")
-    return pixels(path, np.broadcast_to(np.empty((), dtype), shape)).shape
+    return pixels(path, np.broadcast_to(np.empty((), dtype), shape)).shape, fortran
 
 
 def _read(path: Path, stream: Any, size: int) -> bytes:
