@@ -417,6 +417,9 @@ def test_checkpoints_of_earlier_versions_are_read(tmp_path, flip):
             assert "do not match" in progress.lines[0]
         else:
             assert_same(checkpoints.restore(state).state, state)
+            for rows in (1, 3):  # as where the data have other classes now
+                with pytest.raises(UserError, match="network of other shapes"):
+                    checkpoints.restore({"w": np.zeros((rows, 3), np.float32)})
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):

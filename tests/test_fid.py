@@ -219,7 +219,9 @@ def test_hash_is_of_the_images_and_not_of_the_files(tmp_path):
     hidden = images.copy()
     hidden[clear] = 1  # a colour that is declared transparent, which lies on white
     sources.append(write_folder(tmp_path / "rgb", hidden, transparency=(1, 1, 1)))
-    sources.append(write_folder(tmp_path / "rgba", np.concatenate([hidden, np.where(clear, 0, 255)[..., None]], axis=3)))
+    sources.append(
+        write_folder(tmp_path / "rgba", np.concatenate([hidden, np.where(clear, 0, 255)[..., None]], axis=3))
+    )
     hashes = {extract(open_images(path), extractor, size).sha256 for path in sources for size in (3, 10)}
     assert len(hashes) == 1
     changed = images.copy()

@@ -1,6 +1,9 @@
 """Pictures as data sets: preparation, drawing, holding out, and everything that is refused or left out."""
 
+import dataclasses
+import hashlib
 import io
+import json
 import struct
 import zlib
 
@@ -9,13 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from test_image_files import labels, pixels, save, write_idx, write_mnist
+from test_image_files import SHARED, labels, pixels, save, write_mnist
 from vamf.data import image_files, images
 from vamf.data.image_stream import Source
 from vamf.data.images import ImageConfig
 from vamf.data.pictures import Damaged, Encoded, one
 from vamf.errors import UserError
 from vamf.metrics.images import open_images
+from vamf.training.presets import PRESETS
 
 
 def refusal(path, **options):
@@ -170,7 +174,7 @@ def test_a_transparent_colour_that_no_pixel_has_and_one_of_16_bits(tmp_path):
     assert (one(Encoded("p", content), None, "stored") == 7).all()
     for kind, channels in ((GREY, 1), (COLOUR, 3)):
         content = png(np.full((6, 5, channels), 300), 16, kind, (b"tRNS", bytes(2 * channels)))
-        with pytest.raises(UserError, match="p: .*8 bits a channel are needed"):
+        with pytest.raises(UserError, match=r"p: .*8 bits a channel are needed"):
             one(Encoded("p", content), None, "rgb")
 
 
@@ -264,7 +268,7 @@ def test_the_official_test_set_is_the_reference(tmp_path):
     write_mnist(tmp_path, x[:40], labels(40, 10), end=".gz")
     write_mnist(tmp_path, x[40:], labels(40, 10), prefix="t10k", end=".gz")
     dataset = images.load(tmp_path, ImageConfig(expect="fashion_mnist"))
-    assert dataset.name == "fashion_mnist"
+    assert dataset.unseen
     assert (dataset.event_shape, dataset.num_classes) == ((28, 28, 1), 10)
     assert as_set(drawn(dataset)[0]) == as_set(x[:40])
     assert as_set(dataset.reference(1000, 3).astype(np.uint8)) == as_set(x[40:])
@@ -368,15 +372,43 @@ def test_expected_sets_are_checked(tmp_path):
     assert "train-images-idx3-ubyte.gz" in refusal(tmp_path / "nowhere", **fashion)
     write_mnist(tmp_path, pixels(40, 20, 20, 1), labels(40, 10))
     assert "shape (20, 20, 1); fashion_mnist is (28, 28, 1)" in refusal(tmp_path, **fashion)
-    write_mnist(tmp_path, pixels(40, 28, 28, 1), labels(40, 11))
-    assert "allowed is 0 to 9" in refusal(tmp_path, **fashion)
-    write_idx(tmp_path / "train-labels-idx1-ubyte", labels(40, 3).astype(np.uint8))
+    write_mnist(tmp_path, pixels(40, 28, 28, 1), labels(40, 3))
     dataset = images.load(tmp_path, ImageConfig(size=14, **fashion))
-    assert (dataset.num_classes, dataset.event_shape) == (10, (14, 14, 1))
+    assert (dataset.num_classes, dataset.event_shape) == (3, (14, 14, 1))
     assert "cifar10 is (32, 32, 3)" in refusal(tmp_path, expect="cifar10")
-    save(tmp_path / "folder" / "cat", pixels(40, 32, 32))
-    dataset = images.load(tmp_path / "folder", ImageConfig(expect="cifar10"))
+    assert "--images.size 32 --images.channels rgb" in refusal(tmp_path, expect="cifar10")
+
+
+def test_other_pictures_than_a_configuration_is_made_for_keep_their_name_and_classes(tmp_path, monkeypatch):
+    folder = tmp_path / "pets"
+    save(folder / "cat", pixels(40, 32, 32))
+    for preset in ("ddpm_cifar10", "cifar10_unet", "cifar10_dit"):
+        dataset = dataclasses.replace(PRESETS[preset], data=str(folder)).load_data()
+        assert (dataset.name, dataset.num_classes) == ("pets", int(PRESETS[preset].conditional))
+        assert dataset.summary.startswith("pets: 36 pictures of 32x32x3 in 1 class to train on")
+        assert dataset.summary.endswith("; classes are not used") != PRESETS[preset].conditional
+    save(folder / "dog", pixels(4, 32, 32))
+    assert images.load(folder, ImageConfig(expect="cifar10")).num_classes == 2
+    # CIFAR-10 is what has its labels, in their order.
+    labelled = labels(40, 10)
+    known = images.KNOWN["cifar10"]._replace(labels=hashlib.sha256(bytes(labelled.tolist())).hexdigest())
+    monkeypatch.setitem(images.KNOWN, "cifar10", known)
+    np.savez(tmp_path / "x.npz", images=pixels(40, 32, 32), labels=labelled)
+    dataset = images.load(tmp_path / "x.npz", ImageConfig(expect="cifar10"))
     assert (dataset.name, dataset.num_classes) == ("cifar10", 10)
+    np.savez(tmp_path / "x.npz", images=pixels(40, 32, 32), labels=labelled[::-1])
+    assert images.load(tmp_path / "x.npz", ImageConfig(expect="cifar10")).name == "x"
+
+
+def test_the_official_sets_are_known_by_their_labels():
+    folder = SHARED / "fashion-mnist"
+    if not folder.exists():
+        pytest.skip(f"no {folder}")
+    dataset = images.load(folder, ImageConfig(expect="fashion_mnist"))
+    assert (dataset.name, dataset.num_classes, dataset.unseen) == ("fashion_mnist", 10, True)
+    text = (SHARED / "cifar10" / "cifar10_labels.js").read_text()
+    label = np.array(json.loads(text[text.index("[") : text.index("]") + 1]))[:50_000]
+    assert images._is(images.KNOWN["cifar10"], label)
 
 
 @pytest.mark.parametrize(("field", "value"), [("size", 0), ("num_classes", -1), ("memory", 0.0)])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from pathlib import Path
 
@@ -12,13 +13,17 @@ import pytest
 
 from test_image_files import labels, pixels, save
 from test_images import damage
-from vamf import autoencoders
+from vamf import autoencoders, cli, data
 from vamf.autoencoders import Autoencoder
 from vamf.autoencoders.pictures import from_bytes, psnr
-from vamf.data import command, encoding, latents
+from vamf.data import LatentScale, command, encoding, latents
 from vamf.data.encoding import LatentConfig
 from vamf.errors import UserError
+from vamf.networks import MLPConfig
 from vamf.progress import Progress
+from vamf.training.config import TrainConfig, identity
+from vamf.training.presets import PRESETS
+from vamf.training.run import Run
 
 SHARED = Path(os.environ.get("VAMF_TEST_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
 CONFIG = LatentConfig(size=16, shard=10, batch_size=4)
@@ -163,14 +168,105 @@ def test_mirror_images(tmp_path):
     assert not set(row) & set(kept)
 
 
-@pytest.mark.parametrize("standardise", [True, False])
-def test_the_units_of_the_network(tmp_path, standardise):
+RAW = np.array([1.0, -2.0, 3.0, 0.5])
+"""A latent of Stable Diffusion's autoencoder, as it leaves the network."""
+PUBLISHED = {
+    # MeanFlow's and VaMF's code: 0.18215 w
+    LatentScale("factor"): [0.18215, -0.3643, 0.54645, 0.091075],
+    # improved MeanFlow's and TVM's: (w - [.86488, -.27787343, .21616915, .3738409]) / [4.85503674, 5.31922414, ...]
+    LatentScale("fixed"): [0.0278309, -0.3237552, 0.7070488, 0.0316426],
+    LatentScale("own", (1.0,), (2.0,)): [0.0, -1.5, 1.0, -0.25],
+    LatentScale("own", std=(1.0, 2.0, 3.0, 4.0)): [1.0, -1.0, 1.0, 0.125],
+}
+"""What the network sees of it."""
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_published_units_of_the_network(tmp_path, streamed):
+    """Of AutoencoderKL, whose latents are stored times 0.18215, and which undoes that itself when it decodes."""
+    if streamed:
+        pytest.importorskip("grain", reason="grain reads what is streamed")
+    write(tmp_path / "x.npz")
+    stable = autoencoder()._replace(name="kl", encode=lambda x: jnp.tile(0.18215 * RAW, (len(x), 2, 2, 1)))
+    encoding.encode(tmp_path / "x.npz", stable, tmp_path / "out", dataclasses.replace(CONFIG, dtype="float32"))
+    for units, seen in PUBLISHED.items():
+        dataset = latents.load(tmp_path / "out", units=units, streamed=streamed)
+        x = np.asarray(dataset.batch(dataset.arrays, jax.random.key(0), 0, 8)[0])
+        np.testing.assert_allclose(x, np.broadcast_to(seen, (8, 2, 2, 4)), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(dataset.to_original(x)[0, 0, 0] / 0.18215, RAW, rtol=1e-5)  # what is decoded
+        np.testing.assert_allclose(dataset.reference(3, 0)[0, 0, 0] / 0.18215, RAW, rtol=1e-5)
+    assert {name: preset.latents for name, preset in PRESETS.items() if name.startswith("imagenet")} == {
+        **{f"imagenet_dit_{size}": LatentScale("factor") for size in ("b4", "b2", "m2", "l2", "xl2")},
+        "imagenet_in_context_b2": LatentScale("fixed"),
+    }
+
+
+def test_units_that_do_not_fit(tmp_path):
+    for bad, said in [
+        ({"scale": "own"}, "latents.std"),
+        ({"scale": "own", "std": (1.0, 0.0)}, "above 0"),
+        ({"scale": "own", "std": (math.inf,)}, "finite"),
+        ({"mean": (1.0,)}, "latents.mean = (1.0,): allowed is none, unless latents.scale = own"),
+    ]:
+        assert said in refusal(LatentScale, **bad)
+    write(tmp_path / "x.npz")
+    wide = autoencoder()._replace(channels=8, encode=lambda x: jnp.concatenate([channels(x)] * 2, axis=3))
+    encoding.encode(tmp_path / "x.npz", wide, tmp_path / "out", CONFIG)
+    said = refusal(latents.load, tmp_path / "out", units=LatentScale("fixed"))
+    assert "latents of 8 channels (stand-in); latents.scale = fixed has 4 for mean" in said
+    assert latents.load(tmp_path / "out", units=LatentScale("factor")).scale.shape == (8,)
+    own = LatentScale("own", std=(1.0,) * 3)
+    assert "has 3 for std" in refusal(latents.load, tmp_path / "out", units=own)
+    said = refusal(TrainConfig(str(tmp_path / "x.npz"), latents=dataclasses.replace(own, std=(2.0,))).load_data)
+    assert said == "latents.scale = own: x holds no latents"
+
+
+def test_runs_keep_their_units(tmp_path):
+    """Those of before there was a choice standardise; nobody is taught or started in other units in silence."""
     write(tmp_path / "x.npz")
     encoding.encode(tmp_path / "x.npz", autoencoder(), tmp_path / "out", CONFIG)
-    dataset = latents.load(tmp_path / "out", standardise=standardise)
-    x = np.asarray(dataset.draw(dataset.arrays, jax.random.key(0), 500)[0])
-    assert (np.abs(x[..., 1].mean()) < 0.5) == standardise
-    np.testing.assert_allclose(dataset.to_original(x)[..., 1].mean(), 20, atol=0.5)
+    old = TrainConfig(str(tmp_path / "out"), steps=1, batch_size=4, network=MLPConfig(8, 1))
+    assert "latents" not in json.loads(identity(old))
+    Run.create(old, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    path.write_text(
+        json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "latents"})
+    )
+    run = Run.open(tmp_path / "run")
+    assert run.config.latents.scale == "standardise"
+    x = np.asarray(run.dataset.draw(run.dataset.arrays, jax.random.key(0), 500)[0])
+    assert np.abs(x[..., 1].mean()) < 0.5
+    np.testing.assert_allclose(run.dataset.to_original(x)[..., 1].mean(), 20, atol=0.5)
+    other = dataclasses.replace(old, latents=LatentScale("factor"), initial=str(tmp_path / "run"))
+    assert identity(other) != identity(dataclasses.replace(other, latents=LatentScale()))
+    said = refusal(Run.create, other, tmp_path / "other")
+    assert "latents.scale = standardise, this training's with factor" in said
+
+
+@pytest.mark.parametrize("kind", ["latents", "pictures", "table"])
+def test_whether_the_reference_is_unseen(tmp_path, kind):
+    """Nothing is held out of a preset's ImageNet, as published; what is measured then is said."""
+    x, _ = write(tmp_path / "x.npz")
+    if kind == "latents":
+        encoding.encode(tmp_path / "x.npz", autoencoder(), tmp_path / "data", CONFIG)
+    path = {"latents": tmp_path / "data", "pictures": tmp_path / "x.npz", "table": tmp_path / "t.npy"}[kind]
+    np.save(tmp_path / "t.npy", x.reshape(len(x), -1)[:, :3].astype(float))
+    for holdout in (0.0, 0.1):
+        config = TrainConfig(str(path), holdout=holdout, steps=1, batch_size=4, network=MLPConfig(8, 1))
+        dataset = config.load_data()
+        seen = {point.tobytes() for point in dataset.reference(100, 0)}
+        assert len(seen) == (36 if holdout == 0 else 4)
+        assert dataset.unseen == (holdout > 0)
+    np.savez(tmp_path / "both.npz", x_train=x[:32], x_test=x[32:])
+    assert data.load(str(tmp_path / "both.npz"), 0.0).unseen
+    assert all(preset.holdout == 0 for name, preset in PRESETS.items() if name.startswith("imagenet"))
+
+
+def test_what_an_evaluation_without_held_out_data_says(capsys):
+    result = {"run": "r", "step": 1, "distances": {"floor": {"sw1": 1.0, "sw2": 2.0}}}
+    for unseen in (True, False):
+        cli._print_distances(result | {"unseen": unseen})
+        assert ("to the training data, since none were held out" in capsys.readouterr().out) != unseen
 
 
 # ----------------------------------------------------------------------------------------------- killed and continued

@@ -190,6 +190,7 @@ def test_run_folder_and_log(tmp_path):
     for ours, theirs in zip(leaves(state), leaves(outcome.state), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     result = run.evaluate(state, step)
+    assert result["unseen"]
     assert 0 < result["distances"]["floor"]["sw1"] < result["distances"]["1 step"]["sw1"]
 
 

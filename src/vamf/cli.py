@@ -96,7 +96,10 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Sliced Wasserstein distances of a run's samples to data that training has not seen."""
+    """Sliced Wasserstein distances of a run's samples to data that training has not seen.
+
+    Where nothing was held out they are distances to the training data, and the output says so.
+    """
 
     run: Path
     """Folder of the run."""
@@ -486,7 +489,13 @@ def _print_distances(result: dict) -> None:
     table = Table("samples", "SW1", "SW2", title=f"{result['run']}, step {result['step']:,}", title_justify="left")
     for name, row in result["distances"].items():
         table.add_row(name, f"{row['sw1']:.4f}", f"{row['sw2']:.4f}")
-    Console(soft_wrap=True).print(table)
+    console = Console(soft_wrap=True)
+    console.print(table)
+    if not result["unseen"]:
+        console.print(
+            "to the training data, since none were held out: repeating them would score best, and the floor does",
+            highlight=False,
+        )
 
 
 def _settings(arguments: list[str], command: str) -> Any:

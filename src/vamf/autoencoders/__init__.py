@@ -28,6 +28,8 @@ from vamf.errors import UserError
 __all__ = ["Autoencoder", "load"]
 
 Kind = Literal["auto", "kl", "tiny"]
+FACTORS = {"kl": kl.SCALE}
+"""What latents are multiplied by when they are encoded, by the autoencoder's name; those of others come as they are."""
 
 
 class Autoencoder(NamedTuple):

@@ -20,6 +20,10 @@ CHANNELS = 4
 DOWNSAMPLING = 8
 SCALE = 0.18215
 """Generative models see latents times this."""
+CHANNEL_MEAN = (0.86488, -0.27787343, 0.21616915, 0.3738409)
+CHANNEL_STD = (4.85503674, 5.31922414, 3.93725398, 3.9870003)
+"""Mean and standard deviation of the latents of ImageNet at 256x256, without that factor: what improved MeanFlow
+(arXiv:2512.02012) and terminal velocity matching (arXiv:2511.19797) take off and divide by in place of it."""
 STAGES = (128, 256, 512, 512)
 BLOCKS = 2
 """Residual blocks in a stage of the encoder; the decoder has one more."""

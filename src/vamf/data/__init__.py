@@ -7,14 +7,17 @@ from pathlib import Path
 from vamf.data import arrays, image_files, images, latents, mixtures, toys
 from vamf.data.dataset import Dataset
 from vamf.data.images import ImageConfig
+from vamf.data.latents import LatentScale
 from vamf.errors import UserError
 
-__all__ = ["Dataset", "ImageConfig", "absolute", "load"]
+__all__ = ["Dataset", "ImageConfig", "LatentScale", "absolute", "load"]
 
 NAMES = (*toys.NAMES, *mixtures.NAMES, "digits")
 
 
-def load(name: str, holdout: float = 0.1, pictures: ImageConfig | None = None) -> Dataset:
+def load(
+    name: str, holdout: float = 0.1, pictures: ImageConfig | None = None, units: LatentScale | None = None
+) -> Dataset:
     """A data set by its name (the toys, `dgmm<d>`, `digits`) or by its path.
 
     A path is that of a `.npy`, `.npz` or `.csv` table, of a source of pictures (`image_files.py`) or of a folder of
@@ -23,6 +26,7 @@ def load(name: str, holdout: float = 0.1, pictures: ImageConfig | None = None) -
     Args:
         holdout: share of the rows kept for evaluation; toys and mixtures are drawn afresh and need none.
         pictures: how pictures are prepared.
+        units: what the network sees of latents.
     """
     pictures = pictures or ImageConfig()
     if name in toys.NAMES:
@@ -33,7 +37,8 @@ def load(name: str, holdout: float = 0.1, pictures: ImageConfig | None = None) -
         return arrays.digits(holdout)
     path = Path(name)
     if latents.is_folder(path):
-        return latents.load(path, holdout=holdout, memory=pictures.memory, streamed=pictures.stream)
+        units = units or LatentScale()
+        return latents.load(path, holdout=holdout, units=units, memory=pictures.memory, streamed=pictures.stream)
     if image_files.is_source(path) or pictures.expect:
         return images.load(path, pictures, holdout)
     if path.suffix.lower() in arrays.SUFFIXES:

@@ -112,6 +112,7 @@ def from_table(
         arrays=arrays,
         draw=draw,
         reference=reference,
+        unseen=held > 0,
         shift=centre,
         scale=unit,
         num_classes=0 if label is None else int(label.max()) + 1,

@@ -26,8 +26,9 @@ class Dataset:
     draw: Callable[[Any, jax.Array, int], tuple[jax.Array, jax.Array | None]]
     """(arrays, key, n) -> n samples (n, *event) and their labels (n,) or None. Traceable."""
     reference: Callable[[int, int], np.ndarray]
-    """(n, seed) -> up to n samples in original units, the yardstick of evaluation. Training never sees them, unless
-    nothing was held out of a table."""
+    """(n, seed) -> up to n samples in original units, the yardstick of evaluation."""
+    unseen: bool = True
+    """Whether training never sees the reference: not so where nothing was held out."""
     shift: np.ndarray | float = 0.0
     """Added to go back to original units."""
     scale: np.ndarray | float = 1.0

@@ -29,7 +29,7 @@ ARRAYS = (".npz", ".npy")
 IMAGES = ("images", "x", "data", "x_train", "arr_0")
 LABELS = ("labels", "label", "y", "y_train", "arr_1")
 ALIEN = ("__", "@eaDir", "$RECYCLE.BIN")
-"""How the names of folders begin that archives and storage devices put beside pictures: passed over like hidden ones."""
+"""How the names of folders begin that archives and storage devices put beside pictures: passed over as hidden ones."""
 TESTS = ("test", "val", "validation")
 """Folder beside `train`, or start of a parquet file's name: the official test set."""
 

@@ -85,10 +85,10 @@ def load(path: Path, name: str, found: Pictures, config: ImageConfig, holdout: f
     if found.test is None:
         rows, held = images.parted(len(found.items), holdout)
         unseen = Source(found, config, held if len(held) else rows)
-        used = f"{len(held):,} held out" if len(held) else "none held out"
+        used, seen = f"{len(held):,} held out" if len(held) else "none held out", len(held) == 0
     else:
         rows, unseen = np.arange(len(found.items)), Source(found.test, config)
-        used = f"{len(unseen):,} in the official test set"
+        used, seen = f"{len(unseen):,} in the official test set", False
     source = Source(found, config, rows)
     if unseen.shape != source.shape:
         raise UserError(f"{path}: the test set has pictures of shape {unseen.shape}, the training set {source.shape}")
@@ -107,6 +107,7 @@ def load(path: Path, name: str, found: Pictures, config: ImageConfig, holdout: f
         num_classes=num_classes,
         count=len(rows),
         used=used,
+        unseen=not seen,
         stream=Stream(source, images.taking(source.shape, config.flip), _digest(path, found), source.damaged),
     )
 

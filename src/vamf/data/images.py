@@ -4,6 +4,7 @@ Formats: `image_files.py`; decoding and cropping: `pictures.py`; more pictures t
 """
 
 import dataclasses
+import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ AHEAD = 1024
 REFERENCE = 2**26
 """Most numbers of an evaluation's reference."""
 QUIET = Progress(show=False)
+CHANNELS: dict[int, Channels] = {1: "grey", 3: "rgb"}
 
 
 class Known(NamedTuple):
@@ -41,13 +43,25 @@ class Known(NamedTuple):
 
     shape: tuple[int, int, int]
     classes: int
+    labels: str
+    """SHA-256 of the labels of its training set in their order, a byte each: what it is known by."""
     files: str
     """What the user has to bring."""
 
 
 KNOWN = {
-    "fashion_mnist": Known((28, 28, 1), 10, "a folder with train-images-idx3-ubyte.gz and the other official files"),
-    "cifar10": Known((32, 32, 3), 10, "the official archive, binary or Python version, or the folder of its batches"),
+    "fashion_mnist": Known(
+        (28, 28, 1),
+        10,
+        "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7",
+        "a folder with train-images-idx3-ubyte.gz and the other official files",
+    ),
+    "cifar10": Known(
+        (32, 32, 3),
+        10,
+        "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253",
+        "the official archive, binary or Python version, or the folder of its batches",
+    ),
 }
 
 
@@ -70,7 +84,8 @@ class ImageConfig:
     stream: bool = False
     """Stream from disk whatever the size."""
     expect: Literal["", "fashion_mnist", "cifar10"] = ""
-    """The data set that the pictures must be; empty takes any."""
+    """The data set that the configuration is made for: without a size, pictures must have its shape. Others keep their
+    own name and classes. Empty: none."""
 
     def __post_init__(self):
         require(self.size is None or self.size >= 1, "size", self.size, "1 or more")
@@ -108,8 +123,13 @@ def load(
     source = image_files.read(path)
     shape = _shape(source, config, str(path))
     if expected and config.size is None and shape != expected.shape:
-        raise UserError(f"{path}: pictures of shape {shape}; {config.expect} is {expected.shape}: {expected.files}")
-    name = config.expect or path.stem
+        raise UserError(
+            f"{path}: pictures of shape {shape}; {config.expect} is {expected.shape}: {expected.files}; others get "
+            f"that shape by --images.size {expected.shape[0]} --images.channels {CHANNELS[expected.shape[2]]}"
+        )
+    if expected and not _is(expected, source.label):
+        expected = None
+    name = config.expect if expected else path.stem
     num_classes = config.num_classes or (expected.classes if expected else source.num_classes)
     if config.stream or _gibibytes(len(source.items), shape) > config.memory:
         from vamf.data import image_stream
@@ -159,9 +179,10 @@ def from_pixels(
     rows = np.arange(len(pixels))
     if held_out is None:
         rows, held = parted(len(pixels), holdout)
-        held_out = pixels[held] if len(held) else pixels
+        held_out, unseen = pixels[held] if len(held) else pixels, len(held) > 0
         used = f"{len(held):,} held out" if len(held) else "none held out"
     else:
+        unseen = True
         used = f"{len(held_out):,} in the official test set"
     chosen = pixels if len(rows) == len(pixels) else pixels[rows]
     # Flat rows: a gather of them copies each in one piece.
@@ -183,6 +204,7 @@ def from_pixels(
         num_classes=num_classes,
         count=len(chosen),
         used=f"{used}{left_out}",
+        unseen=unseen,
     )
 
 
@@ -196,6 +218,7 @@ def assembled(
     num_classes: int,
     count: int,
     used: str,
+    unseen: bool,
     stream: Stream | None = None,
 ) -> Dataset:
     """A data set of flat rows of bytes.
@@ -204,6 +227,7 @@ def assembled(
         arrays: `pixels` and, where there are classes, `label`.
         count: pictures to train on.
         used: what became of the others, in words.
+        unseen: whether the reference is none of the pictures to train on.
     """
     take = taking(shape, flip)
 
@@ -211,13 +235,15 @@ def assembled(
         row_key, flip_key = jax.random.split(key)
         return take(arrays, flip_key, jax.random.randint(row_key, (n,), 0, len(arrays["pixels"])))
 
-    kind = "x".join(map(str, shape)) + (f" in {num_classes} classes" if num_classes else "")
+    classes = f" in {num_classes} class{'es' * (num_classes > 1)}" if num_classes else ""
+    kind = "x".join(map(str, shape)) + classes
     return Dataset(
         name=name,
         event_shape=shape,
         arrays=arrays,
         draw=draw,
         reference=reference,
+        unseen=unseen,
         shift=HALF_RANGE,
         scale=HALF_RANGE,
         num_classes=num_classes,
@@ -317,6 +343,11 @@ def _shape(source: Pictures, config: ImageConfig, where: str) -> tuple[int, ...]
         except Damaged as damage:
             damaged.append(str(damage))
     raise UserError(f"{where}: none of {len(damaged)} pictures can be read; the first: {damaged[0]}")
+
+
+def _is(known: Known, label: Int[np.ndarray, " n"] | None) -> bool:
+    """Whether pictures with these labels are a known data set's."""
+    return label is not None and hashlib.sha256(label.astype(np.uint8).tobytes()).hexdigest() == known.labels
 
 
 def _gibibytes(count: int, shape: tuple[int, ...]) -> float:

@@ -5,20 +5,31 @@
 
 A view is the picture or, the second one, its mirror image. Where the encoder gives a Gaussian, every draw is a new
 sample of it, and the statistics are those of samples: Var = Var[mean] + E[std^2].
+
+The network sees (latent - shift) / scale; samples are mapped back before they are decoded. With w the latents in the
+autoencoder's own units and f w what is stored (f = 0.18215 for Stable Diffusion's, 1 for the tiny ones), it sees
+
+| `latents.scale` | the network sees                                                    | published by           |
+|-----------------|---------------------------------------------------------------------|------------------------|
+| `standardise`   | each channel of these very latents with mean 0 and deviation 1      |                        |
+| `factor`        | f w                                                                 | MeanFlow, VaMF         |
+| `fixed`         | (w - mean) / std, the constants of ImageNet in `autoencoders/kl.py` | improved MeanFlow, TVM |
+| `own`           | (w - mean) / std, constants of one's own                            |                        |
 """
 
+import dataclasses
 import hashlib
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from vamf.autoencoders import Autoencoder
+from vamf.autoencoders import FACTORS, Autoencoder, kl
 from vamf.autoencoders.pictures import in_batches, to_bytes
 from vamf.data import images, shards
 from vamf.data import stream as streams
@@ -27,12 +38,58 @@ from vamf.data.images import MINIMUM, parted
 from vamf.data.pictures import line
 from vamf.data.shards import Shards
 from vamf.data.stream import Stream
-from vamf.errors import UserError
+from vamf.errors import UserError, require
 
 INDEX = "latents.json"
 FORMAT = 1
 FOUND = ("count", "shape", "mean", "std")
 """What the index of a finished encoding says."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentScale:
+    """The units in which the network sees latents."""
+
+    scale: Literal["standardise", "factor", "fixed", "own"] = "standardise"
+    """standardise: mean 0 and standard deviation 1 for each channel of these latents; factor: times the autoencoder's
+    factor, 0.18215 for Stable Diffusion's, not centred (MeanFlow, VaMF); fixed: less a mean and over a deviation for
+    each channel, published for ImageNet (improved MeanFlow, TVM); own: those of latents.mean and latents.std."""
+    mean: tuple[float, ...] = ()
+    """own: what is subtracted, one number or one for each channel, in the autoencoder's units before its factor; 0 if
+    left out."""
+    std: tuple[float, ...] = ()
+    """own: what is divided by, likewise."""
+
+    def __post_init__(self):
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            allowed = self.scale == "own" or not value
+            require(allowed, f"latents.{name}", value, "none, unless latents.scale = own")
+            require(bool(np.isfinite(value).all()), f"latents.{name}", value, "finite numbers")
+        given = self.scale != "own" or (len(self.std) > 0 and min(self.std) > 0)
+        require(given, "latents.std", self.std, "with latents.scale = own one number above 0, or one for each channel")
+
+    def of(self, folder: Path, index: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Shift and scale (c,) of stored latents, float32: the network sees (stored - shift) / scale.
+
+        Raises:
+            UserError: constants for another number of channels.
+        """
+        channels, made = index["shape"][-1], index["settings"]["autoencoder"]
+        raw = FACTORS.get(made, 1.0)
+        mean, std = {
+            "standardise": (index["mean"], index["std"]),
+            "factor": (0.0, 1.0),
+            "fixed": (kl.SCALE * np.array(kl.CHANNEL_MEAN), kl.SCALE * np.array(kl.CHANNEL_STD)),
+            "own": (raw * np.array(self.mean or (0.0,)), raw * np.array(self.std)),
+        }[self.scale]
+        for name, found in (("mean", mean), ("std", std)):
+            if np.size(found) not in (1, channels):
+                raise UserError(
+                    f"{folder}: latents of {channels} channels ({made}); latents.scale = {self.scale} has "
+                    f"{np.size(found)} for {name}" + "; choose standardise, factor or own" * (self.scale == "fixed")
+                )
+        return np.full(channels, mean, np.float32), np.full(channels, std, np.float32)
 
 
 def is_folder(path: Path) -> bool:
@@ -62,19 +119,23 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def load(
-    folder: Path, *, holdout: float = 0.1, standardise: bool = True, memory: float = 4.0, streamed: bool = False
+    folder: Path,
+    *,
+    holdout: float = 0.1,
+    units: LatentScale = LatentScale(),
+    memory: float = 4.0,
+    streamed: bool = False,
 ) -> Dataset:
-    """The latents of a folder as a data set; original units are the autoencoder's latents.
+    """The latents of a folder as a data set; original units are those of the stored latents, which are decoded.
 
     Args:
         holdout: share of the pictures kept for evaluation, in [0, 0.5].
-        standardise: mean 0 and standard deviation 1 for each channel; otherwise latents as they are (those of Stable
-            Diffusion times 0.18215).
+        units: what the network sees.
         memory: largest set to hold in memory, in GiB; a larger one is streamed from disk.
         streamed: from disk, whatever the size.
 
     Raises:
-        UserError: no index, an encoding that is not finished, or a damaged shard (named).
+        UserError: no index, an encoding that is not finished, a damaged shard (named), or units of other latents.
     """
     index = read_index(folder)
     if not index["complete"]:
@@ -86,8 +147,7 @@ def load(
     train, held = parted(index["count"], holdout)
     test = held if len(held) else train
     shape = tuple(index["shape"])
-    shift = np.asarray(index["mean"] if standardise else 0.0, np.float32)
-    scale = np.asarray(index["std"] if standardise else 1.0, np.float32)
+    shift, scale = units.of(folder, index)
 
     def take(arrays, keys, rows):
         view_key, noise_key = keys
@@ -130,6 +190,7 @@ def load(
         arrays=arrays,
         draw=draw,
         reference=reference,
+        unseen=len(held) > 0,
         shift=shift,
         scale=scale,
         num_classes=index["num_classes"],

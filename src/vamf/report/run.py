@@ -65,11 +65,11 @@ def write(run: Run, evaluation: dict) -> Path:
         drawn = {name: {of: rows[:, i] for of, rows in numbers.items()} for i, name in enumerate(names[:COLUMNS])}
         page.figure(figures.histograms(drawn), f"Distributions of the first {len(drawn)} {kind}, in original units.")
 
-    seen = dataset.arrays and config.holdout == 0
-    page.section("Distances to the training data" if seen else "Distances to unseen data")
+    points = "of the training data, since none were held out; the floor's real samples are among them"
+    page.section("Distances to unseen data" if dataset.unseen else "Distances to the training data")
     page.text(
         f"Sliced Wasserstein distances of {evaluation['samples']:,} samples to {evaluation['reference']:,} points "
-        + ("of the training data, since none were held out" if seen else "that training has not seen")
+        + ("that training has not seen" if dataset.unseen else points)
         + f"; {evaluation['projections']} directions, in original units. The floor is the distance of real samples: "
         "nothing can be expected to be lower."
     )

@@ -105,6 +105,8 @@ DEFAULT = Budget("default", 1500, (0, 1), BETAS, OTHERS, SMALL, 5, 5000, 4, 256)
 FULL = Budget("paper", 0, (0, 1), BETAS, OTHERS, None, 10, 10_000, 20, 512)
 STEPS = {"cifar10_dit": 40_000}
 """Steps of a configuration in a budget that has none, where they are not the configuration's."""
+HOLDOUT = 0.1
+"""Share of the pictures or latents that no arm sees and the judge does, where the configuration keeps none."""
 PRESET = {"quick": "fashion_mnist", "default": "fashion_mnist", "paper": "cifar10_dit"}
 """The configuration of a budget where none is named."""
 
@@ -203,6 +205,7 @@ class DitStudy:
         return dataclasses.replace(
             base,
             data=absolute(self.data or base.data),
+            holdout=base.holdout or HOLDOUT,
             network=self.budget.network or base.network,
             steps=steps,
             checkpoint_every=checkpoint_every,

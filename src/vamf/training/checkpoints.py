@@ -185,12 +185,13 @@ class Checkpoints:
                 each process what it needs; the others become host arrays.
 
         Raises:
-            UserError: the checkpoint belongs to another configuration, is not there or cannot be read.
+            UserError: the checkpoint belongs to another configuration or network, is not there or cannot be read.
         """
         leaves, structure = jax.tree.flatten(like)
         template = {name: _blank(leaf) for name, leaf in _named(leaves).items()}
         steps = self._named(which)
         for step in steps:
+            foreign = "a checkpoint of another configuration or other data"
             try:
                 facts = self._facts(step)
                 if facts["fingerprint"] == self.fingerprint:
@@ -198,14 +199,16 @@ class Checkpoints:
                     restored = self._manager.restore(step, args=args)["state"]
                     if not _matches(restored, facts):
                         raise ValueError("its arrays do not match their checksum")
-                    state = jax.tree.unflatten(structure, [restored[name] for name in sorted(restored)])
-                    return Restored(state, step, facts.get("metrics", {}))
+                    if all(restored[name].shape == blank.shape for name, blank in template.items()):
+                        state = jax.tree.unflatten(structure, [restored[name] for name in sorted(restored)])
+                        return Restored(state, step, facts.get("metrics", {}))
+                    foreign = "a checkpoint of a network of other shapes; the data may have other classes now"
             except Exception as error:
                 older = [other for other in steps if other < step]
                 then = f"; using step {older[0]}" if older else ""
                 self._say(f"checkpoint {self.folder / str(step)} cannot be read ({_line(error)}){then}")
             else:
-                raise UserError(f"{self.folder / str(step)}: a checkpoint of another configuration or other data")
+                raise UserError(f"{self.folder / str(step)}: {foreign}")
         if steps and which == "newest":
             raise UserError(f"{self.folder}: no checkpoint can be read; start again with another --out")
         if steps:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vamf import networks
-from vamf.data import Dataset, ImageConfig, load
+from vamf.data import Dataset, ImageConfig, LatentScale, load
 from vamf.data.augment import Augmentation
 from vamf.data.whitening import whiten
 from vamf.errors import UserError, require
@@ -270,9 +270,11 @@ class TrainConfig:
     conditional: bool = True
     """Learn one generator for all classes, where the data has classes."""
     holdout: float = 0.1
-    """Share of a table's rows kept for evaluation, never trained on."""
+    """Share of a table's rows, or of pictures or latents without a test set, kept for evaluation, never trained on."""
     images: ImageConfig = ImageConfig()
     """How pictures are prepared."""
+    latents: LatentScale = LatentScale()
+    """The units in which the network sees latents."""
     augment: Augmentation = Augmentation(probability=0.0)
     """Random moves of pictures in training, of which the network is told; 0.12 is usual, with augment_features 6."""
     teacher: str = ""
@@ -347,13 +349,15 @@ class TrainConfig:
         """The data, without labels where the training does not use them.
 
         Raises:
-            UserError: unknown name, or a file that cannot be used.
+            UserError: unknown name, a file that cannot be used, or options for data of another kind.
         """
-        dataset = load(self.data, self.holdout, self.images)
+        dataset = load(self.data, self.holdout, self.images, self.latents)
+        if self.latents.scale == "own" and dataset.latents is None:
+            raise UserError(f"latents.scale = own: {dataset.name} holds no latents")
         if self.augment.features and dataset.picture != dataset.event_shape:
             raise UserError(f"augment: moves pictures; samples of {dataset.name} have shape {dataset.event_shape}")
-        if not self.conditional:
-            dataset = dataclasses.replace(dataset, num_classes=0)
+        if dataset.num_classes and not self.conditional:
+            dataset = dataclasses.replace(dataset, num_classes=0, summary=f"{dataset.summary}; classes are not used")
         return whiten(dataset, self.whiten) if self.whiten else dataset
 
     def _check_augment(self, objective: Objective) -> None:
@@ -402,6 +406,7 @@ LATER: dict[str, Any] = {
     "whiten": 0.0,
     "jvp_dtype": "float32",
     "images": dataclasses.asdict(ImageConfig()),
+    "latents": dataclasses.asdict(LatentScale()),
     "augment": dataclasses.asdict(Augmentation(probability=0.0)),
     "matching_times": dataclasses.asdict(TimesConfig()),
     "couplings": dataclasses.asdict(CouplingConfig()),

@@ -80,11 +80,11 @@ def load_teacher(config: TrainConfig, dataset: Dataset) -> AverageVelocity:
     """The moving average of the run that a configuration names as its teacher.
 
     Raises:
-        UserError: no run is named, it has no checkpoint, or its data has another shape.
+        UserError: no run is named, it has no checkpoint, or its data has another shape or other units of latents.
     """
     if not config.teacher:
         raise UserError("proxy = teacher: name the teacher's run with --teacher RUN")
-    network, params = _load("teacher", config.teacher, dataset)
+    network, params = _load("teacher", config, dataset)
     return network.bind(jax.tree.map(jnp.asarray, params))
 
 
@@ -92,26 +92,32 @@ def load_initial(config: TrainConfig, dataset: Dataset) -> Any:
     """The parameters that a training starts from: the moving average of the run it names; () where it names none.
 
     Raises:
-        UserError: the run has no checkpoint, or its data or network has another shape.
+        UserError: the run has no checkpoint, its data or network has another shape, or latents have other units.
     """
     if not config.initial:
         return ()
-    _, params = _load("initial", config.initial, dataset)
+    _, params = _load("initial", config, dataset)
     own = networks.build(config.network, dataset.event_shape, dataset.num_classes, config.build_objective().heads)
     networks.overlay(jax.eval_shape(own.init, jax.random.key(0)), params)
     return params
 
 
-def _load(option: str, folder: str, dataset: Dataset) -> tuple[networks.Network, Any]:
+def _load(option: str, config: TrainConfig, dataset: Dataset) -> tuple[networks.Network, Any]:
     """The network of another run and its averaged parameters on the host."""
     from vamf.progress import Progress
     from vamf.training.run import Run
 
+    folder = getattr(config, option)
     run = Run.open(Path(folder))
     if run.dataset.event_shape != dataset.event_shape:
         raise UserError(
             f"{option} = {folder}: its samples have shape {run.dataset.event_shape}, "
             f"those of {dataset.name} {dataset.event_shape}"
+        )
+    if dataset.latents and run.dataset.latents and run.config.latents != config.latents:
+        raise UserError(
+            f"{option} = {folder}: its network sees latents with latents.scale = {run.config.latents.scale}, this "
+            f"training's with {config.latents.scale}; both need the same options --latents"
         )
     state, _ = run.load(Progress(show=False))
     return run.grid.bare, jax.tree.map(lambda leaf: leaf[0], run.grid.collect(state.average))

@@ -195,6 +195,8 @@ class Run:
     def evaluate(self, state: State, step: int, seed: int = 0) -> dict:
         """Sliced Wasserstein distances to held-out data in original units, beside those of real data.
 
+        Where nothing was held out, the reference is training data, and `unseen` is False.
+
         `floor` is the same distance between real samples and the reference: nothing can be expected to be lower.
         """
         count = self._at_most(EVALUATED)
@@ -218,6 +220,7 @@ class Run:
             "step": step,
             "samples": count,
             "reference": len(reference),
+            "unseen": self.dataset.unseen,
             "projections": 500,
             "parameters": "moving average",
             "distances": rows,
