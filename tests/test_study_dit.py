@@ -165,6 +165,7 @@ def test_budgets(tmp_path):
     imagenet = DitStudy(tmp_path, dit.FULL, "imagenet_dit_b4").base
     assert imagenet.network == DiTConfig.named("B/4")
     assert imagenet.optimiser.ema_decay == pytest.approx(0.9999)  # the paper's
+    assert (imagenet.holdout, default.base.holdout) == (0.1, 0.1)  # the judge needs pictures that no arm sees
     for base, stops in ((default.base, 5), (full.base, 10), (imagenet, 10)):
         assert base.log.variance_every * stops == base.steps
         assert base.log.variance_every % base.checkpoint_every == 0
