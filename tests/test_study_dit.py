@@ -65,7 +65,7 @@ def test_every_arm_is_judged_at_equal_steps(finished):
     assert [(row["arm"], int(row["seed"]), int(row["step"])) for row in rows] == [
         (arm, seed, step) for arm in arms for seed in (4, 5) for step in (2, 4)
     ]
-    assert {row["tangent_mix"] for row in rows if row["arm"].startswith("beta = 0.5")} == {"0.75"}
+    assert {row["tangent_mix"] for row in rows if row["arm"].startswith("beta = 0.5")} == {"0.5"}
     for row in rows:
         assert float(row["frechet"]) > 0
         assert 0 <= float(row["accuracy"]) <= 1
@@ -115,10 +115,9 @@ def study(tmp_path, **options):
 
 @pytest.mark.parametrize("beta", dit.BETAS)
 def test_the_noise_of_the_tangent_is_the_papers(tmp_path, beta):
-    """With u = k z the residual is affine in v_c; the paper's N_beta = (1 - beta) M - I, times w = (1 - kappa) W."""
+    """With u = k z the residual is affine in v_c; the paper's N_beta = (1 - beta) M - I, times omega = (1 - kappa) W."""
     objective = study(tmp_path).config(beta, {}).build_objective()
-    assert objective.guidance == 2
-    assert objective.gamma == 0.5
+    assert (objective.guidance, objective.guidance_mix, objective.gamma) == (2, 0.5, 0)
     assert objective.proxy == "ema"
     k, v_hat, z = 1.7, 0.6, 0.3
     r, t = np.array([0.2, 0.0, 0.1]), np.array([0.7, 0.9, 0.15])
@@ -135,19 +134,19 @@ def test_the_noise_of_the_tangent_is_the_papers(tmp_path, beta):
     moved = (t - r) * k
     np.testing.assert_allclose(coefficient, np.abs((1 - beta) * moved - 1), rtol=1e-3)
     a, b = objective.noise(0)
-    assert (a, b) == pytest.approx((0.5 * (1 - beta), 0.5 * beta))
+    assert (a, b) == pytest.approx((1 - beta, beta))
 
 
 def test_arms_differ_in_what_they_are_named_for(tmp_path):
     trainings = dict(zip(("sweep", *(arm.name for arm in dit.OTHERS)), study(tmp_path).trainings(), strict=True))
     sweep = trainings["sweep"][0]
-    assert sweep.betas == [0.5, 0.5, 0.625, 0.625, 0.75, 0.75, 1.0, 1.0]
+    assert sweep.betas == [0.0, 0.0, 0.25, 0.25, 0.5, 0.5, 1.0, 1.0]
     assert list(sweep.seeds) == [4, 5] * 4
     made = {name: training.config.build_objective() for name, (training, _) in trainings.items()}
     plain = made.pop("sweep")
     assert (plain.weight_power, plain.anchor_weight, plain.rao_blackwell) == (1, 0, False)
     for name, objective in made.items():
-        assert objective.beta == (0.5 if "bank" in name else 1.0)
+        assert objective.beta == (0.0 if "bank" in name else 1.0)
         assert objective.weight_power == (0 if "p = 0" in name else 1)
         assert objective.anchor_weight == (0.1 if "anchor" in name else 0)
         assert objective.bank_memory == (256 if "bank" in name else 0)
@@ -208,7 +207,7 @@ def linear():
 
 
 def guided(**options):
-    return create("vamf", beta=0.5, gamma=0.5, guidance=2.0, label_dropout=0.1, **options)
+    return create("vamf", beta=0.0, guidance=2.0, guidance_mix=0.25, label_dropout=0.1, **options)
 
 
 def gaussian(key, n):
@@ -217,7 +216,7 @@ def gaussian(key, n):
 
 @pytest.fixture(scope="module")
 def measured():
-    """A linear network, p = 1.6 and in the average 1.2, on Gaussian data: kappa 0.5, W 2, d 5."""
+    """A linear network, p = 1.6 and in the average 1.2, on Gaussian data: kappa 0.25, W 2, d 5."""
     instrument = Instrument(of_draws(lambda arrays, key, n: gaussian(key, n), (5,)), linear(), guided(), 20_000)
     nets = np.full(1, 1.6, np.float32), np.full(1, 1.2, np.float32)
     return {plain: instrument.at_times(*nets, plain) for plain in (True, False)}, instrument.under_the_law(*nets)
@@ -232,7 +231,7 @@ def gaussians(plain):
     t = np.array(TIMES)
     z = np.stack([1 - t, t])
     v_c, u, v_hat = np.stack([-np.ones(9), np.ones(9)]), 1.6 * z, 1.2 * z
-    tangent = v_c if plain else 0.5 * (2 * v_c - u) + 0.5 * v_hat
+    tangent = v_c if plain else 0.75 * (2 * v_c - u) + 0.25 * u
     return tangent, v_hat, u, tangent - v_hat, np.minimum(t, 0.25)
 
 
