@@ -105,7 +105,7 @@ TABLE = {
     "lagrangian_map": Row({}, quiet),
     "eulerian_map": Row({"proxy": "ema"}, quiet),
     "meanflow_rae": Row({"difference": 1e-4}, quiet),
-    "mid_training": Row({"proxy": "teacher"}, bias=quiet, gradient_biased=True),  # by its Euler steps
+    "mid_training": Row({"pairs": 1}, bias=quiet, gradient_biased=True),  # by its Euler steps
     "flow_consist": Row({}, quiet),
     "consistency": Row({"correction": 1.0}, beta_noise(0)),
     "ddpm": Row(noise=None),
@@ -416,20 +416,33 @@ def test_consistency_is_meanflow_once_it_is_warm():
     np.testing.assert_allclose(objective.loss_at(NETWORK, x, e, r, t, step=0), cold, rtol=1e-10)
 
 
-@pytest.mark.parametrize("points", [4, 16])
-def test_mid_training_regresses_the_teachers_trajectory(points):
-    """Of v = a_t z: z_k is the noise times a product of Euler's factors."""
+@pytest.mark.parametrize(
+    ("points", "shift", "told"),
+    [(5, 1.0, "shifted"), (16, 6.93, "shifted"), (16, 6.93, "unshifted")],
+    ids=["even", "paper", "official code"],
+)
+@pytest.mark.parametrize("pairs", [1, 3])
+def test_mid_training_regresses_the_teachers_trajectory(points, shift, told, pairs):
+    """Of v = a_t z, another a for each class, z_k is the noise times a product; rows in turn share noise and label."""
     x, e = (np.asarray(a) for a in batch()[:2])
+    label, own = np.arange(8) % 3, np.arange(8) // pairs * pairs
     start, end = np.array([1, 2, 3, 4, 4, 4, 2, 3]), np.array([0, 0, 2, 0, 1, 3, 1, 1])
-    factor = 1 - instant(np.arange(1, points + 1) / points) / points  # from k to k - 1
-    path = np.array([np.prod(factor[k:]) for k in range(points + 1)])
-    z, z_end, gap = path[start, None] * e, path[end, None] * e, (start - end)[:, None] / points
-    expected = NETWORK(z, end / points, start / points) - (z - z_end) / gap
-    times = jnp.asarray(end / points), jnp.asarray(start / points)
-    teacher = exact_average(GAUSSIAN)
-    found = residuals(
-        plain("mid_training", points=points), NETWORK, jnp.asarray(x), jnp.asarray(e), *times, proxy=teacher
-    )
+    even = np.arange(points) / (points - 1)
+    grid = shift * even / (1 + (shift - 1) * even)
+    slopes = instant(grid[1:]) + 0.1 * np.arange(3)[:, None]
+    factor = 1 - np.diff(grid) * slopes
+    path = np.array([np.prod(factor[:, k:], axis=1) for k in range(points)])
+    z, z_end = (path[at, label[own], None] * e[own] for at in (start, end))
+    t, r = (grid if told == "shifted" else even)[np.stack([start, end])]
+    expected = NETWORK(z, r, t, label[own]) - (z - z_end) / (t - r)[:, None]
+
+    def teacher(z, r, t, label):
+        return GAUSSIAN.velocity(z, t) + 0.1 * label[:, None] * z
+
+    law = TimeLaw("grid", points=points, shift=shift)
+    objective = plain("mid_training", times=law, pairs=pairs, student_times=told)
+    asked = [jnp.asarray(a) for a in (x, e, grid[end], grid[start])]
+    found = residuals(objective, NETWORK, *asked, label=jnp.asarray(label), proxy=teacher)
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -439,9 +452,25 @@ def test_trajectories_of_many_points_leave_the_exact_average_velocity_stationary
         jnp.array([0.25, 0.5, 0.5, 0.75, 0.75, 1.0, 1.0, 1.0]),
         jnp.array([0.0, 0.0, 0.25, 0.25, 0.5, 0.0, 0.5, 0.75]),
     )
-    u = exact_average(GAUSSIAN)
-    errors = [np.abs(residuals(plain("mid_training", points=k), u, x, e, r, t, proxy=u)).max() for k in (64, 128, 256)]
+    u, errors = exact_average(GAUSSIAN), []
+    for steps in (64, 128, 256):
+        objective = plain("mid_training", times=TimeLaw("grid", points=steps + 1), pairs=1)
+        errors.append(np.abs(residuals(objective, u, x, e, r, t, proxy=u)).max())
     np.testing.assert_allclose([errors[0] / errors[1], errors[1] / errors[2]], 2, rtol=0.1)  # Euler's order
+
+
+def test_a_trajectory_serves_its_pairs():
+    """64 rows cost the teacher one trajectory, of 15 calls."""
+    objective, seen = objectives.create("mid_training"), []
+
+    def teacher(z, r, t, label):
+        seen.append(z.shape[0])
+        return z
+
+    x = jnp.zeros((512, D))
+    jax.eval_shape(lambda key: objective(NETWORK, x, None, key, 0, teacher), jax.random.key(0))
+    assert seen == [8]  # in a loop over the steps
+    assert len(objective.times.grid()) - 1 == 15
 
 
 def test_a_distilled_split_asks_the_teacher_on_the_diagonal_and_itself_for_jumps():
@@ -512,7 +541,8 @@ CONSTANTS = {
     "improved_meanflow": {"beta": 1.0, "gamma": 0.0, "weight_power": 1.0, "weight_constant": 1e-2,
                           "times": (*IMAGES, 0.5)},
     "accelerated_meanflow": {"weight_power": 1.0, "weight_constant": 1e-2, "times": (*IMAGES, 0.75)},
-    "terminal_velocity": {"reduction": "mean", "matching_weight": 1.0, "times": ("terminal", -0.4, 1.0, 0.0)},
+    "terminal_velocity": {"reduction": "mean", "matching_weight": 1.0, "weight_guidance": 2.0,
+                          "times": ("terminal", -0.4, 1.0, 0.0)},
     "rectified_meanflow": {"weight_power": 0.5, "weight_constant": 1e-2, "reduction": "mean",
                            "times": ("u_shaped", -0.4, 1.0, 0.75)},
     "decoupled_meanflow": {"weight": "cauchy", "weight_constant": 1e-2, "matching_noise": "fresh",
@@ -526,8 +556,8 @@ CONSTANTS = {
     "split_meanflow": {"times": (*IMAGES, 0.5)},
     "flow_consist": {"beta": 1.0, "gamma": 1.0, "anchor_weight": 1.0, "anchor_range": (0.0, 0.0),
                      "rectify_weight": 1.0},
-    "mid_training": {"points": 16, "times": ("grid", -0.4, 1.0, 0.0)},
-    "consistency": {"weight": "norm", "weight_constant": 0.1, "times": ("to_data", -1.0, 1.4, 0.0)},
+    "mid_training": {"pairs": 64, "student_times": "shifted", "times": ("grid", -0.4, 1.0, 0.0)},
+    "consistency": {"weight": "norm", "weight_constant": 0.1, "times": ("to_data", -1.0 + np.log(2.0), 1.4, 0.0)},
     "vamf_corner": {"anchor_weight": 0.5, "anchor_range": (1e-4, 1e-2), "times": ("uniform", -0.4, 1.0, 0.25)},
 }  # fmt: skip
 
@@ -540,6 +570,33 @@ def test_defaults_are_the_published_constants(name):
         if option == "times":
             found = (found.law, found.mean, found.std, found.equal_fraction)
         assert found == value
+
+
+def test_the_published_grid_of_mid_training():
+    """16 points, 15 Euler steps, shifted by sqrt(768 * 16 * 16 / 4096)."""
+    times = objectives.create("mid_training").times
+    assert times.points == 16
+    assert times.shift == pytest.approx(np.sqrt(768 * 16 * 16 / 4096), abs=2e-3)
+    assert times.shift == objectives.create("meanflow_rae").times.shift
+
+
+@pytest.mark.parametrize("deviation", [1.0, 0.5])
+def test_consistency_draws_the_noise_levels_of_trigflow(deviation):
+    """arXiv:2410.11081 at its data deviation of .5: z = cos(s) x + sin(s) n, n of deviation .5, s = arctan(e^tau / .5).
+
+    The noise relative to the data is tan(s) there; on z = (1 - t) x + t e it is t / ((1 - t) deviation).
+    """
+    rng = np.random.default_rng(0)
+    angle = np.arctan(np.exp(-1.0 + 1.4 * rng.normal(size=100_000)) / 0.5)
+    relative = (np.sin(angle) * 0.5) / (np.cos(angle) * 0.5)
+    law = objectives.create("consistency").times
+    if deviation == 0.5:  # pictures in [-1, 1]
+        law = dataclasses.replace(law, mean=-1.0)
+    r, t = law.draw(jax.random.key(0), 20_000)
+    assert np.all(r == 0)
+    shares = [0.05, 0.25, 0.5, 0.75, 0.95]
+    found, expected = np.quantile(t / ((1 - t) * deviation), shares), np.quantile(relative, shares)
+    np.testing.assert_allclose(np.log(found), np.log(expected), atol=0.06)  # 4 standard errors at the ends
 
 
 def test_schedules_are_the_published_ones():
@@ -662,6 +719,29 @@ def test_the_velocity_head_is_trained_and_makes_the_tangent():
         found = plain("improved_meanflow", proxy="head", weight=weight).loss_at(Headed(), x, e, r, t)
         expected = of(squared, 0.3 * t - 0.2 * r) + of(head, 0.1 * t)
         np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def test_terminal_velocity_weighs_guided_rows_as_its_code():
+    """Both errors are divided by W where the label is shown: with the network F = u / W, its 1 / W at such a row."""
+    x, e, r, t = (np.asarray(a) for a in batch())
+    x, e, r, t = x[2:], e[2:], r[2:], t[2:]
+    label, at, scale = np.array([-1, 0, 1, 2, -1, 0]), np.linspace(0.1, 0.8, 6), 2.5
+    w = np.where(label == -1, 1.0, scale)[:, None]
+
+    def network(z, r, t, label=label):
+        return NETWORK(z, r, t, label) / w
+
+    z, gap = x + t[:, None] * (e - x), (t - r)[:, None]
+    end = z - gap * w * network(z, r, t)
+    slope = oracles.directional(lambda s: network(z, r + s, t))
+    terminal = ((w * (network(z, r, t) - gap * slope) - PROXY(end, r, r, label)) / w) ** 2
+    z = x + at[:, None] * (e - x)
+    target = w * (e - x) + (1 - w) * NETWORK(z, at, at, np.full(6, -1))
+    matching = ((w * network(z, at, at) - target) / w) ** 2
+    objective = objectives.create("terminal_velocity", guidance=scale, label_dropout=0.1)
+    asked = [jnp.asarray(a) for a in (x, e, r, t)]
+    found = objective.loss_at(NETWORK, *asked, jnp.asarray(label), PROXY, matching_t=jnp.asarray(at))
+    np.testing.assert_allclose(found, (terminal + matching).mean(axis=1), rtol=1e-6)
 
 
 def test_a_bank_with_nothing_to_average_is_refused():

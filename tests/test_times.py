@@ -191,6 +191,7 @@ def test_keys_decide():
         ({"eps": -1e-3}, "eps"),
         ({"shift": 0.0}, "shift"),
         ({"gap_std": -1.0}, "gap-std"),
+        ({"points": 1}, "points"),
     ],
 )
 def test_refusals_name_the_field(options, name):
@@ -205,6 +206,64 @@ def test_the_grid_has_pairs_of_different_points():
     assert np.all(pairs[0] < pairs[1])
     assert pairs.shape[1] == 17 * 16 / 2
     assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_the_published_grid_is_shifted():
+    """16 times, t = 6.93 s / (1 + 5.93 s) of even s."""
+    r, t = draw(40_000, law="grid", points=16, shift=6.93, equal_fraction=0.0)
+    even = np.stack([r, t]) / (6.93 - 5.93 * np.stack([r, t])) * 15
+    np.testing.assert_allclose(even, np.round(even), atol=2e-5)
+    pairs, counts = np.unique(np.round(even), axis=1, return_counts=True)
+    assert np.all(pairs[0] < pairs[1])
+    assert pairs.shape[1] == 16 * 15 / 2
+    assert stats.chisquare(counts).pvalue > 1e-3
+    law = TimeLaw("grid", points=16, shift=6.93)
+    np.testing.assert_array_equal(law.index(law.grid()), np.arange(16))
+
+
+def by_the_official_procedure(n, mean, second_mean, std, share):
+    """Recipe v1 of MeanFlow on CIFAR-10, row by row: t, r of their own, r := t at random, r := min(t, r)."""
+    rng = np.random.default_rng(3)
+    t, r = (1 / (1 + np.exp(-m - std * rng.normal(size=n))) for m in (mean, second_mean))
+    r = np.where(rng.uniform(size=n) < share, t, r)
+    return np.minimum(t, r), t
+
+
+@pytest.mark.parametrize(
+    ("second_mean", "share"), [(-4.0, 0.25), (-0.6, 0.25), (0.4, 0.0), (-4.0, 1.0)], ids=["v1", "same", "late", "equal"]
+)
+def test_r_is_cut_at_t_as_in_the_official_recipe(second_mean, share):
+    published = -0.6, second_mean, 1.6, share
+    law = TimeLaw("logit_normal_min", mean=-0.6, second_mean=second_mean, std=1.6, equal_fraction=share)
+    expected_r, expected_t = by_the_official_procedure(200_000, *published)
+    on = expected_r == expected_t
+    assert abs(law.diagonal - on.mean()) < 5 * 0.5 / np.sqrt(200_000)
+    r, t = (np.asarray(a, np.float64) for a in law.draw(jax.random.key(0), 10_000))
+    count = law.count_equal(10_000)
+    assert abs(count - 10_000 * law.diagonal) <= 0.5
+    assert np.all(r[:count] == t[:count])
+    assert np.sum(r[count:] >= t[count:]) <= 1  # in single precision
+    # Every row as published, on the diagonal and off it ...
+    pairs = [(t[:count], expected_t[on])]
+    if share < 1:
+        pairs += [
+            (t[count:], expected_t[~on]),
+            (r[count:], expected_r[~on]),
+            ((t - r)[count:], (expected_t - expected_r)[~on]),
+        ]
+        pairs.append((np.log(r / t)[count:], np.log(expected_r / expected_t)[~on]))
+    for found, expected in pairs:
+        assert stats.ks_2samp(found, expected).pvalue > 1e-3
+    # ... and all rows together by closed forms: t is never moved, and r is the lesser of two or t itself.
+    cdf_t, cdf_r = single_cdf("", mean=-0.6, std=1.6), single_cdf("", mean=second_mean, std=1.6)
+    assert stats.kstest(t, cdf_t).pvalue > 1e-3
+    assert (
+        stats.kstest(r, lambda q: share * cdf_t(q) + (1 - share) * (1 - (1 - cdf_t(q)) * (1 - cdf_r(q)))).pvalue > 1e-3
+    )
+    # The sorted law of recipe v0 is another.
+    if second_mean == -4.0 and share < 1:
+        other = draw(10_000, law="logit_normal", mean=-0.6, second_mean=-4.0, std=1.6, equal_fraction=law.diagonal)[1]
+        assert stats.ks_2samp(other[:count], expected_t[on]).pvalue < 1e-6
 
 
 def test_the_law_of_the_diagonal_moves_over_training():

@@ -314,9 +314,10 @@ def test_shortest_filter_averages_and_repeats():
     np.testing.assert_allclose(blocks.double(x, (1, 1)), x.repeat(2, axis=1).repeat(2, axis=2), atol=1e-6)
 
 
-def pieces(seed=0, fan_in=12, fan_out=16, **options):
+def pieces(seed=0, fan_in=12, fan_out=16, **more):
     """A block and an input for it."""
-    options = {"width": 8, "dropout": 0.0, "scale": 0.5**0.5, "attention_scale": 0.2, "dtype": None} | options
+    options = {"width": 8, "dropout": 0.0, "scale": 0.5**0.5, "attention_scale": 0.2, "groups": "most", "dtype": None}
+    options |= more
     block = away(nnx.eval_shape(lambda: blocks.Block(fan_in, fan_out, rngs=nnx.Rngs(0), **options)), 0.3)
     rng = np.random.default_rng(seed)
     x, at = rng.normal(size=(2, 6, 4, fan_in)), rng.normal(size=(2, 8))
@@ -360,7 +361,19 @@ def by_numpy(block, x, at, groups):
 
 def test_block_is_its_formula():
     block, x, at = pieces(attends=True)
+    np.testing.assert_allclose(block(x, at, None), by_numpy(block, x, at, groups=(3, 4)), rtol=1e-4, atol=1e-4)
+    block, x, at = pieces(attends=True, groups="power_of_two")
     np.testing.assert_allclose(block(x, at, None), by_numpy(block, x, at, groups=(1, 4)), rtol=1e-4, atol=1e-4)
+
+
+def test_groups_are_the_official_ones_wherever_those_divide_the_channels():
+    """min(32, channels // 4), as the networks of Karras et al. have it."""
+    for channels in range(4, 1025, 4):
+        official, found = min(32, channels // 4), blocks.GROUPS["most"](channels)
+        assert channels % found == 0
+        assert found == official if channels % official == 0 else found < official
+    for channels in (128, 256, 384, 512):  # those of the published networks: runs with either name are the same
+        assert blocks.GROUPS["power_of_two"](channels) == blocks.GROUPS["most"](channels)
 
 
 def by_torch(torch, block, x, at, groups):

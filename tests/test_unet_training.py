@@ -1,6 +1,7 @@
 """Dropout and augmentation in training: who is told, who is not, and that a step's randomness is its own."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,11 @@ from vamf import cli, networks
 from vamf.condition import HIDDEN, Condition
 from vamf.data.augment import Augmentation
 from vamf.errors import UserError
-from vamf.networks import DiTConfig, Network, UNetConfig
+from vamf.networks import DiTConfig, MLPConfig, Network, UNetConfig
 from vamf.objectives import create
 from vamf.progress import Progress
 from vamf.training import loop, presets
-from vamf.training.config import LogConfig, ObjectiveConfig, TimesConfig, TrainConfig, identity
+from vamf.training.config import LogConfig, ObjectiveConfig, TimesConfig, TrainConfig, identity, read_json, to_json
 from vamf.training.couplings import CouplingConfig
 from vamf.training.grid import Grid
 from vamf.training.run import Run
@@ -277,6 +278,56 @@ def test_the_preset_has_the_published_augmentation_and_dropout():
     assert config.augment.probability == 0.12
     assert config.augment.kinds == ["mirror", "scale", "stretch", "shift"]
     assert config.augment.features == config.network.augment_features == 6
+
+
+def test_the_recipes_of_meanflow_have_their_published_constants():
+    """cifar10_v0.sh and cifar10_v1.sh of the official code; an epoch is 50,000 // (8 * 128) = 48 steps."""
+    paper, better = (presets.PRESETS[name] for name in ("cifar10_unet", "cifar10_unet_v1"))
+    assert (better.steps, better.optimiser.warmup) == (16_000 * 48, 200 * 48) == (768_000, 9600)
+    assert (better.batch_size, better.learning_rate) == (1024, 6e-4)
+    assert (better.optimiser.b1, better.optimiser.b2) == (0.9, 0.999)
+    assert (better.optimiser.ema_decay, better.optimiser.final_learning_rate) == (0.99995, 1.0)
+    law, earlier = (config.build_objective().times for config in (better, paper))
+    assert (law.law, law.mean, law.second_mean, law.std) == ("logit_normal_min", -0.6, -4.0, 1.6)
+    assert (earlier.law, earlier.mean, earlier.second_mean, earlier.std) == ("logit_normal", -2.0, None, 2.0)
+    assert law.equal_fraction == earlier.equal_fraction == 0.25
+    assert law.count_equal(1024) == 307
+    same = {"steps": 0, "optimiser": paper.optimiser, "times": TimesConfig()}
+    assert dataclasses.replace(better, **same | {"steps": 1}) == dataclasses.replace(paper, **same | {"steps": 1})
+
+
+@pytest.mark.parametrize(
+    ("method", "part", "meant"),
+    [
+        ("consistency", "times", {"mean": -1.0}),
+        ("mid_training", "times", {"shift": 1.0, "points": 17}),
+        ("mid_training", "objective", {"pairs": 1}),
+        ("terminal_velocity", "objective", {"weight_guidance": 0.0}),
+        ("meanflow", "network", {"groups": "power_of_two"}),
+    ],
+)
+def test_earlier_runs_go_on_as_they_were(method, part, meant, tmp_path):
+    """What a method or network left open has another value now: a config.json from before keeps the one it had then."""
+    network = UNetConfig(channels=4) if part == "network" else MLPConfig()
+    new = TrainConfig("swiss_roll", method=method, network=network)
+    values = json.loads(to_json(new))
+    del values["times"]["points"]
+    for name in ("pairs", "student_times", "weight_guidance"):
+        del values["objective"][name]
+    values["network"].pop("groups", None)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    old = read_json(TrainConfig, tmp_path / "config.json")
+    assert meant.items() <= dataclasses.asdict(old)[part].items()
+    assert identity(old) != identity(new)
+    then = json.loads(identity(old))
+    assert not set(then["objective"]) & {"pairs", "student_times", "weight_guidance"}
+    assert "points" not in then["times"]
+    assert "groups" not in then["network"]
+    # Written again and read again it is the same, and what is said now is not overruled.
+    (tmp_path / "config.json").write_text(to_json(old))
+    assert read_json(TrainConfig, tmp_path / "config.json") == old
+    (tmp_path / "config.json").write_text(to_json(new))
+    assert read_json(TrainConfig, tmp_path / "config.json") == new
 
 
 def test_earlier_runs_keep_their_identity():

@@ -41,8 +41,9 @@ methods: {methods}
 `vamf COMMAND --help` lists every option. `vamf --version` prints the version."""
 
 PRESETS = "checkerboard eight_gaussians two_moons swiss_roll two_spirals pinwheel"
-PRESETS += " dgmm2 dgmm4 dgmm8 dgmm16 dgmm32 dgmm64 digits fashion_mnist cifar10_unet cifar10_dit ddpm_cifar10"
-PRESETS += " imagenet_dit_b4 imagenet_dit_b2 imagenet_dit_m2 imagenet_dit_l2 imagenet_dit_xl2 imagenet_in_context_b2"
+PRESETS += " dgmm2 dgmm4 dgmm8 dgmm16 dgmm32 dgmm64 digits fashion_mnist cifar10_unet cifar10_unet_v1 cifar10_dit"
+PRESETS += " ddpm_cifar10 imagenet_dit_b4 imagenet_dit_b2 imagenet_dit_m2 imagenet_dit_l2 imagenet_dit_xl2"
+PRESETS += " imagenet_in_context_b2"
 METHODS = (
     "flow_matching meanflow vamf vamf_corner rao_blackwell alphaflow improved_meanflow modular_meanflow "
     "accelerated_meanflow terminal_velocity rectified_meanflow decoupled_meanflow split_meanflow shortcut "

@@ -208,7 +208,7 @@ def diagnose(
     # One program for the cells, a block of rows each, and for the blocks drawn from the training law.
     lines = tuple(float(line) for line in np.linspace(0, 1, cells + 1))
     plane, weights = _plane(lines, times)
-    r, t = dataclasses.replace(times, equal_fraction=0.0).draw(law_key, BLOCKS * samples)
+    r, t = times.draw_apart(law_key, BLOCKS * samples)
     t_cell, gap = (jnp.repeat(column[:, None], samples, axis=1) for column in jnp.asarray(plane).T)
     blocks = [
         jnp.concatenate([of_cells, of_law.reshape(BLOCKS, samples)]).astype(x.dtype)
@@ -307,7 +307,7 @@ def residual_terms(
 
 def _plane(lines: Sequence[float], times: TimeLaw) -> tuple[np.ndarray, np.ndarray]:
     """Centres (t, gap) of the cells with gap <= t, and the training law's share of each."""
-    r, t = dataclasses.replace(times, equal_fraction=0.0).draw(jax.random.key(0), 2**18)
+    r, t = times.draw_apart(jax.random.key(0), 2**18)
     t, gap = np.asarray(t, np.float64), np.asarray(t - r, np.float64) * (1 - 1e-6)  # a capped gap is on an edge
     counts = np.histogram2d(t, gap, bins=[lines, lines])[0]  # rows t, columns gap
     centres = (np.array(lines[1:]) + np.array(lines[:-1])) / 2

@@ -59,6 +59,9 @@ class UNetConfig:
     """Length of the label that says how an image was augmented; 0 takes none."""
     filter: tuple[int, ...] = (1, 3, 3, 1)
     """Weights of the filter with which ddpm++ changes the resolution; 1 1 averages and repeats."""
+    groups: Literal["most", "power_of_two"] = "most"
+    """Groups of the norms: the most up to 32 that have 4 or more channels each, as published, or the most of these that
+    are a power of two. The same for 64, 128, 256 and 384 channels."""
     dropout: float = 0.0
     """Share of each block's inner activations that are dropped in training."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -77,6 +80,7 @@ class UNetConfig:
         require(self.augment_features >= 0, "network.augment-features", self.augment_features, "0 (none) or more")
         even = len(self.filter) >= 2 and len(self.filter) % 2 == 0 and sum(self.filter) > 0
         require(even, "network.filter", self.filter, "2, 4, 6 ... weights with a sum above 0")
+        require(self.groups in blocks.GROUPS, "network.groups", self.groups, ", ".join(blocks.GROUPS))
         require(0 <= self.dropout < 1, "network.dropout", self.dropout, "[0, 1)")
         require(self.dtype in ("float32", "bfloat16"), "network.dtype", self.dtype, "float32, bfloat16")
 
@@ -112,6 +116,7 @@ class UNet(nnx.Module):
             dropout=config.dropout,
             scale=1.0 if plain else 0.5**0.5,
             attention_scale=2.0 if plain else 0.2,
+            groups=config.groups,
             dtype=dtype,
             rngs=rngs,
         )
@@ -154,11 +159,11 @@ class UNet(nnx.Module):
             enlarge.append(resized(blocks.Double, blocks.double, channels) if level else None)
         self.decoder, self.enlarge = nnx.List(decoder), nnx.List(enlarge)
 
-        self.norm = blocks.normalisation(at, dtype, rngs)
+        self.norm = blocks.normalisation(at, config.groups, dtype, rngs)
         self.last = blocks.convolution(at, colours, dtype, rngs, init=ALMOST_ZERO)
         if "velocity" in heads:
             self.own = block(at, at)
-            self.own_norm = blocks.normalisation(at, dtype, rngs)
+            self.own_norm = blocks.normalisation(at, config.groups, dtype, rngs)
             self.head = blocks.convolution(at, colours, dtype, rngs, init=ALMOST_ZERO)
         if "log_variance" in heads:
             self.scale = LogVariance(rngs=rngs)

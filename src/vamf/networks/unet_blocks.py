@@ -6,6 +6,7 @@ the statistics of the norms and the attention's softmax are still float32.
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +22,18 @@ ALMOST_ZERO = nnx.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
 """Xavier's law times 1e-5, for the last layer of every branch: each begins as the identity."""
 
 
-def normalisation(channels: int, dtype: DTypeLike | None, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """Group normalisation: the most groups, a power of two up to 32, that have 4 or more channels each."""
-    groups = math.gcd(32, channels // 4)
-    return nnx.GroupNorm(channels, groups, epsilon=1e-6, dtype=dtype, use_fast_variance=False, rngs=rngs)
+GROUPS: dict[str, Callable[[int], int]] = {
+    "most": lambda channels: max(n for n in range(1, min(32, channels // 4) + 1) if channels % n == 0),
+    "power_of_two": lambda channels: math.gcd(32, channels // 4),
+}
+"""Groups of a norm of so many channels, a multiple of 4. `most` is min(32, channels // 4), the official rule, wherever
+that divides the channels."""
+
+
+def normalisation(channels: int, groups: str, dtype: DTypeLike | None, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """Group normalisation, with the groups that a rule of GROUPS finds."""
+    number = GROUPS[groups](channels)
+    return nnx.GroupNorm(channels, number, epsilon=1e-6, dtype=dtype, use_fast_variance=False, rngs=rngs)
 
 
 def convolution(
@@ -114,10 +123,12 @@ class Mapping(nnx.Module):
 class Attention(nnx.Module):
     """One head of self-attention over all pixels, on a residual path."""
 
-    def __init__(self, channels: int, init_scale: float, scale: float, dtype: DTypeLike | None, *, rngs: nnx.Rngs):
+    def __init__(
+        self, channels: int, init_scale: float, scale: float, groups: str, dtype: DTypeLike | None, *, rngs: nnx.Rngs
+    ):
         init = nnx.initializers.variance_scaling(init_scale, "fan_avg", "uniform")
         self.scale = scale
-        self.norm = normalisation(channels, dtype, rngs)
+        self.norm = normalisation(channels, groups, dtype, rngs)
         self.qkv = Linear(channels, 3 * channels, dtype=dtype, kernel_init=init, rngs=rngs)
         self.last = Linear(channels, channels, dtype=dtype, kernel_init=ALMOST_ZERO, rngs=rngs)
 
@@ -144,18 +155,19 @@ class Block(nnx.Module):
         dropout: float,
         scale: float,
         attention_scale: float,
+        groups: str,
         dtype: DTypeLike | None,
         rngs: nnx.Rngs,
     ):
         self.resample, self.dropout, self.scale = resample, dropout, scale
-        self.norm1 = normalisation(fan_in, dtype, rngs)
+        self.norm1 = normalisation(fan_in, groups, dtype, rngs)
         self.conv1 = convolution(fan_in, fan_out, dtype, rngs)
         self.shift = nnx.Linear(width, fan_out, dtype=dtype, kernel_init=XAVIER, rngs=rngs)
-        self.norm2 = normalisation(fan_out, dtype, rngs)
+        self.norm2 = normalisation(fan_out, groups, dtype, rngs)
         self.conv2 = convolution(fan_out, fan_out, dtype, rngs, init=ALMOST_ZERO)
         straight = fan_in == fan_out and resample is None
         self.skip = None if straight else Linear(fan_in, fan_out, dtype=dtype, kernel_init=XAVIER, rngs=rngs)
-        self.attention = Attention(fan_out, attention_scale, scale, dtype, rngs=rngs) if attends else None
+        self.attention = Attention(fan_out, attention_scale, scale, groups, dtype, rngs=rngs) if attends else None
 
     def __call__(self, x: Float[Array, "batch height width fan_in"], at: Float[Array, "batch features"], key):
         h = jax.nn.silu(self.norm1(x))

@@ -7,6 +7,9 @@ Luma AI, *Terminal Velocity Matching* (arXiv:2511.19797); Boffi et al., *Flow ma
 
 v is the diagonal of the proxy. The derivative is in time alone, so no spatial Jacobian appears and v_c enters at r = t
 only. The gradient runs through du/dr: reverse over forward mode.
+
+With guidance of scale W terminal velocity matching divides both errors, R and that of the flow-matching term of its
+own, by W in the rows that show their label: its network is u / W, told 1 / W (`weight_guidance` = 2).
 """
 
 import dataclasses
@@ -14,8 +17,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from vamf import condition
 from vamf.average_velocity import AverageVelocity, precise
-from vamf.errors import UserError
+from vamf.condition import HIDDEN, Told
+from vamf.errors import UserError, require
 from vamf.objectives import proxies
 from vamf.objectives.objective import Found, Objective, Rows
 from vamf.path import expand
@@ -25,10 +30,15 @@ from vamf.path import expand
 class Lagrangian(Objective):
     """The end of the jump moves with the velocity there."""
 
+    weight_guidance: float = 0.0
+    """a: with one scale W of guidance, rows that show their label weigh W^-a in R and in the flow-matching term of its
+    own."""
+
     def __post_init__(self):
         super().__post_init__()
         if self.proxy in ("none", "bank"):
             raise UserError(f"proxy = {self.proxy!r}: the velocity at the end of the jump is asked of a model")
+        require(self.weight_guidance >= 0, "weight_guidance", self.weight_guidance, "0 (none) or more")
 
     @property
     def needs_average(self) -> bool:
@@ -45,4 +55,15 @@ class Lagrangian(Objective):
         gap = expand(t - r, z)
         end = jax.lax.stop_gradient(z - gap * prediction)
         velocity = proxies.marginal_velocity(proxies.resolve(self.proxy, u, proxy), end, r, label)
-        return Found(prediction - gap * dudr - velocity, dudr)
+        return Found(prediction - gap * dudr - velocity, dudr, scale=self._share(label))
+
+    def _matching(self, u, x, e, t, draw, label, step, proxy, points, memory):
+        loss, velocity = super()._matching(u, x, e, t, draw, label, step, proxy, points, memory)
+        return loss * self._share(label), velocity
+
+    def _share(self, told: Told):
+        """W^-a of the rows that show their label, 1 of the others."""
+        label = condition.label_of(told)
+        if label is None or self.guidance == 1 or self.guidance_power is not None:
+            return 1.0
+        return jnp.where(label == HIDDEN, 1.0, self.guidance**-self.weight_guidance)

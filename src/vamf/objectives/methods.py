@@ -6,6 +6,7 @@ the published number of steps, and a training stretches them over its own (`Trai
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -65,6 +66,14 @@ PLAIN = {"beta": 0.0, "gamma": 0.0, "proxy": "none"}
 """v_c in both roles."""
 IMAGES = TimeLaw("logit_normal", mean=-0.4, std=1.0, equal_fraction=0.75)
 """MeanFlow's law on ImageNet."""
+
+SCM_MEAN = -1.0 + math.log(2.0)
+"""sCM's law of times on data of deviation 1.
+
+On data of deviation s sCM draws the noise level sigma = e^tau, tau ~ N(-1, 1.4^2), for s = 1/2: noise over data is
+sigma / s = 2 e^tau. On the straight path with data of deviation 1 it is t / (1 - t), so logit t = tau + ln 2. Data of
+another deviation s have logit t = tau + ln 2 s: -1 for pictures in [-1, 1], whose deviation is about 1/2.
+"""
 
 METHODS: dict[str, Method] = {
     "flow_matching": Method(
@@ -144,6 +153,7 @@ METHODS: dict[str, Method] = {
         defaults={
             "proxy": "ema",
             "reduction": "mean",
+            "weight_guidance": 2.0,
             "matching_weight": 1.0,
             "matching_times": TimeLaw("logit_normal", mean=-0.4, std=1.0),
             "times": TimeLaw("terminal", mean=-0.4, std=1.0, gap_mean=-0.8, gap_std=1.0, equal_fraction=0.0),
@@ -223,7 +233,7 @@ METHODS: dict[str, Method] = {
     "mid_training": Method(
         "consistency mid-training (arXiv:2511.13019): jumps along a teacher's trajectories, before distillation",
         Trajectory,
-        defaults={"times": TimeLaw("grid", equal_fraction=0.0)},
+        defaults={"pairs": 64, "times": TimeLaw("grid", points=16, shift=6.93, equal_fraction=0.0)},
     ),
     "flow_consist": Method(
         "FlowConsist (arXiv:2602.06346): the moving average in both roles, diagonal anchored, samples rectified",
@@ -241,7 +251,7 @@ METHODS: dict[str, Method] = {
             "correction": Schedule("linear", 0.0, 1.0, 0, 10_000),
             "weight": "norm",
             "weight_constant": 0.1,
-            "times": TimeLaw("to_data", mean=-1.0, std=1.4, equal_fraction=0.0),
+            "times": TimeLaw("to_data", mean=SCM_MEAN, std=1.4, equal_fraction=0.0),
         },
         steps=400_000,
     ),

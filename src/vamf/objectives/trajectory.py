@@ -2,14 +2,22 @@
 
 Hu et al., *MeanFlow Transformers with Representation Autoencoders* (arXiv:2511.13019), second stage.
 
-    z_K = e,   z_{k-1} = z_k - v_T(z_k, t_k) / K,   t_k = k / K          Euler steps of the teacher from noise to data
+    z_K = e,   z_{k-1} = z_k - (t_k - t_{k-1}) v_T(z_k, t_k)             Euler steps of the teacher from noise to data
     R = u(z_i, t_j, t_i) - (z_i - z_j) / (t_i - t_j)                     j < i
+
+t_0 = 0, ..., t_K = 1 are the times of the law `grid`: published are 16, so K = 15 steps, shifted with a = 6.93. A
+trajectory is dear and its pairs (i, j) are cheap, so rows in turn share one (`pairs`, published: 64).
 
 No bootstrap, no derivative, no data: the network sees what jumps are before it has to agree with itself about them. It
 is exact up to the teacher's Euler steps, and a start for `meanflow_rae`, not an end.
+
+The paper's formula has the times of the trajectory throughout. The official code shifts those of the trajectory and
+then tells the student, and divides by, the even ones i / K: a flow of its own, with other times than the teacher and
+than the stage that follows, which looks like a slip. `student_times` has both.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,21 +27,25 @@ from vamf.errors import UserError, require
 from vamf.objectives import proxies
 from vamf.objectives.objective import Found, Objective, Rows
 from vamf.path import expand
-from vamf.times import PARTS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trajectory(Objective):
-    """u regresses what a teacher's trajectory does between two of its points."""
+    """u regresses what a teacher's trajectory does between two of its points, the nearest to (r, t)."""
 
     proxy: proxies.Source = "teacher"
     """Whose velocity makes the trajectories."""
-    points: int = PARTS
-    """K: Euler steps of a trajectory; times are rounded to multiples of 1 / K."""
+    pairs: int = 1
+    """Rows in turn that share a trajectory, which starts at the first one's noise and has its label."""
+    student_times: Literal["shifted", "unshifted"] = "shifted"
+    """Times that u is told and the jump is divided by: those of the trajectory (the paper) or i / K (its code)."""
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.points >= 2, "points", self.points, "2 or more")
+        require(self.pairs >= 1, "pairs", self.pairs, "1 or more")
+        require(
+            self.student_times in ("shifted", "unshifted"), "student_times", self.student_times, "shifted, unshifted"
+        )
         if self.proxy not in ("teacher", "oracle") and not callable(self.proxy):
             raise UserError(f"proxy = {self.proxy!r}: trajectories are a teacher's; allowed are teacher, oracle")
 
@@ -41,19 +53,26 @@ class Trajectory(Objective):
         return 0.0, 0.0
 
     def off_diagonal(self, u: AverageVelocity, rows: Rows, step, proxy, memory) -> Found:
-        """R = u - sg[(z_i - z_j) / (t_i - t_j)] at the points of the trajectory that starts at the row's noise."""
+        """R = u - sg[(z_i - z_j) / (t_i - t_j)] at two points of the row's trajectory."""
         teacher = proxies.resolve(self.proxy, u, proxy)
-        start, end = (jnp.round(self.points * at).astype(int) for at in (rows.t, rows.r))
-        end = jnp.minimum(end, start - 1)
+        first = slice(None, None, self.pairs)
+        noise, label = rows.e[first], None if rows.label is None else rows.label[first]
+        grid = self.times.grid().astype(rows.t.dtype)
 
         def euler(z, k):
-            t = jnp.full_like(rows.t, 1) * (k / self.points)
-            return z - proxies.marginal_velocity(teacher, z, t, rows.label) / self.points, z
+            t = jnp.full(noise.shape[:1], grid[k])
+            return z - (grid[k] - grid[k - 1]) * proxies.marginal_velocity(teacher, z, t, label), z
 
-        last, path = jax.lax.scan(euler, rows.e, jnp.arange(self.points, 0, -1))
+        last, path = jax.lax.scan(euler, noise, jnp.arange(len(grid) - 1, 0, -1))
         path = jnp.concatenate([path, last[None]])[::-1]  # path[k] is z_k
-        index = jnp.arange(len(start))
-        z, z_end = path[start, index], path[end, index]
-        t, r = ((at / self.points).astype(rows.t.dtype) for at in (start, end))
-        error = u(z, r, t, rows.label) - (z - z_end) / expand(t - r, z)
+
+        start = self.times.index(rows.t)
+        end = jnp.minimum(self.times.index(rows.r), start - 1)
+        own = jnp.arange(len(start)) // self.pairs
+        z, z_end = path[start, own], path[end, own]
+        label = None if rows.label is None else rows.label[own * self.pairs]
+        even = jnp.arange(len(grid), dtype=grid.dtype) / (len(grid) - 1)
+        told = grid if self.student_times == "shifted" else even
+        t, r = told[start], told[end]
+        error = u(z, r, t, label) - (z - z_end) / expand(t - r, z)
         return Found(error, jnp.zeros_like(error))

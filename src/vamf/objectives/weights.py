@@ -93,6 +93,6 @@ def _min_snr(t):
 def _mean_min_snr(law: TimeLaw) -> float:
     with jax.ensure_compile_time_eval():
         n = 2**18
-        equal = dataclasses.replace(law, equal_fraction=1.0) if law.equal_fraction == 0 else law
+        equal = law if law.count_equal(n) else dataclasses.replace(law, equal_fraction=1.0)
         t = equal.draw(jax.random.key(0), n)[1][: equal.count_equal(n)]
         return float(jnp.mean(_min_snr(t)))

@@ -9,7 +9,6 @@ Two views on the same network:
 v_hat is the diagonal of the moving average, and b = v_hat - u(z, t, t) the stand-in for its bias: how far it trails.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,8 +71,7 @@ class Instrument:
 
     def under_the_law(self, params: Any, average: Any) -> Terms:
         """As trained, over the training law of the rows with r < t."""
-        law = dataclasses.replace(self._objective.times, equal_fraction=0.0)
-        r, t = law.draw(jax.random.key(8), len(TIMES) * self._rows)
+        r, t = self._objective.times.draw_apart(jax.random.key(8), len(TIMES) * self._rows)
         return self._terms(params, average, r.reshape(len(TIMES), -1), t.reshape(len(TIMES), -1), False)
 
     def _terms(self, params: Any, average: Any, r, t, plain: bool) -> Terms:

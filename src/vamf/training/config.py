@@ -95,6 +95,8 @@ class ObjectiveConfig:
     """How much less long gaps weigh, in [0, 1]: a number or a schedule."""
     weight_velocity: Literal["none", "min_snr"] | None = None
     """Weight of the rows with r = t."""
+    weight_guidance: float | None = None
+    """terminal_velocity, lagrangian_map: a of the weight W^-a of guided rows."""
     reduction: Literal["sum", "mean"] | None = None
     """Squared errors are summed or averaged over the event."""
     through: Mix = None
@@ -115,6 +117,10 @@ class ObjectiveConfig:
     """split_meanflow, shortcut, progressive_map: jumps of the teacher up to this length are asked as velocities."""
     clip: float | None = None
     """Largest absolute value of a target's numbers, where the method clips; 0 leaves them."""
+    pairs: int | None = None
+    """mid_training: rows in turn that share a trajectory of the teacher."""
+    student_times: Literal["shifted", "unshifted"] | None = None
+    """mid_training: times that the network is told, the trajectory's or, as in the official code, before the shift."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +142,9 @@ class TimesConfig:
     gap_std: float | None = None
     """Standard deviation of that draw."""
     shift: float | None = None
-    """a of the law shifted."""
+    """a of the laws shifted and grid."""
+    points: int | None = None
+    """Times of the law grid, 0 and 1 among them."""
     equal_fraction: float | None = None
     """Share of each batch with r = t."""
     max_gap: float | None = None
@@ -415,12 +423,20 @@ LATER: dict[str, Any] = {
          "weight", "weight_gap", "weight_velocity", "reduction", "through", "correction", "difference", "moving",
          "alpha", "eta", "split", "instant", "clip", "bank_memory", "matching_noise", "head_weight", "pair_weight",
          "rectify_weight", "guidance_power", "anchor_every", "guidance_mix", "guidance_per_batch",
-         "guidance_without_label", "label_dropout_range")
+         "guidance_without_label", "label_dropout_range", "weight_guidance", "pairs", "student_times")
     ),
-    "times": {name: getattr(TimeLaw(), name) for name in ("second_mean", "equal_mean", "gap_mean", "gap_std", "shift")},
+    "times": {name: getattr(TimeLaw(), name) for name in ("second_mean", "equal_mean", "gap_mean", "gap_std", "shift",
+                                                          "points")},
+    "network": {"groups": "power_of_two"},
     "optimiser": {"name": "adam", "weight_decay": None, "warmup": 0},
 }  # fmt: skip
 """Fields that older runs do not have, by part, and what those did."""
+BEFORE: dict[str, dict[str, dict[str, Any]]] = {
+    "consistency": {"times": {"mean": -1.0}},
+    "mid_training": {"times": {"shift": 1.0, "points": 17}, "objective": {"pairs": 1}},
+    "terminal_velocity": {"objective": {"weight_guidance": 0.0}},
+}
+"""Methods' own values that have changed since, by method and part: what a config.json without `times.points` means."""
 SAFETY = ("checkpoints", "guard")
 """Parts that no number of a training depends on: a run may be resumed with others."""
 DIVISION = ("mesh", "accumulate")
@@ -443,10 +459,15 @@ def to_json(config: Any) -> str:
 def identity(config: TrainConfig) -> str:
     """What tells one training's checkpoints from another's, as text.
 
-    It is `to_json` with the law of (r, t) in full, without SAFETY, DIVISION and ONLY_TOLD, and without the fields of
-    LATER while they have the value that trainings had before there was such a field: those can still be resumed.
+    It is `to_json` with the law of (r, t) in full, and the options of BEFORE; without SAFETY, DIVISION and ONLY_TOLD,
+    and without the fields of LATER while they have the value that trainings had before there was such a field: those
+    can still be resumed.
     """
-    values = _plain(config) | {"times": dataclasses.asdict(config.build_objective().times)}
+    objective = config.build_objective()
+    values = _plain(config) | {"times": dataclasses.asdict(objective.times)}
+    for name, before in BEFORE.get(config.method, {}).get("objective", {}).items():
+        value = getattr(objective, name)
+        values["objective"][name] = None if value == before else value
     for part in SAFETY + DIVISION:
         del values[part]
     for part, names in ONLY_TOLD.items():
@@ -483,15 +504,24 @@ def read_json(kind: type, path: Path) -> Any:
         return _from_dict(kind, _as_trained(values) if kind is TrainConfig else values, path.name)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a readable configuration ({error})") from None
 
 
 def _as_trained(values: dict) -> dict:
-    """A training's values, those of LATER in place of fields that there were not yet when it was begun."""
+    """A training's values, those of LATER and BEFORE in place of what there was not yet when it was begun."""
     parts = {part: {**before, **values[part]} for part, before in LATER.items()
-             if part != "times" and isinstance(before, dict) and part in values}  # fmt: skip
-    return values | parts
+             if part not in ("times", "network") and isinstance(before, dict) and part in values}  # fmt: skip
+    values = values | parts
+    if "points" in values.get("times", {}):
+        return values
+    meant = dict(BEFORE.get(values.get("method", TrainConfig.method), {}))
+    if values.get("network", {}).get("type") == "unet":
+        meant["network"] = LATER["network"]
+    for part, before in meant.items():
+        given = values.get(part, {})
+        values = values | {part: given | {name: value for name, value in before.items() if given.get(name) is None}}
+    return values
 
 
 def _from_dict(kind: type, values: dict, where: str) -> Any:
