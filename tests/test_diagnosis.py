@@ -1,5 +1,6 @@
 """The doctor against Gaussian data, where S = s_r / s_t makes every number known, and against its own measurements."""
 
+import dataclasses
 import json
 
 import jax
@@ -13,11 +14,15 @@ from vamf.diagnosis import BETAS, Finding, advise, diagnose, logbook
 from vamf.diagnosis import run as visit
 from vamf.diagnosis.advice import Current, with_error
 from vamf.diagnosis.measure import Curve
+from vamf.diagnosis.run import gradients_of, in_both_roles, mixing
 from vamf.errors import UserError
+from vamf.networks import MLPConfig
 from vamf.report import figures
 from vamf.theory.estimate import Estimate
+from vamf.theory.estimators import gradient_contrasts
 from vamf.times import TimeLaw
-from vamf.training.config import OptimiserConfig, TrainConfig
+from vamf.training.config import ObjectiveConfig, OptimiserConfig, TrainConfig
+from vamf.training.run import Run
 
 D = 3
 B = np.array([0.4, -0.2, 0.3])
@@ -143,6 +148,38 @@ def test_pictures_and_labels():
     jax.tree.map(lambda left, right: np.testing.assert_allclose(left, right, rtol=1e-9), flat, shaped)
     assert flat["amplification"] != other["amplification"]
     json.dumps(flat)
+
+
+@pytest.mark.parametrize("dropped", [0.0, 0.4])
+def test_guided_rows_have_the_guided_noise(dropped):
+    """raw = W v_c + (1 - W) v has the noise W xi where the label is shown, xi elsewhere; what maps expand stays."""
+    oracle, scale = oracles.Gaussian(2.0), 2.5
+    with jax.enable_x64(True):
+        found = diagnose(
+            lambda z, r, t, label: oracle.average_velocity(z, r, t),
+            gaussian(2.0),
+            jnp.zeros(20_000, jnp.int32),
+            told=lambda key, r, t, label: jnp.where(jax.random.bernoulli(key, dropped, t.shape), -1, label),
+            raw=lambda z, t, told, v_c: jnp.where(
+                (told == -1)[:, None], v_c, scale * v_c + (1 - scale) * oracle.velocity(z, t)
+            ),
+            cells=2,
+            samples=4096,
+        )
+    for cell in found.cells:
+        factor = dropped + (1 - dropped) * scale**2
+        agrees(cell.floor, factor * D * oracle.variance(cell.t))
+        agrees(cell.amplification, oracle.expansion(cell.t - cell.gap, cell.t) ** 2)
+
+
+def test_pairs_keep_their_noise():
+    """With e = x of every pair v_c is 0, and xi = -v."""
+    oracle, x = oracles.Gaussian(2.0), gaussian(2.0)
+    with jax.enable_x64(True):
+        found = diagnose(oracle.average_velocity, x, e=x, cells=2, samples=4096)
+        for cell in found.cells:
+            v = oracle.velocity(np.asarray(x), np.full(len(x), cell.t))
+            agrees(cell.floor, np.sum(v**2, axis=1).mean())
 
 
 def test_times_with_a_largest_gap():
@@ -372,12 +409,74 @@ def run(*arguments, capsys):
     return status, out, err
 
 
+GUIDED = {"guidance": 2.0, "label_dropout": 0.3, "guidance_range": (0.0, 0.8), "weight_power": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("vamf", {"gamma": 0.5, "proxy": "online", **GUIDED}),
+        ("meanflow", {"anchor_weight": 0.3, "anchor_every": 2, "weight_gap": 0.5, **GUIDED}),
+        pytest.param("decoupled_meanflow", GUIDED, marks=pytest.mark.slow),
+        pytest.param("consistency", {"correction": 0.5, "reduction": "mean", **GUIDED}, marks=pytest.mark.slow),
+    ],
+)
+def test_the_curve_is_of_the_gradient_that_is_trained(method, options, tmp_path):
+    """With equal keys the variance at the run's beta is its own trainer's, with guidance and label dropout."""
+    config = TrainConfig(
+        "digits",
+        method=method,
+        beta=0.5 if method == "vamf" else None,
+        objective=ObjectiveConfig(**options),
+        network=MLPConfig(width=16, depth=1),
+        batch_size=32,
+    )
+    run = Run(tmp_path, config)
+    state, trainer = run.grid.init(), run.grid.trainer
+    member, one = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (run.grid.members, state))
+    one = one._replace(
+        params=jax.tree.map(lambda leaf: leaf + 0.1, one.params)
+    )  # away from u = 0, and from the average
+    state = jax.tree.map(lambda leaf: leaf[None], one)
+    found, arrays, keys = gradients_of(run, state), run.dataset.arrays, jax.random.split(jax.random.key(3), 5)
+
+    @jax.jit
+    def variances(beta):
+        own = gradient_contrasts(lambda key: trainer.gradient(arrays, key, member, one), keys)
+        return own, gradient_contrasts(lambda key: found.mixed(beta, key), keys)
+
+    own, mixed = variances(jnp.float32(0.5 if method == "vamf" else 0.0))
+    np.testing.assert_allclose(mixed, own, rtol=1e-3)
+    assert found.own is None
+    assert found.bank is not None
+    assert not np.allclose(variances(jnp.float32(1.0))[1], own, rtol=1e-2)
+
+
+def test_other_residuals_lend_all_that_they_share():
+    """Of terminal velocity matching, a flow map and a bank; what cannot be combined is said."""
+    options = {"guidance": 2.0, "label_dropout": 0.1, "anchor_weight": 0.2, "matching_times": TimeLaw(max_gap=0.5)}
+    for name in ("terminal_velocity", "progressive_map", "alphaflow", "flow_matching", "rao_blackwell"):
+        own = objectives.create(name, **options)
+        found = mixing(own)
+        assert type(found) is type(objectives.create("meanflow"))
+        expected = {field.name: getattr(own, field.name) for field in dataclasses.fields(objectives.Objective)}
+        if expected["proxy"] in ("none", "bank"):
+            expected |= {"proxy": "ema", "gamma": 0.0}
+        assert {name: getattr(found, name) for name in expected} == expected
+        assert found.beta == 0.0
+        bank = in_both_roles(found)
+        assert (bank.beta, bank.gamma, bank.proxy, bank.guidance) == (1.0, 1.0, "bank", 2.0)
+    with pytest.raises(UserError, match="rectify_weight: needs the proxy"):
+        in_both_roles(mixing(objectives.create("flow_consist")))
+
+
 @pytest.mark.slow
 def test_diagnose_a_run(tmp_path, capsys, monkeypatch):
     """Labels, and a beta that finds itself."""
     folder = tmp_path / "run"
     small = ["--network.width", "16", "--network.depth", "1", "--batch-size", "32", "--log.every", "5", "--steps", "40"]
-    assert run("train", "digits", *small, "--beta", "binned", "--out", folder, capsys=capsys)[0] == 0
+    guided = ["--objective.guidance", "2", "--objective.label-dropout", "0.2", "--objective.gamma", "0.3"]
+    assert run("train", "digits", *small, *guided, "--beta", "binned", "--out", folder, capsys=capsys)[0] == 0
     status, out, _ = run("diagnose", folder, "--json", "--seed", 3, capsys=capsys)
     assert status == 0
     result = json.loads(out)
@@ -389,6 +488,7 @@ def test_diagnose_a_run(tmp_path, capsys, monkeypatch):
     assert result["of_gradient"]
     findings = [Finding(**finding) for finding in (*result["advice"], *result["log"])]
     assert not any("--beta" in finding.setting for finding in findings)
+    assert any("Left out of the maps" in finding.text and "gamma" in finding.text for finding in findings)
     page = (folder / "diagnosis.html").read_text()
     for finding in findings:
         assert finding.text.replace("'", "&#x27;") in page

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from vamf.diagnosis.measure import BETAS, CLEAR, Cell, Diagnosis, above, below
+from vamf.objectives import METHODS
 from vamf.theory.estimate import Estimate
 
 WORTHWHILE = 0.95
@@ -37,6 +38,8 @@ class Current(NamedTuple):
     """Its tangent mix: a number, the name of one that finds itself, or None where v_hat is no mix."""
     ema_decay: float
     """Decay of its moving average."""
+    proxy: str = "ema"
+    """Where its v_hat comes from."""
 
 
 def advise(diagnosis: Diagnosis, current: Current | None = None) -> list[Finding]:
@@ -121,7 +124,8 @@ def _own(diagnosis: Diagnosis, current: Current | None) -> list[Finding]:
         return []
     text = (
         f"The loss that this run trains, {current.method}, has a gradient variance {_lower(diagnosis.own)} than "
-        "MeanFlow's tangent (beta = 0) would have on this network. The curve of beta is of that tangent and its mixes."
+        "MeanFlow's tangent (beta = 0) would have on this network. The curve of beta is of that tangent and its mixes, "
+        "with the run's times, weight, guidance and further terms."
     )
     return [Finding("note", text)]
 
@@ -169,6 +173,11 @@ def _proxy(diagnosis: Diagnosis, current: Current | None) -> list[Finding]:
     if diagnosis.tracking_gap.value == 0:
         return []
     lag = 1 - trust.value
+    if current is not None and current.proxy in ("head", "teacher", "oracle"):
+        text = (
+            f"v_hat, from the run's {current.proxy}, and the network's own velocity differ by {lag:.1%} of the noise."
+        )
+        return [Finding("note", text)]
     if above(trust, 0.95):
         return [Finding("good", f"v_hat trails the network by little: {lag:.1%} of the noise.")]
     text = f"v_hat trails the network: the gap is {lag:.0%} of the noise, so a beta near 1 brings bias with it."
@@ -183,7 +192,8 @@ def _total(cells: Sequence[Cell]) -> float:
 
 
 def _setting(current: Current | None, beta: str) -> str:
-    return f"--beta {beta}" if current is None or current.method == "vamf" else f"--method vamf --beta {beta}"
+    free = current is None or (current.method in METHODS and "beta" in METHODS[current.method].options())
+    return f"--beta {beta}" if free else f"--method vamf --beta {beta}"
 
 
 def _times(ratio: Estimate) -> str:

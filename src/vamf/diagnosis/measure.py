@@ -4,7 +4,7 @@ Lu and Wang, *On Variance Reduction in Learning Mean Flows* (arXiv:2605.09235). 
 the noise in the residual from S xi (beta = 0) to xi (beta = 1), S the Jacobian of the flow map from t to r. So it
 lowers the noise where the map expands and raises it where the map contracts, and how much is measured here on real
 pairs (x, e) at a frozen u, with xi = v_c - v_hat, p = M xi, q = A xi, M = (t - r) du/dz, A = M - I = -S, and b a
-stand-in for the bias of v_hat:
+stand-in for the bias of v_hat. Where training guides v_c or hides labels, so do the pairs:
 
     amplification   E||q||^2 / E||xi||^2                     in each cell of the (t, gap) plane        [5]
     beta*           E<q, p> / (E||p||^2 + E||M b||^2)        in each cell, and over the training law   [30, 14]
@@ -23,9 +23,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from vamf.average_velocity import AverageVelocity, total_derivative
+from vamf.condition import Told
 from vamf.errors import require
 from vamf.path import conditional_velocity, expand, interpolate
 from vamf.theory.control_variate import optimal_beta_isotropic, row_terms
@@ -158,10 +159,13 @@ Gradient = Callable[[Float[Array, ""], Key[Array, ""]], Any]
 def diagnose(
     u: AverageVelocity,
     x: Float[Array, "n *event"],
-    label: Int[Array, " n"] | None = None,
+    label: Told = None,
     *,
     average: AverageVelocity | None = None,
     times: TimeLaw | None = None,
+    e: Float[Array, "n *event"] | None = None,
+    told: Callable[[Key[Array, ""], Array, Array, Told], Told] | None = None,
+    raw: Callable[[Array, Array, Told, Array], Array] | None = None,
     gradient: Gradient | None = None,
     rao_blackwell: Callable[[Key[Array, ""]], Any] | None = None,
     own: Callable[[Key[Array, ""]], Any] | None = None,
@@ -175,8 +179,12 @@ def diagnose(
     Args:
         u: any average velocity.
         x: data in u's units.
+        label: what u is told of each.
         average: v_hat is its diagonal; u itself where none is given, and then the bias counts as 0.
         times: law of (r, t) in training.
+        e: the noise that belongs to x, where data come in pairs; independent where none is given.
+        told: (key, r, t, label) -> what the rows are told in training, some without their label.
+        raw: (z, t, told, v_c) -> the velocity that training puts in v_c's place, such as the guided one.
         gradient: (beta, key) -> the gradient of one batch's loss, a tree. With it, the measured curve is that
             gradient's variance; without, it is the mean squared residual in the space of outputs.
         rao_blackwell: key -> the gradient of one batch with the bank in both roles.
@@ -201,9 +209,13 @@ def diagnose(
         key, r, t = block
         pick_key, noise_key, probe_key = jax.random.split(key, 3)
         pick = jax.random.randint(pick_key, t.shape, 0, len(x))
-        e = jax.random.normal(noise_key, (*t.shape, *x.shape[1:]), x.dtype)
-        probe = jax.random.rademacher(probe_key, e.shape, x.dtype)
-        return residual_terms(u, average, x[pick], e, r, t, probe, None if label is None else label[pick])
+        noise = jax.random.normal(noise_key, (*t.shape, *x.shape[1:]), x.dtype) if e is None else e[pick]
+        probe = jax.random.rademacher(probe_key, noise.shape, x.dtype)
+        shown = None if label is None else label[pick]
+        if told is not None:
+            shown = told(jax.random.fold_in(key, 1), r, t, shown)
+        guided = {} if raw is None else {"raw": lambda z, v_c: raw(z, t, shown, v_c)}
+        return residual_terms(u, average, x[pick], noise, r, t, probe, shown, **guided)
 
     # One program for the cells, a block of rows each, and for the blocks drawn from the training law.
     lines = tuple(float(line) for line in np.linspace(0, 1, cells + 1))
@@ -266,7 +278,7 @@ def residual_terms(
     r: Float[Array, " n"],
     t: Float[Array, " n"],
     probe: Float[Array, "n *event"],
-    label: Int[Array, " n"] | None,
+    label: Told,
     raw: Callable[[Array, Array], Array] = lambda z, v_c: v_c,
 ) -> dict[str, Float[Array, " n"]]:
     """Everything that is measured, row by row: the terms of the formulas above, `floor` ||xi||^2, `noise` ||q||^2,

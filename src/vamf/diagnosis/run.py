@@ -1,26 +1,34 @@
-"""The doctor's visit to a run: measurements at its newest checkpoint, its log, advice."""
+"""The doctor's visit to a run: measurements at its newest checkpoint, its log, advice.
 
+The measured curve is the variance of the gradient that the run's own trainer takes, with another beta in its objective
+and nothing else changed. An objective that is none of a tangent mix lends all that it shares with one: times, guidance,
+label dropout, weight, anchor and further terms.
+"""
+
+import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jaxtyping import Array, Key
 
-from vamf import objectives
+from vamf import condition
+from vamf.average_velocity import AverageVelocity
+from vamf.condition import Condition, Told
 from vamf.diagnosis import logbook
 from vamf.diagnosis.advice import Current, Finding, advise
-from vamf.diagnosis.measure import Diagnosis, diagnose
-from vamf.errors import require
-from vamf.schedules import value_at
+from vamf.diagnosis.measure import Diagnosis, Gradient, diagnose
+from vamf.errors import UserError, require
+from vamf.objectives import Objective, guidance, proxies
+from vamf.objectives.adaptive import Adaptive
+from vamf.objectives.eulerian import Eulerian
+from vamf.schedules import is_zero
 from vamf.training import logs
 from vamf.training.run import Run
 from vamf.training.step import State
 
 ROWS = 4096
 """Data drawn for the measurements."""
-SHARED = ("times", "weight", "weight_power", "weight_constant", "reduction", "anchor_weight", "anchor_range")
-"""Options of the run's objective that hold for every beta of the measured curve."""
-
-MIXES = ("meanflow", "vamf", "rao_blackwell")
-"""Methods whose losses the measured curve is of."""
 
 
 class Visit(NamedTuple):
@@ -35,7 +43,7 @@ class Visit(NamedTuple):
     diagnosis: Diagnosis
     """The measurements."""
     advice: list[Finding]
-    """What they say."""
+    """What they say, and what they leave out."""
     log: list[Finding]
     """What the log says."""
 
@@ -43,6 +51,19 @@ class Visit(NamedTuple):
         """For JSON."""
         words = {name: [finding._asdict() for finding in getattr(self, name)] for name in ("advice", "log")}
         return {"run": self.run, "step": self.step, "seed": self.seed, **words, **self.diagnosis.as_dict()}
+
+
+class Gradients(NamedTuple):
+    """Gradients of one batch of a run, as its trainer takes them, at one state."""
+
+    mixed: Gradient
+    """(beta, key) -> with that tangent mix."""
+    bank: Callable[[Key[Array, ""]], Any] | None
+    """key -> with a bank of one batch in both roles; None where the run cannot have one."""
+    own: Callable[[Key[Array, ""]], Any] | None
+    """key -> of the run as it is, where no constant beta is that."""
+    without_bank: str
+    """Why there is no bank."""
 
 
 def visit(run: Run, state: State, step: int, seed: int = 0) -> Visit:
@@ -57,48 +78,153 @@ def visit(run: Run, state: State, step: int, seed: int = 0) -> Visit:
         UserError: a seed out of range.
     """
     require(0 <= seed < 2**31, "seed", seed, "0 to 2147483647")
-    dataset, network, objective = run.dataset, run.grid.network, run.grid.trainer.objective
+    config, grid = run.config, run.grid
+    trainer, dataset, objective = grid.trainer, grid.dataset, grid.trainer.objective
     params, average = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (state.params, state.average))
-    u = network.bind(params)
-    v_hat = None if objective.proxy == "online" else network.bind(average)
-    proxy = u if v_hat is None else v_hat
-    shared = {name: getattr(objective, name) for name in SHARED}
-    gamma = 0.0 if objective.proxy == "bank" else value_at(objective.gamma, step)
-
-    def draw(key, n):
-        x, label = dataset.draw(dataset.arrays, key, n)
-        return x, label if dataset.num_classes else None
-
-    def gradient_of(method, **options):
-        objective = objectives.create(method, **options, **shared)
-
-        def mean_loss(params, key):
-            batch_key, loss_key = jax.random.split(key)
-            x, label = draw(batch_key, run.config.batch_size)
-            return objective(network.bind(params), x, label, loss_key, step, proxy)[0].mean()
-
-        return lambda key: jax.grad(mean_loss)(params, key)
-
-    trainer, arrays = run.grid.trainer, dataset.arrays
-    member, one = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (run.grid.members, state))
+    u = grid.network.bind(params)
     data_key, measure_key = jax.random.split(jax.random.key(seed))
-    x, label = draw(data_key, ROWS)
+    x, label = dataset.draw(dataset.arrays, data_key, ROWS)
+    label = label if dataset.num_classes else None
+    if config.augment.features:
+        x, moved = config.augment(jax.random.fold_in(data_key, 1), x)
+        label = Condition(label, moved)
+    given = {"ema": grid.network.bind(average), "teacher": trainer.teacher, "oracle": dataset.mixture}
+    gradients = gradients_of(run, state)
     diagnosis = diagnose(
         u,
         x,
         label,
-        average=v_hat,
+        average=_v_hat(objective, u, given),
         times=objective.times,
-        gradient=lambda beta, key: gradient_of("vamf", beta=beta, gamma=gamma, proxy=proxy)(key),
-        rao_blackwell=gradient_of("rao_blackwell"),
-        own=None if run.config.method in MIXES else lambda key: trainer.gradient(arrays, key, member, one),
+        e=None if dataset.noise is None else dataset.noise(dataset.arrays, data_key, ROWS),
+        told=_told(objective),
+        raw=_guided(objective, u) if objective.guidance > 1 else None,
+        gradient=gradients.mixed,
+        rao_blackwell=gradients.bank,
+        own=gradients.own,
         key=measure_key,
     )
-    config = run.config
-    beta = run.grid.beta_at(0, step - 1)
+    beta = grid.beta_at(0, step - 1)
     adapts = beta is None and config.beta is not None
     mix = None if objective.proxy == "bank" else str(config.beta) if adapts else beta
-    advice = advise(diagnosis, Current(config.method, mix, config.optimiser.ema_decay))
+    advice = advise(diagnosis, Current(config.method, mix, config.optimiser.ema_decay, str(objective.proxy)))
+    advice += [Finding("note", text) for text in _left_out(run, objective, gradients)]
     records = logs.read(run.folder / "metrics.jsonl")
     log = logbook.read(records, config, objective.weight_power, diagnosis)
     return Visit(str(run.folder), step, seed, diagnosis, advice, log)
+
+
+def gradients_of(run: Run, state: State) -> Gradients:
+    """What the measured curve is of."""
+    trainer, arrays, objective = run.grid.trainer, run.grid.dataset.arrays, run.grid.trainer.objective
+    member, one = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (run.grid.members, state))
+
+    def gradient_of(objective: Objective):
+        own = dataclasses.replace(trainer, objective=objective)
+        return lambda beta, key: own.gradient(arrays, key, member._replace(beta=beta), one)
+
+    mixed = mixing(objective)
+    bank, why = None, _no_bank(run)
+    if not why:
+        try:
+            bank = gradient_of(in_both_roles(mixed))
+        except UserError as error:
+            why = str(error)
+    mixes = type(objective) is Eulerian and objective.proxy != "bank" and not isinstance(objective.beta, Adaptive)
+    on_curve = mixes or run.config.method == "rao_blackwell"
+    as_it_is = gradient_of(objective)
+    return Gradients(
+        gradient_of(mixed),
+        bank and (lambda key: bank(None, key)),
+        None if on_curve else lambda key: as_it_is(None, key),
+        why,
+    )
+
+
+def mixing(objective: Objective) -> Eulerian:
+    """The objective whose beta the curve varies: a run's own, or one with all that the run's shares with it.
+
+    v_hat is the moving average's where the run has none or a bank's, which has no beta.
+    """
+    proxy, gamma = objective.proxy, objective.gamma
+    changed: dict[str, Any] = {}
+    if proxy in ("none", "bank"):
+        changed = {"proxy": "ema", "gamma": 0.0 if proxy == "bank" else gamma}
+        if not objective.rao_blackwell:
+            changed |= {"bank_size": 0, "bank_from": 0.0}
+    names = [field.name for field in dataclasses.fields(Eulerian) if hasattr(objective, field.name)]
+    options: dict[str, Any] = {name: getattr(objective, name) for name in names}
+    options |= changed | {"beta": 0.0, "bank_rest": 0.0}
+    return Eulerian(**options)
+
+
+def in_both_roles(objective: Eulerian) -> Eulerian:
+    """The same with the posterior mean over a batch in both roles."""
+    bank: dict[str, Any] = {"proxy": "bank", "rao_blackwell": False, "bank_size": 0, "bank_from": 0.0, "bank_memory": 0}
+    return dataclasses.replace(objective, beta=1.0, gamma=1.0, mix_diagonal=True, **bank)
+
+
+def _no_bank(run: Run) -> str:
+    """Why a training cannot have a bank, where it cannot."""
+    config = run.config
+    reasons = {
+        "couplings": config.couplings.pairs > 0,
+        "augmentation": config.augment.features > 0,
+        "accumulate": config.accumulate > 1,
+    }
+    return next((f"a bank does not go with {name}" for name, there in reasons.items() if there), "")
+
+
+def _v_hat(objective: Objective, u: AverageVelocity, given: dict[str, Any]) -> AverageVelocity | None:
+    """The run's v_hat; None where it is u's own. The moving average's stands in for none and for a bank's."""
+    source = objective.proxy
+    if source == "online":
+        return None
+    model = proxies.head(u) if source == "head" else given.get(str(source)) or given["ema"]
+    guided = _guided(objective, u) if objective.guidance > 1 and source in ("teacher", "oracle") else None
+
+    def v_hat(z, r, t, label):
+        velocity = model(z, t, t, condition.now(label, t))
+        return velocity if guided is None else guided(z, t, label, velocity)
+
+    return v_hat
+
+
+def _guided(objective: Objective, u: AverageVelocity) -> Callable[[Array, Array, Told, Array], Array]:
+    own = proxies.head(u) if objective.proxy == "head" else u
+    return lambda z, t, told, velocity: guidance.guide(
+        own, z, t, told, velocity, objective.guidance, objective.guidance_range
+    )
+
+
+def _told(objective: Objective):
+    """What the rows are told in training: a scale of guidance of their own, and some no label."""
+
+    def told(key, r, t, label: Told) -> Told:
+        if objective.guidance_power is not None:
+            scale = guidance.draw(jax.random.fold_in(key, 1), r, t, objective.guidance, objective.guidance_power)
+            label = label if isinstance(label, Condition) else Condition(label)
+            label = dataclasses.replace(label, scale=scale)
+        if objective.label_dropout > 0:
+            label = guidance.hide(label, jax.random.bernoulli(key, objective.label_dropout, t.shape))
+        return label
+
+    return told
+
+
+def _left_out(run: Run, objective: Objective, gradients: Gradients) -> list[str]:
+    """What the measurements do not see, one sentence each."""
+    mixes = not is_zero(objective.gamma) or objective.guidance_power is not None
+    parts = {
+        "the network's dropout": getattr(run.config.network, "dropout", 0) > 0,
+        "v_hat's share of the target (gamma)": mixes and objective.proxy != "bank",
+        "the bank": objective.has_bank,
+    }
+    lines = []
+    if left := [name for name, there in parts.items() if there]:
+        lines.append(f"Left out of the maps, the formulas and the predicted curve: {', '.join(left)}.")
+    if objective.proxy == "bank":
+        lines.append("The curve of beta has the moving average as v_hat, not the bank, and gamma = 0.")
+    if gradients.without_bank:
+        lines.append(f"The bank was not measured: {gradients.without_bank}.")
+    return lines

@@ -108,7 +108,7 @@ def cifar10_unet_v1() -> TrainConfig:
     """Recipe v1 of MeanFlow's official code for CIFAR-10, which made its published checkpoint: FID 2.80 there, by the
     moving average of 0.99995. Not measured here.
 
-    t and r have laws of their own, r := t with probability 0.25, then r := min(t, r). 16,000 epochs of 48 steps of 1,024,
+    t and r have laws of their own, r := t with probability 0.25, then r := min(t, r). 16,000 epochs of 48 steps,
     200 of them warm-up. 307 rows of a batch have r = t; to `accumulate` it, choose a number that can be divided:
     `--times.equal-fraction 0.2468` has 304.
     """
