@@ -214,8 +214,11 @@ def diagnose(
         shown = None if label is None else label[pick]
         if told is not None:
             shown = told(jax.random.fold_in(key, 1), r, t, shown)
-        guided = {} if raw is None else {"raw": lambda z, v_c: raw(z, t, shown, v_c)}
-        return residual_terms(u, average, x[pick], noise, r, t, probe, shown, **guided)
+
+        def in_training(z, v_c):
+            return v_c if raw is None else raw(z, t, shown, v_c)
+
+        return residual_terms(u, average, x[pick], noise, r, t, probe, shown, in_training)
 
     # One program for the cells, a block of rows each, and for the blocks drawn from the training law.
     lines = tuple(float(line) for line in np.linspace(0, 1, cells + 1))
