@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from vamf.average_velocity import AverageVelocity, total_derivative
+from vamf.average_velocity import AverageVelocity, instantaneous_velocity, total_derivative
 from vamf.condition import Told
 from vamf.errors import require
 from vamf.path import conditional_velocity, expand, interpolate
@@ -295,7 +295,7 @@ def residual_terms(
     v_hat = u if average is None else average
     z, d = interpolate(x, e, t), x[0].size
     v_c = raw(z, conditional_velocity(x, e))
-    xi = v_c - v_hat(z, t, t, label)
+    xi = v_c - instantaneous_velocity(v_hat, z, t, label)
     cross, moved = row_terms(u, z, r, t, xi, label)
     expanded = expansion_product(u, z, r, t, xi, label)  # S xi = -q
     image = expansion_product(u, z, r, t, probe, label)
@@ -303,7 +303,7 @@ def residual_terms(
     scaled = expand(t - r, z) * dudt
     residual = value + scaled - v_c
     p = xi - expanded
-    b = jnp.zeros_like(z) if average is None else v_c - xi - u(z, t, t, label)
+    b = jnp.zeros_like(z) if average is None else v_c - xi - instantaneous_velocity(u, z, t, label)
     mb = jnp.zeros_like(z) if average is None else b - expansion_product(u, z, r, t, b, label)
     return {
         "floor": _dot(xi, xi),

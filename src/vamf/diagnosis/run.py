@@ -6,10 +6,12 @@ label dropout, weight, anchor and further terms.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from vamf import condition
@@ -22,7 +24,8 @@ from vamf.errors import UserError, require
 from vamf.objectives import Objective, guidance, proxies
 from vamf.objectives.adaptive import Adaptive
 from vamf.objectives.eulerian import Eulerian
-from vamf.schedules import is_zero
+from vamf.objectives.objective import Draw
+from vamf.schedules import is_zero, value_at
 from vamf.training import logs
 from vamf.training.run import Run
 from vamf.training.step import State
@@ -81,6 +84,7 @@ def visit(run: Run, state: State, step: int, seed: int = 0) -> Visit:
     config, grid = run.config, run.grid
     trainer, dataset, objective = grid.trainer, grid.dataset, grid.trainer.objective
     params, average = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (state.params, state.average))
+    guided = _guided(objective, step) if objective.guided else None
     u = grid.network.bind(params)
     data_key, measure_key = jax.random.split(jax.random.key(seed))
     x, label = dataset.draw(dataset.arrays, data_key, ROWS)
@@ -94,11 +98,11 @@ def visit(run: Run, state: State, step: int, seed: int = 0) -> Visit:
         u,
         x,
         label,
-        average=_v_hat(objective, u, given),
+        average=_v_hat(objective, u, given, guided),
         times=objective.times,
         e=None if dataset.noise is None else dataset.noise(dataset.arrays, data_key, ROWS),
         told=_told(objective),
-        raw=_guided(objective, u) if objective.guidance > 1 else None,
+        raw=None if guided is None else functools.partial(guided, u),
         gradient=gradients.mixed,
         rao_blackwell=gradients.bank,
         own=gradients.own,
@@ -149,7 +153,8 @@ def mixing(objective: Objective) -> Eulerian:
     proxy, gamma = objective.proxy, objective.gamma
     changed: dict[str, Any] = {}
     if proxy in ("none", "bank"):
-        changed = {"proxy": "ema", "gamma": 0.0 if proxy == "bank" else gamma}
+        other = "ema" if objective.guidance_power is None else "online"  # which alone goes with drawn scales
+        changed = {"proxy": other, "gamma": 0.0 if proxy == "bank" else gamma}
         if not objective.rao_blackwell:
             changed |= {"bank_size": 0, "bank_from": 0.0}
     names = [field.name for field in dataclasses.fields(Eulerian) if hasattr(objective, field.name)]
@@ -175,26 +180,32 @@ def _no_bank(run: Run) -> str:
     return next((f"a bank does not go with {name}" for name, there in reasons.items() if there), "")
 
 
-def _v_hat(objective: Objective, u: AverageVelocity, given: dict[str, Any]) -> AverageVelocity | None:
+Guided = Callable[[AverageVelocity, Array, Array, Told, Array], Array]
+
+
+def _guided(objective: Objective, step: int) -> Guided:
+    """(u, z, t, told, velocity) -> the guided velocity that training puts in its place."""
+
+    def guided(u, z, t, told, velocity):
+        own = proxies.head(u) if objective.proxy == "head" else u
+        draw = Draw(velocity, t, t, share_of_scale=jnp.full_like(t, 0.5))
+        strength = objective.strength(told, t, step, draw)
+        return velocity if strength is None else guidance.guide(own, z, t, told, velocity, strength)
+
+    return guided
+
+
+def _v_hat(
+    objective: Objective, u: AverageVelocity, given: dict[str, Any], guided: Guided | None
+) -> AverageVelocity | None:
     """The run's v_hat; None where it is u's own. The moving average's stands in for none and for a bank's."""
     source = objective.proxy
     if source == "online":
         return None
     model = proxies.head(u) if source == "head" else given.get(str(source)) or given["ema"]
-    guided = _guided(objective, u) if objective.guidance > 1 and source in ("teacher", "oracle") else None
-
-    def v_hat(z, r, t, label):
-        velocity = model(z, t, t, condition.now(label, t))
-        return velocity if guided is None else guided(z, t, label, velocity)
-
-    return v_hat
-
-
-def _guided(objective: Objective, u: AverageVelocity) -> Callable[[Array, Array, Told, Array], Array]:
-    own = proxies.head(u) if objective.proxy == "head" else u
-    return lambda z, t, told, velocity: guidance.guide(
-        own, z, t, told, velocity, objective.guidance, objective.guidance_range
-    )
+    if guided is None or source not in proxies.UNGUIDED or source == "bank":
+        return model
+    return lambda z, r, t, label: guided(u, z, t, label, model(z, r, t, label))
 
 
 def _told(objective: Objective):
@@ -202,11 +213,14 @@ def _told(objective: Objective):
 
     def told(key, r, t, label: Told) -> Told:
         if objective.guidance_power is not None:
-            scale = guidance.draw(jax.random.fold_in(key, 1), r, t, objective.guidance, objective.guidance_power)
-            label = label if isinstance(label, Condition) else Condition(label)
-            label = dataclasses.replace(label, scale=scale)
+            largest = float(value_at(objective.guidance, 0))
+            scale = guidance.draw(jax.random.fold_in(key, 1), r, t, largest, objective.guidance_power)
+            label = dataclasses.replace(label if isinstance(label, Condition) else Condition(label), scale=scale)
         if objective.label_dropout > 0:
-            label = guidance.hide(label, jax.random.bernoulli(key, objective.label_dropout, t.shape))
+            low, high = objective.label_dropout_range
+            dropped = jax.random.bernoulli(key, objective.label_dropout, t.shape) & (t >= low) & (t <= high)
+            hide = condition.drop_label if objective.head_pass == "row" else condition.hide
+            label = hide(label, dropped)
         return label
 
     return told
@@ -214,17 +228,18 @@ def _told(objective: Objective):
 
 def _left_out(run: Run, objective: Objective, gradients: Gradients) -> list[str]:
     """What the measurements do not see, one sentence each."""
-    mixes = not is_zero(objective.gamma) or objective.guidance_power is not None
+    mixes = not is_zero(objective.gamma) and objective.proxy != "bank"
     parts = {
         "the network's dropout": getattr(run.config.network, "dropout", 0) > 0,
-        "v_hat's share of the target (gamma)": mixes and objective.proxy != "bank",
+        "v_hat's share of the target (gamma)": mixes,
         "the bank": objective.has_bank,
+        "the draw of each batch's guidance (half way is taken)": objective.guidance_per_batch,
     }
     lines = []
     if left := [name for name, there in parts.items() if there]:
         lines.append(f"Left out of the maps, the formulas and the predicted curve: {', '.join(left)}.")
     if objective.proxy == "bank":
-        lines.append("The curve of beta has the moving average as v_hat, not the bank, and gamma = 0.")
+        lines.append("The curve of beta has a v_hat of the network, not the bank's, and gamma = 0.")
     if gradients.without_bank:
         lines.append(f"The bank was not measured: {gradients.without_bank}.")
     return lines

@@ -9,7 +9,7 @@ v is the diagonal of the proxy. The derivative is in time alone, so no spatial J
 only. The gradient runs through du/dr: reverse over forward mode.
 
 With guidance of scale W terminal velocity matching divides both errors, R and that of the flow-matching term of its
-own, by W in the rows that show their label: its network is u / W, told 1 / W (`weight_guidance` = 2).
+own, by W in the rows that are guided: its network is u / W, told 1 / W (`weight_guidance` = 2).
 """
 
 import dataclasses
@@ -17,9 +17,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from vamf import condition
 from vamf.average_velocity import AverageVelocity, precise
-from vamf.condition import HIDDEN, Told
+from vamf.condition import Told
 from vamf.errors import UserError, require
 from vamf.objectives import proxies
 from vamf.objectives.objective import Found, Objective, Rows
@@ -31,7 +30,7 @@ class Lagrangian(Objective):
     """The end of the jump moves with the velocity there."""
 
     weight_guidance: float = 0.0
-    """a: with one scale W of guidance, rows that show their label weigh W^-a in R and in the flow-matching term of its
+    """a: rows that are guided with a scale W weigh W^-a, in R (W at its end r) and in the flow-matching term of its
     own."""
 
     def __post_init__(self):
@@ -39,6 +38,8 @@ class Lagrangian(Objective):
         if self.proxy in ("none", "bank"):
             raise UserError(f"proxy = {self.proxy!r}: the velocity at the end of the jump is asked of a model")
         require(self.weight_guidance >= 0, "weight_guidance", self.weight_guidance, "0 (none) or more")
+        if self.weight_guidance and self.guidance_per_batch:
+            raise UserError("weight_guidance: 0 with guidance_per_batch, whose scale the rows do not know")
 
     @property
     def needs_average(self) -> bool:
@@ -55,15 +56,13 @@ class Lagrangian(Objective):
         gap = expand(t - r, z)
         end = jax.lax.stop_gradient(z - gap * prediction)
         velocity = proxies.marginal_velocity(proxies.resolve(self.proxy, u, proxy), end, r, label)
-        return Found(prediction - gap * dudr - velocity, dudr, scale=self._share(label))
+        return Found(prediction - gap * dudr - velocity, dudr, scale=self._share(label, r, step))
 
     def _matching(self, u, x, e, t, draw, label, step, proxy, points, memory):
         loss, velocity = super()._matching(u, x, e, t, draw, label, step, proxy, points, memory)
-        return loss * self._share(label), velocity
+        return loss * self._share(label, t, step), velocity
 
-    def _share(self, told: Told):
-        """W^-a of the rows that show their label, 1 of the others."""
-        label = condition.label_of(told)
-        if label is None or self.guidance == 1 or self.guidance_power is not None:
-            return 1.0
-        return jnp.where(label == HIDDEN, 1.0, self.guidance**-self.weight_guidance)
+    def _share(self, told: Told, t, step):
+        """W^-a of each row at its time: 1 where guidance does not act."""
+        strength = self.strength(told, t, step) if self.weight_guidance else None
+        return 1.0 if strength is None else strength.scale**-self.weight_guidance

@@ -468,6 +468,8 @@ def identity(config: TrainConfig) -> str:
     for name, before in BEFORE.get(config.method, {}).get("objective", {}).items():
         value = getattr(objective, name)
         values["objective"][name] = None if value == before else value
+    if objective.proxy != "head":  # there is no pass to choose
+        values["objective"]["head_pass"] = LATER["objective"]["head_pass"]
     for part in SAFETY + DIVISION:
         del values[part]
     for part, names in ONLY_TOLD.items():
