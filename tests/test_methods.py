@@ -646,12 +646,16 @@ def test_weights_by_hand():
 
 
 def test_the_trace_weight_measures_the_noise_amplification():
-    """1 + t^2 tr(S S^T) / d; one probe is enough for a Gaussian, whose S is a multiple of the identity."""
+    """1 + s_t^2 tr(S S^T) / d; one probe is enough for a Gaussian, whose S is a multiple of the identity."""
     u = exact_average(GAUSSIAN)
     x, e, r, t = batch()
     squared = plain("meanflow").loss_at(u, x, e, r, t)
-    found = plain("meanflow", weight="trace").loss_at(u, x, e, r, t)
-    np.testing.assert_allclose(found, squared / (1 + t**2 * expansion(r, t) ** 2), rtol=1e-8)
+    scales = {"one": 1.0, "t": t, "t_squared": t**2, "bridge": np.sqrt(t * (1 - t)),
+              "interpolant": 1 / np.sqrt((1 - t) ** 2 + t**2)}  # fmt: skip
+    for name, scale in scales.items():
+        found = plain("meanflow", weight="trace", trace_scale=name).loss_at(u, x, e, r, t)
+        np.testing.assert_allclose(found, squared / (1 + (scale * expansion(r, t)) ** 2), rtol=1e-8)
+    assert objectives.create("meanflow", weight="trace").trace_scale == "t"
 
 
 def test_long_gaps_weigh_less_at_first():

@@ -115,7 +115,7 @@ def study(tmp_path, **options):
 
 @pytest.mark.parametrize("beta", dit.BETAS)
 def test_the_noise_of_the_tangent_is_the_papers(tmp_path, beta):
-    """With u = k z the residual is affine in v_c; the paper's N_beta = (1 - beta) M - I, times omega = (1 - kappa) W."""
+    """With u = k z R is affine in v_c; the paper's N_beta = (1 - beta) M - I, times omega = (1 - kappa) W."""
     objective = study(tmp_path).config(beta, {}).build_objective()
     assert (objective.guidance, objective.guidance_mix, objective.gamma) == (2, 0.5, 0)
     assert objective.proxy == "ema"

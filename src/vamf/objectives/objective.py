@@ -184,6 +184,8 @@ class Objective(abc.ABC):
     """p of the power weight; 0 is the plain squared error."""
     weight_constant: float = 1e-2
     """c of the weight."""
+    trace_scale: Literal["one", "t", "t_squared", "bridge", "interpolant"] = "t"
+    """s_t of the trace weight; see `weights.TRACE_SCALES`."""
     weight_gap: Coefficient = 0.0
     """s of the weight (1 - s) + s (1 - gap) / E[1 - gap], after the other weight; 0 is none (arXiv:2511.19065)."""
     weight_velocity: Literal["none", "min_snr"] = "none"
@@ -226,6 +228,9 @@ class Objective(abc.ABC):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         require(self.weight_constant > 0, "weight_constant", self.weight_constant, "any number above 0")
         require(self.weight in weights.KINDS, "weight", self.weight, ", ".join(weights.KINDS))
+        require(
+            self.trace_scale in weights.TRACE_SCALES, "trace_scale", self.trace_scale, ", ".join(weights.TRACE_SCALES)
+        )
         require(self.weight_velocity in ("none", "min_snr"), "weight_velocity", self.weight_velocity, "none, min_snr")
         require(self.matching_noise in ("same", "fresh"), "matching_noise", self.matching_noise, "same, fresh")
         require(self.reduction in ("sum", "mean"), "reduction", self.reduction, "sum, mean")
@@ -693,7 +698,7 @@ class Objective(abc.ABC):
         if self.weight == "norm":
             return weights.norm(squared, self.weight_constant)
         if self.weight == "trace":
-            return weights.trace(squared, u, z, r, t, label, probe)
+            return weights.trace(squared, u, z, r, t, label, probe, self.trace_scale)
         log_variance = proxies.log_variance(u)(r, t)
         if self.weight == "cauchy":
             return weights.cauchy(squared, log_variance, self.weight_constant)

@@ -6,7 +6,7 @@
 | `norm`    | l / sg[sqrt(l) + c]                        | consistency models' normalised tangent (arXiv:2410.11081) |
 | `cauchy`  | log(e^-phi l + c) + phi, phi(r, t) learned | Decoupled MeanFlow (arXiv:2510.24474)                     |
 | `learned` | e^-phi l + phi, phi(r, t) learned          | flow map matching (arXiv:2505.18825)                      |
-| `trace`   | l / (1 + t^2 tr(A A^T) / d), A estimated   | trace weight of arXiv:2605.09235, appendix, with s_t = t  |
+| `trace`   | l / (1 + s_t^2 tr(A A^T) / d), A estimated | trace weight of arXiv:2605.09235, appendix                |
 
 With `power` and p = 1 the printed loss is about 1 whatever happens, so the unweighted residual is always reported
 beside it. `gap` and `min_snr` are factors applied after these, for which a normalising weight would otherwise make up.
@@ -14,6 +14,7 @@ beside it. `gap` and `min_snr` are factors applied after these, for which a norm
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,14 @@ from vamf.path import expand
 from vamf.times import TimeLaw
 
 KINDS = ("power", "norm", "cauchy", "learned", "trace")
+TRACE_SCALES: dict[str, Callable[[Array], Array]] = {
+    "one": jnp.ones_like,
+    "t": lambda t: t**2,
+    "t_squared": lambda t: t**4,
+    "bridge": lambda t: t * (1 - t),
+    "interpolant": lambda t: 1 / ((1 - t) ** 2 + t**2),
+}
+"""s_t^2 of the trace weight by name: s_t is 1, t, t^2, sqrt(t (1 - t)) or 1 / sqrt((1 - t)^2 + t^2)."""
 SNR = 5.0
 """gamma of Min-SNR."""
 
@@ -61,11 +70,16 @@ def trace(
     t: Float[Array, " batch"],
     label: Told,
     probe: Float[Array, "batch *event"],
+    scale: str = "t",
 ) -> Float[Array, " batch"]:
-    """`loss / (1 + t^2 tr(A A^T) / d)`, the trace from one random probe, A = (t - r) du/dz - I."""
+    """`loss / (1 + s_t^2 tr(A A^T) / d)`, the trace from one random probe, A = (t - r) du/dz - I.
+
+    Args:
+        scale: s_t, a name of TRACE_SCALES.
+    """
     moved = expand(t - r, z) * jacobian_product(u, z, r, t, probe, label) - probe
     size = jnp.mean(moved**2, axis=tuple(range(1, moved.ndim)))
-    return loss / jax.lax.stop_gradient(1 + t**2 * size)
+    return loss / jax.lax.stop_gradient(1 + TRACE_SCALES[scale](t) * size)
 
 
 def gap(length: Float[Array, " batch"], share: float | Float[Array, ""], mean_gap: float) -> Float[Array, " batch"]:

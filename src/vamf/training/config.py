@@ -91,6 +91,8 @@ class ObjectiveConfig:
     """p of the adaptive loss weight; 0 is the plain squared error."""
     weight_constant: float | None = None
     """c of the loss weight."""
+    trace_scale: Literal["one", "t", "t_squared", "bridge", "interpolant"] | None = None
+    """s_t of the weight trace: 1, t, t^2, sqrt(t (1 - t)) or 1 / sqrt((1 - t)^2 + t^2)."""
     weight_gap: Mix = None
     """How much less long gaps weigh, in [0, 1]: a number or a schedule."""
     weight_velocity: Literal["none", "min_snr"] | None = None
@@ -423,7 +425,8 @@ LATER: dict[str, Any] = {
          "weight", "weight_gap", "weight_velocity", "reduction", "through", "correction", "difference", "moving",
          "alpha", "eta", "split", "instant", "clip", "bank_memory", "matching_noise", "head_weight", "pair_weight",
          "rectify_weight", "guidance_power", "anchor_every", "guidance_mix", "guidance_per_batch",
-         "guidance_without_label", "label_dropout_range", "weight_guidance", "pairs", "student_times")
+         "guidance_without_label", "label_dropout_range", "weight_guidance", "pairs", "student_times",
+         "trace_scale")
     ),
     "times": {name: getattr(TimeLaw(), name) for name in ("second_mean", "equal_mean", "gap_mean", "gap_std", "shift",
                                                           "points")},
