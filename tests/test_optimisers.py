@@ -385,7 +385,7 @@ LATER = {
     "objective": "rao_blackwell bank_from guidance guidance_range label_dropout matching_weight mix_diagonal weight "
     "weight_gap weight_velocity reduction through correction difference moving alpha split clip bank_memory eta "
     "instant matching_noise head_weight pair_weight rectify_weight guidance_power anchor_every weight_guidance pairs "
-    "student_times guidance_mix guidance_per_batch guidance_without_label label_dropout_range head_pass",
+    "student_times guidance_mix guidance_per_batch guidance_without_label label_dropout_range head_pass trace_scale",
     "times": "second_mean equal_mean gap_mean gap_std shift points",
     "optimiser": "name weight_decay warmup",
     "log": "to",
