@@ -1,5 +1,7 @@
+import csv
 import json
 import pickle
+import re
 
 import jax
 import numpy as np
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from vamf import data
-from vamf.data import arrays
+from vamf.data import arrays, csv_table
+from vamf.data.whitening import whiten
 from vamf.errors import UserError
 
 ROWS = 200
@@ -82,6 +85,46 @@ def test_npz_prefers_the_named_array(tmp_path, name):
     assert data.load(str(path)).event_shape == (3,)
 
 
+LABELS = np.arange(ROWS) % 2
+
+
+@pytest.mark.parametrize(
+    ("label", "classes", "numbers"),
+    [
+        (3 + 4 * LABELS, (3, 7), LABELS),
+        (1 - 2 * LABELS, (-1, 1), 1 - LABELS),
+        (np.array(["net", "gross"])[LABELS], ("gross", "net"), 1 - LABELS),
+        (LABELS[:, None].astype(bool), (), LABELS),
+    ],
+)
+@pytest.mark.parametrize("name", ["y", "targets"])
+def test_npz_with_labels(tmp_path, name, label, classes, numbers):
+    np.savez(tmp_path / "x.npz", x=table(), **{name: label}, other=np.zeros(3))
+    dataset = data.load(str(tmp_path / "x.npz"), holdout=0.0)
+    assert (dataset.num_classes, dataset.classes) == (2, classes)
+    points, drawn = (np.asarray(dataset.arrays[part]) for part in ("points", "label"))
+    rows = np.abs(dataset.to_original(points)[:, None] - table()[None]).max(axis=2).argmin(axis=1)
+    np.testing.assert_array_equal(drawn, numbers[rows])
+    assert "in 2 classes" + (f" ({classes[0]}, {classes[1]})" if classes else "") in dataset.summary
+    assert dataset.summary.endswith("beside it not used: other")
+
+
+@pytest.mark.parametrize(
+    ("label", "why"),
+    [
+        (np.linspace(0, 1, ROWS), "float64; classes are integers or text"),
+        (np.arange(ROWS) + 5, "200 different values"),
+        (np.zeros((ROWS, 3), int), "shape (200, 3)"),
+        (np.array(["a"] * ROWS, object), "Python objects"),
+    ],
+)
+def test_what_is_no_class_is_said(tmp_path, label, why):
+    np.savez(tmp_path / "x.npz", features=table(), y=label, allow_pickle=True)
+    dataset = data.load(str(tmp_path / "x.npz"))
+    assert (dataset.num_classes, sorted(dataset.arrays)) == (0, ["points"])
+    assert f"beside it not used: y ({why}" in dataset.summary
+
+
 def test_npz_of_several_unnamed_arrays_is_refused(tmp_path):
     path = tmp_path / "many.npz"
     np.savez(path, first=table(), second=table())
@@ -110,6 +153,77 @@ def test_csv_header_may_be_quoted_and_spaced(tmp_path):
     assert data.load(str(path)).columns == ("length, cm", "weight")
 
 
+HEADERS = {
+    "pandas": (",a,b", True, ("a", "b"), "column 1, integers without a name, is taken for an index"),
+    "pandas without names": (",0,1", True, ("0", "1"), "line 1 (0, 1) is taken for column names"),
+    "pandas read again": ("Unnamed: 0,a,b", True, ("a", "b"), "left out (name it to keep it)"),
+    "R": ('"","a","b"', True, ("a", "b"), "is taken for an index"),
+    "index=False": ("0,1", False, ("0", "1"), "line 1 (0, 1) is taken for column names"),
+    "an index with a name": ("step,a,b", True, ("step", "a", "b"), "column 1 (step) counts the rows"),
+    "header=False": (None, True, (), "column 1 counts the rows"),
+}
+
+
+@pytest.mark.parametrize(("header", "index", "columns", "said"), HEADERS.values(), ids=HEADERS)
+def test_what_pandas_writes(tmp_path, header, index, columns, said):
+    values = table(40, 2)
+    rows = [",".join([str(row)] * index + [repr(float(entry)) for entry in values[row]]) for row in range(40)]
+    (tmp_path / "x.csv").write_text("\n".join([header] * (header is not None) + rows) + "\n")
+    dataset = data.load(str(tmp_path / "x.csv"), holdout=0.0)
+    assert dataset.columns == columns
+    assert said in dataset.summary
+    restored = dataset.to_original(np.asarray(dataset.arrays["points"]))
+    assert restored.shape == (40, len(columns) or 3)
+    assert as_set(restored[:, -2:]) == as_set(values)
+    np.save(tmp_path / "x.npy", np.column_stack([np.arange(40), values]))
+    assert "column 1 counts the rows" in data.load(str(tmp_path / "x.npy")).summary
+
+
+@pytest.mark.parametrize("first", ["2019,2020,2021", "400.5,401,401.5,402", "0,1,2"])
+def test_a_first_line_that_may_be_a_header_is_refused(tmp_path, first):
+    width = first.count(",") + 1
+    values = np.random.default_rng(0).poisson(20, (40, width)) if first == "0,1,2" else table(40, width)
+    path = tmp_path / "x.csv"
+    rows = [",".join(str(entry) for entry in row) for row in values.tolist()]
+    path.write_text("\n".join([first, *rows]))
+    message = refusal(path)
+    assert "line 1" in message
+    assert f"write them with a letter (c{first.split(',')[0]}); if it is a row of numbers, move it down" in message
+    path.write_text("\n".join([*rows[:1], first, *rows[1:]]))
+    assert data.load(str(path), holdout=0.0).arrays["points"].shape == (41, width)
+    path.write_text("\n".join([",".join(f"c{entry}" for entry in first.split(",")), *rows]))
+    assert data.load(str(path)).columns[0] == f"c{first.split(',')[0]}"
+
+
+def test_a_row_of_zero_and_one_stays_one(tmp_path):
+    (tmp_path / "x.csv").write_text("0,1\n" + "1,1\n0,0\n" * 20)
+    dataset = data.load(str(tmp_path / "x.csv"), holdout=0.0)
+    assert (dataset.columns, dataset.arrays["points"].shape) == ((), (41, 2))
+    assert "line 1 (0, 1) is taken for numbers (if it holds column names, write them with a letter)" in dataset.summary
+
+
+def test_csv_goes_both_ways(tmp_path):
+    """Names with commas, quotes and line breaks, and every digit of numbers of any size."""
+    names = ("height, cm", 'weight "net", kg', "two\nlines", "größe")
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(200, 4)) * 10.0 ** rng.integers(-300, 300, (200, 4))
+    values[:, 1] = 1.7e9 + 10 * rng.normal(size=200)
+    values[:, 2] = rng.integers(-(2**53), 2**53, 200)
+    written = csv_table.text(values, names)
+    found = list(csv.reader(written.splitlines(keepends=True)))
+    assert tuple(found[0]) == names
+    np.testing.assert_array_equal(np.array(found[1:], float), values)
+    assert not any({".", "e"} & set(row[2]) for row in found[1:])
+    (tmp_path / "x.csv").write_text(written, encoding="utf-8", newline="")
+    table = csv_table.read(tmp_path / "x.csv")
+    assert table.columns == names
+    np.testing.assert_array_equal(table.numbers, values)
+    single = (rng.normal(size=(200, 2)) * 10.0 ** rng.integers(-30, 30, (200, 2))).astype(np.float32)
+    again = np.array(list(csv.reader(csv_table.text(single).splitlines())), float)
+    np.testing.assert_array_equal(again.astype(np.float32), single)
+    assert csv_table.text(np.float32([[0.1]])) == "0.1\n"
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.integers(32, 60), columns=st.integers(1, 4), holdout=st.floats(0, 0.5), power=st.integers(-6, 6))
 def test_standardised_and_back(tmp_path, rows, columns, holdout, power):
@@ -130,10 +244,55 @@ def test_a_constant_column_stays_what_it_is(tmp_path, constant):
     values = table()
     values[:, 1] = constant
     dataset = data.load(str(write(tmp_path / "x.npy", values)))
+    assert (dataset.event_shape, dataset.sample_shape) == ((2,), (3,))
+    assert dataset.constants == ((1, constant),)
+    assert f"constant and not learnt: column 2 = {constant:g}" in dataset.summary
+    for kind in (dataset, whiten(dataset, 0.01)):
+        noise = np.random.default_rng(0).normal(size=(2, 50, 2))  # whatever a network makes
+        restored = kind.to_original(noise)
+        assert restored.shape == (2, 50, 3)
+        np.testing.assert_array_equal(restored[..., 1], constant)
+        np.testing.assert_array_equal(restored[1], kind.to_original(noise[1]))
     points = np.asarray(dataset.arrays["points"])
-    assert np.all(np.isfinite(points))
-    restored = dataset.to_original(points)
-    np.testing.assert_allclose(restored[:, 1], constant, rtol=1e-12)
+    assert as_set(dataset.to_original(points)) | as_set(dataset.reference(100, 0)) == as_set(values)
+    assert "every column holds one value only" in refusal(write(tmp_path / "y.npy", np.full((40, 2), constant)))
+
+
+COLUMN = {"tenths": (1e12, 100.0), "nanoseconds": (1.7e18, 1e9), "tiny": (1e-200, 1e-201), "year": (2020.0, 1e-9)}
+
+
+@pytest.mark.parametrize(("mean", "std"), COLUMN.values(), ids=COLUMN)
+def test_a_small_spread_is_no_constant(tmp_path, mean, std):
+    rng = np.random.default_rng(0)
+    values = np.stack([mean + rng.normal(0, std, 400), rng.normal(size=400)], 1)
+    dataset = data.load(str(write(tmp_path / "big.npy", values)), holdout=0.0)
+    points = np.asarray(dataset.arrays["points"], np.float64)
+    np.testing.assert_allclose(points.std(axis=0), 1, rtol=1e-3)
+    np.testing.assert_allclose(points.mean(axis=0), 0, atol=1e-3)
+    restored = np.sort(dataset.to_original(points)[:, 0])
+    lost = 1e-6 * std + 2 * np.spacing(mean)  # single precision of the spread, double precision of the whole
+    np.testing.assert_allclose(restored, np.sort(values[:, 0]), rtol=0, atol=lost)
+    assert np.std(restored - mean) == pytest.approx(np.std(values[:, 0] - mean), rel=1e-3)
+
+
+def test_integers_that_differ_beyond_double_precision_are_refused(tmp_path):
+    clock = 1_700_000_000_000_000_000 + np.arange(100) % 50
+    message = refusal(write(tmp_path / "x.npy", np.stack([clock, np.arange(100) ** 2], 1)))
+    assert "column 1 holds integers that differ in digits which double precision does not keep" in message
+
+
+def test_columns_of_integers_come_back_as_integers(tmp_path):
+    rng = np.random.default_rng(0)
+    values = np.stack([rng.poisson(3.0, 100), rng.normal(size=100), 1_700_000_000 + rng.integers(0, 60, 100)], 1)
+    dataset = data.load(str(write(tmp_path / "x.csv", values)))
+    assert dataset.integers == (0, 2)
+    samples = dataset.to_original(rng.normal(size=(500, 3)))
+    np.testing.assert_array_equal(samples[:, [0, 2]], np.rint(samples[:, [0, 2]]))
+    assert len(np.unique(samples[:, 1])) == 500
+    assert 30 < len(np.unique(samples[:, 2])) < 500
+    lines = csv_table.text(samples).splitlines()
+    assert all(re.fullmatch(r"-?\d+,-?\d+\.\d+(e-\d+)?,1[67]\d{8}", line) for line in lines)
+    assert data.load("digits").integers == ()
 
 
 def test_large_offsets_keep_their_digits(tmp_path):
@@ -290,6 +449,21 @@ def test_wrong_number_of_axes(tmp_path, shape):
     message = refusal(write(tmp_path / "x.npy", np.ones(shape)))
     assert str(shape) in message
     assert "(n, d)" in message
+
+
+def test_arrays_in_memory_are_held_to_the_same(tmp_path):
+    for bad, said in [
+        (np.zeros((40, 8, 8, 4)), "shape (40, 8, 8, 4); a table of shape (n, d) is needed"),
+        (np.full((40, 2), "a"), "real numbers are needed"),
+        (np.where(np.arange(80) == 5, np.nan, 0.0).reshape(40, 2), "row 3, column 2 is nan"),
+    ]:
+        with pytest.raises(UserError, match=re.escape(said)):
+            arrays.from_table("x", bad)
+    with pytest.raises(UserError, match=r"labels of shape \(39,\)"):
+        arrays.from_table("x", table(40), label=np.zeros(39, int))
+    for bad in (np.zeros((40, 8, 8, 4)), np.zeros((40, 8, 8, 4), np.uint8)):
+        assert "shape (40, 8, 8, 4)" in refusal(write(tmp_path / "x.npy", bad))
+        assert "shape (40, 8, 8, 4)" in refusal(write(tmp_path / "x.npz", bad))
 
 
 @pytest.mark.parametrize("dtype", [np.complex64, "U5", "S3", "datetime64[s]"])

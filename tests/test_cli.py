@@ -158,7 +158,7 @@ def test_sample_npy_png_and_label(digits_run, tmp_path, capsys):
     assert not np.allclose(each[4], threes[4], atol=2e-5)
     status, _, err = run("sample", digits_run, "--out", tmp_path / "t.gif", capsys=capsys)
     assert status == 2
-    assert ".npy, .csv for tables, and .png, .npz or a folder for images" in err
+    assert ".npy, .npz, .csv for tables, and .png or a folder for images" in err
 
 
 @pytest.mark.slow
@@ -171,6 +171,7 @@ def test_samples_of_a_table_are_in_its_units(table_run, tmp_path, capsys):
     # Hardly trained, the generator is near the identity: noise in the units of the data.
     np.testing.assert_allclose(drawn.mean(axis=0), [1000, 5e-4, 7], rtol=0.3)
     assert 2 < drawn[:, 0].std() < 10
+    np.testing.assert_array_equal(drawn[:, 2], 7)
     status, _, err = run("sample", table_run, "--out", tmp_path / "s.png", capsys=capsys)
     assert status == 2
     assert "no images" in err

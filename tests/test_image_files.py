@@ -113,7 +113,7 @@ def test_class_folders(tmp_path, suffix):
     (tmp_path / "pets" / "ant" / "notes.txt").write_text("not a picture")
     (tmp_path / "pets" / ".cache").mkdir()
     found = image_files.read(tmp_path / "pets")
-    assert (found.num_classes, found.test) == (3, None)
+    assert (found.num_classes, found.classes, found.test) == (3, ("ant", "cat", "zebra"), None)
     decoded = read(tmp_path / "pets")
     # Classes in the order of their names: ant, cat, zebra.
     np.testing.assert_array_equal(decoded.pixels, np.concatenate([x[10:20], x[20:30], x[:10]]))

@@ -476,6 +476,6 @@ def test_pictures_as_training_sees_them(tmp_path, capsys):
     assert "1 damaged and left out" in said.err
     written = np.load(tmp_path / "x.npz")
     np.testing.assert_array_equal(written["images"][:3], pixels(3, 24, 20)[:, 2:22])
-    np.testing.assert_array_equal(written["labels"], [0, 0, 0, 1])
+    np.testing.assert_array_equal(written["labels"], ["a", "a", "a", "b"])
     with pytest.raises(UserError, match=r"ends in \.npz"):
         dataclasses.replace(wanted, out=tmp_path / "x.png")

@@ -24,7 +24,7 @@ USAGE = """usage: vamf COMMAND ...
   train --resume RUN                              continue a training where it stopped
   estimate CONFIG [--devices N] [--chip NAME]     parameters, operations, memory and days of a training
   sample RUN --n N [--steps K] [--sampler NAME] --out FILE
-                                                  draw samples: .npy, .csv for tables; .png, .npz, a folder for images
+                                                  draw samples: .npy, .npz, .csv for tables; .png, a folder for images
   evaluate RUN [--json]                           distances of a run's samples to unseen data
   diagnose RUN [--json]                           where a run's noise comes from, what beta should be, what its log says
   compare METHOD ... --data NAME                  methods side by side: equal steps, equal time, cost, a ranking
@@ -72,7 +72,8 @@ class Sample:
     run: Path
     """Folder of the run."""
     out: Path
-    """File to write: .npy, .csv for tables; for images .png (a sheet), .npz or a folder without suffix."""
+    """File to write: .npy, .npz (with classes), .csv for tables; for images also .png (a sheet) or a folder without
+    suffix."""
     n: int = 64
     """Number of samples."""
     steps: int | None = None
@@ -83,8 +84,9 @@ class Sample:
     steps of a diffusion; left out, jumps, but heun for flow_matching and ddim for ddpm."""
     seed: int = 0
     """Seed of the noise."""
-    label: int | Literal["each"] | None = None
-    """Class, where the data has classes, or each of them in turn; drawn like the data's if left out."""
+    label: str | None = None
+    """Class by its name or number, where the data has classes, or `each` of them in turn; drawn like the data's if left
+    out."""
     guidance: float | None = None
     """Scale of guidance, for networks that are told it; others have learnt the one of their training. 1 is none."""
     guidance_range: tuple[float, float] = (0.0, 1.0)

@@ -1,22 +1,32 @@
 """Tables held in memory: the handwritten digits that ship with scikit-learn, and the user's own files.
 
-A table has shape (n, d). It is standardised for the network and samples go back to the original units. A share of the
-rows is held out, never trained on, and serves as the yardstick of evaluation.
+A table has shape (n, d). It is standardised for the network and samples go back to the original units. A column that
+holds one value is not learnt: samples have the value. A share of the rows is held out, never trained on, and serves as
+the yardstick of evaluation.
 """
 
-import csv
 import dataclasses
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Shaped
 
+from vamf.data import csv_table
+from vamf.data.classes import check_count, in_classes, listed, numbered
+from vamf.data.csv_table import Table
 from vamf.data.dataset import Dataset
+from vamf.data.image_files import LABELS
 from vamf.errors import UserError, require
 
 SUFFIXES = (".npy", ".npz", ".csv")
 MINIMUM_ROWS = 32
+SMALL = 1e-9
+"""Spread of a column relative to its mean below which sums of its values lose too many digits."""
+FEWEST_STEPS = 64
+"""Fewest steps between neighbouring numbers in the standard deviation of integers beyond 2^53."""
 
 
 def digits(holdout: float) -> Dataset:
@@ -38,26 +48,27 @@ def digits(holdout: float) -> Dataset:
 
 
 def from_file(path: Path, holdout: float) -> Dataset:
-    """The user's table from a `.npy`, `.npz` (one array, or one named `x` or `data`) or `.csv` file.
+    """The user's table from a `.npy`, `.npz` or `.csv` file.
+
+    An `.npz` holds one array, or one named `x` or `data`, perhaps with labels (n,) beside it (`image_files.LABELS`).
 
     Raises:
         UserError: the file is missing, not a table of numbers, too short, or has a value that is not finite.
     """
-    table, columns = _read_csv(path) if path.suffix.lower() == ".csv" else (_read_numpy(path), ())
-    if table.ndim != 2 or table.shape[1] == 0:
-        raise UserError(f"{path}: shape {table.shape}; a table of shape (n, d) is needed")
-    if table.dtype.kind not in "biuf":
-        raise UserError(f"{path}: entries of type {table.dtype}; real numbers are needed")
-    table = table.astype(np.float64)
-    bad = np.argwhere(~np.isfinite(table))
-    if len(bad):
-        row, column = bad[0]
-        name = f" ({columns[column]})" if columns else ""
-        raise UserError(
-            f"{path}: row {row + 1}, column {column + 1}{name} is {table[row, column]}; finite numbers are needed"
-            + (f" ({len(bad)} such entries)" if len(bad) > 1 else "")
-        )
-    return from_table(path.stem, table, holdout=holdout, columns=columns, source=str(path))
+    if path.suffix.lower() == ".csv":
+        table, label, left_out = csv_table.read(path), None, ""
+    else:
+        stored, label, left_out = _read_numpy(path)
+        _check(str(path), stored)
+        table = csv_table.without_index(Table(stored))
+    dataset = from_table(
+        path.stem, table.numbers, holdout=holdout, label=label, columns=table.columns, source=str(path)
+    )
+    remarks = (dataset.summary, *table.remarks, *([left_out] if left_out else []))
+    found = (dataset.reread, table.reread, "labels beside it were not read" if label is not None else "")
+    return dataclasses.replace(
+        dataset, summary="; ".join(remarks), reread="; ".join(reason for reason in found if reason)
+    )
 
 
 def from_table(
@@ -65,34 +76,48 @@ def from_table(
     table: np.ndarray,
     *,
     holdout: float = 0.1,
-    label: np.ndarray | None = None,
+    label: Shaped[np.ndarray, " n"] | None = None,
     shift: np.ndarray | None = None,
     scale: np.ndarray | None = None,
     picture: tuple[int, ...] | None = None,
     columns: tuple[str, ...] = (),
     source: str = "in memory",
 ) -> Dataset:
-    """A table (n, d) as a data set; columns are standardised unless `shift` and `scale` (d,) say otherwise.
+    """A table (n, d) of real numbers as a data set.
+
+    Columns are standardised by mean and standard deviation of the training rows. One that holds a single value there is
+    left out of the event, and one that holds integers is rounded in samples; with a `scale` all columns are learnt, as
+    they are.
 
     Args:
         holdout: share of the rows kept for evaluation, in [0, 0.5]; the same rows for the same table.
-        label: classes (n,), integers from 0.
+        label: classes (n,), integers or text.
+        shift, scale: subtracted from each column and divided by (d,) in place of mean and standard deviation.
+
+    Raises:
+        UserError: another shape or type, a value that is not finite, too few rows, or all columns constant.
     """
     require(0 <= holdout <= 0.5, "holdout", holdout, "[0, 0.5], a share of the rows")
+    _check(source, table, columns)
     if len(table) < MINIMUM_ROWS:
         raise UserError(f"{source}: {len(table)} rows; at least {MINIMUM_ROWS} are needed")
+    classes, num_classes = (), 0
+    if label is not None:
+        if label.shape != (len(table),) or label.dtype.kind not in "biuUS":
+            raise UserError(
+                f"{source}: labels of shape {label.shape}, type {label.dtype}; integers or text, one for each of "
+                f"{len(table)} rows, are needed"
+            )
+        label, classes = numbered(label)
+        check_count(source, classes, len(table), "rows")
+        num_classes = len(classes) or int(label.max()) + 1
     order = np.random.default_rng(0).permutation(len(table))
     held = max(1, round(holdout * len(table))) if holdout else 0
     test, train = order[:held], order[held:]
-    with np.errstate(over="ignore"):
-        mean, spread = table[train].mean(axis=0), table[train].std(axis=0)
-    varies = spread > 1e-9 * np.abs(mean)  # a constant column keeps its scale; rounding gives it a tiny spread
-    centre = mean if shift is None else shift
-    unit = np.where(varies, spread, 1.0) if scale is None else scale
-    if not np.isfinite(unit).all():
-        column = int(np.argmin(np.isfinite(unit)))
-        raise UserError(f"{source}: column {column + 1} holds values too large to standardise")
-    points = jnp.asarray((table[train] - centre) / unit, jnp.float32)
+    stored, table = table, table.astype(np.float64)
+    units = _standard(source, table[train], stored[train], columns) if scale is None else _as_given(scale)
+    centre = units.shift if shift is None else np.asarray(shift)[units.columns]
+    points = jnp.asarray((table[train][:, units.columns] - centre) / units.scale, jnp.float32)
     arrays = {"points": points}
     if label is not None:
         arrays["label"] = jnp.asarray(label[train], jnp.int32)
@@ -108,77 +133,146 @@ def from_table(
     used = f"{len(train):,} rows to train on, {held:,} held out" if held else f"{len(train):,} rows, none held out"
     return Dataset(
         name=name,
-        event_shape=(table.shape[1],),
+        event_shape=(len(units.columns),),
         arrays=arrays,
         draw=draw,
         reference=reference,
         unseen=held > 0,
         shift=centre,
-        scale=unit,
-        num_classes=0 if label is None else int(label.max()) + 1,
+        scale=units.scale,
+        num_classes=num_classes,
+        classes=classes,
         picture=picture,
         columns=columns,
-        summary=f"{name}: {table.shape[1]} columns, {used}",
+        constants=units.constants,
+        integers=units.integers,
+        summary=f"{name}: {table.shape[1]} columns{in_classes(num_classes, classes)}, {used}"
+        + _tell_constants(units.constants, columns),
+        reread=units.reread,
     )
 
 
-def _read_numpy(path: Path) -> np.ndarray:
+class _Units(NamedTuple):
+    """What the network sees of a table, and how."""
+
+    columns: np.ndarray
+    """The columns that it sees."""
+    shift: Float[np.ndarray, " seen"]
+    scale: Float[np.ndarray, " seen"]
+    constants: tuple[tuple[int, float], ...] = ()
+    integers: tuple[int, ...] = ()
+    reread: str = ""
+
+
+def _as_given(scale: np.ndarray) -> _Units:
+    return _Units(np.arange(len(scale)), np.zeros(len(scale)), scale)
+
+
+def _standard(source: str, rows: Float[np.ndarray, "n d"], stored: np.ndarray, columns: tuple[str, ...]) -> _Units:
+    """Mean and standard deviation of each column that varies.
+
+    Args:
+        rows: in double precision.
+        stored: the same as they were read.
+    """
+    varies = stored.max(axis=0) != stored.min(axis=0)
+    if not varies.any():
+        raise UserError(f"{source}: every column holds one value only; there is nothing to learn")
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, spread = rows.mean(axis=0), rows.std(axis=0)
+    # Far from 0 a sum of many values has no digits left for their differences, and squares of the smallest are 0.
+    small = varies & np.isfinite(spread) & (spread <= SMALL * np.abs(mean))
+    for column in np.flatnonzero(small):
+        steps = rows[:, column] - rows[0, column]
+        reach = np.abs(steps).max() or 1.0
+        mean[column] = rows[0, column] + reach * (steps / reach).mean()
+        spread[column] = reach * (steps / reach).std()
+    largest = np.abs(rows).max(axis=0)
+    coarse = varies & (largest >= 2.0**53) & (spread < FEWEST_STEPS * np.spacing(largest))
+    for bad, what in [
+        (varies & ~np.isfinite(spread), "holds values too large to standardise"),
+        (coarse, "holds integers that differ in digits which double precision does not keep; subtract an offset"),
+    ]:
+        if bad.any():
+            raise UserError(f"{source}: {_column(int(np.argmax(bad)), columns)} {what}")
+    reasons = {"constant columns were learnt": not varies.all(), "columns far from 0 were not scaled": small.any()}
+    return _Units(
+        np.flatnonzero(varies),
+        mean[varies],
+        spread[varies],
+        tuple((int(column), float(rows[0, column])) for column in np.flatnonzero(~varies)),
+        tuple(np.flatnonzero(np.all(rows == np.rint(rows), axis=0)).tolist()),
+        " and ".join(reason for reason, holds in reasons.items() if holds),
+    )
+
+
+def _tell_constants(constants: tuple[tuple[int, float], ...], columns: tuple[str, ...]) -> str:
+    if not constants:
+        return ""
+    called = listed([f"{_column(column, columns)} = {value:g}" for column, value in constants])
+    return f"; constant and not learnt: {called}"
+
+
+def _column(column: int, columns: tuple[str, ...]) -> str:
+    return f"column {column + 1}" + (f" ({columns[column]})" if columns else "")
+
+
+def _check(source: str, table: np.ndarray, columns: tuple[str, ...] = ()) -> None:
+    """Refuse what is no table of finite real numbers."""
+    if table.ndim != 2 or table.shape[1] == 0:
+        raise UserError(f"{source}: shape {table.shape}; a table of shape (n, d) is needed")
+    if table.dtype.kind not in "biuf":
+        raise UserError(f"{source}: entries of type {table.dtype}; real numbers are needed")
+    bad = np.argwhere(~np.isfinite(table))
+    if len(bad):
+        row, column = bad[0].tolist()
+        raise UserError(
+            f"{source}: row {row + 1}, {_column(column, columns)} is {table[row, column]}; finite numbers are needed"
+            + (f" ({len(bad)} such entries)" if len(bad) > 1 else "")
+        )
+
+
+def _read_numpy(path: Path) -> tuple[np.ndarray, np.ndarray | None, str]:
+    """A table, labels that lie beside it, and what of the file is not used, in words."""
     try:
         loaded = np.load(path, allow_pickle=False)
         if not isinstance(loaded, np.lib.npyio.NpzFile):
-            return loaded
+            return loaded, None, ""
         with loaded:
-            names = [name for name in ("x", "data") if name in loaded.files] or loaded.files
-            if not names or (len(names) > 1 and names[0] not in ("x", "data")):
-                raise UserError(
-                    f"{path}: arrays {', '.join(loaded.files) or 'none'}; one, or one named x or data, is needed"
-                )
-            return loaded[names[0]]
+            names = loaded.files
+            rows = [name for name in names if name not in LABELS] or names
+            chosen = next((name for name in ("x", "data") if name in names), rows[0] if len(rows) == 1 else None)
+            if chosen is None:
+                raise UserError(f"{path}: arrays {', '.join(names) or 'none'}; one, or one named x or data, is needed")
+            table = loaded[chosen]
+            others = [name for name in names if name != chosen]
+            named = next((name for name in LABELS if name in others), None)
+            label, why = _labels(loaded, named, len(table)) if named and table.ndim else (None, "")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{path}: not a readable {path.suffix} array of numbers ({_line(error)})") from None
+    unused = [f"{name}{f' ({why})' if name == named else ''}" for name in others if label is None or name != named]
+    return table, label, f"beside it not used: {', '.join(unused)}" if unused else ""
 
 
-def _read_csv(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+def _labels(loaded: np.lib.npyio.NpzFile, name: str, rows: int) -> tuple[np.ndarray | None, str]:
+    """The classes in an array beside a table, or why there are none in it."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as handle:
-            rows = enumerate(csv.reader(handle), 1)
-            lines = [(number, row) for number, row in rows if len(row) > 1 or "".join(row).strip()]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a readable .csv file ({_line(error)})") from None
-    if not lines:
-        raise UserError(f"{path}: the file is empty")
-    width = len(lines[0][1])
-    columns: tuple[str, ...] = ()
-    if not any(_is_number(entry) for entry in lines[0][1]):
-        columns = tuple(entry.strip() for entry in lines[0][1])
-        lines = lines[1:]
-    table = np.empty((len(lines), width))
-    for index, (number, row) in enumerate(lines):
-        if len(row) != width:
-            raise UserError(f"{path}: line {number} has {len(row)} entries, the first line has {width}")
-        for column, entry in enumerate(row):
-            if not _is_number(entry) or not np.isfinite(float(entry)):
-                name = f" ({columns[column]})" if columns else ""
-                raise UserError(
-                    f"{path}: row {index + 1} (line {number}), column {column + 1}{name} is {entry.strip()!r}; "
-                    "finite numbers are needed"
-                )
-            table[index, column] = float(entry)
-    return table, columns
-
-
-def _is_number(entry: str) -> bool:
-    try:
-        float(entry)
-    except ValueError:
-        return False
-    return "_" not in entry  # Python reads 1_0 as 10
+        label = loaded[name]
+    except ValueError as error:
+        if "Object arrays" not in str(error):
+            raise
+        return None, "Python objects; classes are integers or text"
+    label = label[:, 0] if label.ndim == 2 and label.shape[1] == 1 else label
+    if label.shape != (rows,):
+        return None, f"shape {label.shape}; classes are one for each row"
+    if label.dtype.kind not in "biuUS":
+        return None, f"{label.dtype}; classes are integers or text"
+    different = len(np.unique(label))
+    return (None, f"{different} different values; no classes") if different > rows / 2 else (label, "")
 
 
 def _line(error: Exception) -> str:

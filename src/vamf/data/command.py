@@ -8,6 +8,7 @@ import tyro
 
 from vamf import autoencoders
 from vamf.data import encoding, image_files, images
+from vamf.data.classes import called
 from vamf.data.images import ImageConfig
 from vamf.data.pictures import Channels
 from vamf.errors import require
@@ -55,10 +56,12 @@ class Pictures:
 def prepare(wanted: Pictures, progress: Progress) -> None:
     """`vamf data pictures`."""
     config = ImageConfig(size=wanted.size, channels=wanted.channels, strict=wanted.strict, memory=wanted.memory)
-    found = images.decode(image_files.read(wanted.source), config, str(wanted.source), progress)
+    source = image_files.read(wanted.source)
+    found = images.decode(source, config, str(wanted.source), progress)
     if found.damaged:
         progress.say(f"{len(found.damaged)} damaged and left out, the first: {found.damaged[0]}")
-    write_arrays(wanted.out, {"images": found.pixels} | ({} if found.label is None else {"labels": found.label}))
+    labels = {} if found.label is None else {"labels": called(found.label, source.classes)}
+    write_arrays(wanted.out, {"images": found.pixels} | labels)
     print(f"{len(found.pixels):,} pictures of {'x'.join(map(str, found.pixels.shape[1:]))}: {wanted.out}")
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vamf.data.classes import Class
 from vamf.data.stream import Stream
 from vamf.theory.mixture import GaussianMixture
 
@@ -35,6 +36,8 @@ class Dataset:
     """Multiplied by, before that."""
     num_classes: int = 0
     """Number of classes; 0 where samples have no labels."""
+    classes: tuple[Class, ...] = ()
+    """The classes as the data name them, in the order of their numbers; () where they are called 0, 1, 2 and so on."""
     picture: tuple[int, ...] | None = None
     """Shape of one sample as an image, where it is one."""
     white: float = 255.0
@@ -44,7 +47,12 @@ class Dataset:
     bound: float | None = None
     """Largest absolute value of a sample's numbers, where there is one, in the units the network sees."""
     columns: tuple[str, ...] = ()
-    """Names of a table's columns, where it has them."""
+    """Names of a table's columns, where it has them; constant ones are among them."""
+    constants: tuple[tuple[int, float], ...] = ()
+    """Columns of a table, counted from 0, that hold one value, and the value. They are no part of an event:
+    `to_original` puts them in."""
+    integers: tuple[int, ...] = ()
+    """Columns of a table, counted from 0 with the constant ones, that hold integers: `to_original` rounds them."""
     mixture: GaussianMixture | None = None
     """The exact law of the data in the network's units, where it is known."""
     stream: Stream | None = None
@@ -55,6 +63,18 @@ class Dataset:
     """Undoes a change of coordinates, before scale and shift."""
     summary: str = ""
     """One line for people: where the data is from and how large it is."""
+    reread: str = ""
+    """What earlier versions made otherwise of the same files, for runs that began with those."""
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample in original units, constant columns included."""
+        return (self.event_shape[0] + len(self.constants),) if self.constants else self.event_shape
+
+    @property
+    def named_classes(self) -> tuple[Class, ...]:
+        """What each class is called, by its number."""
+        return self.classes if self.classes and self.num_classes else tuple(range(self.num_classes))
 
     def batch(self, arrays: Any, key: jax.Array, step, n: int) -> tuple[jax.Array, jax.Array | None]:
         """The samples of a training step: drawn, or of a stream those whose turn it is. Traceable."""
@@ -69,6 +89,16 @@ class Dataset:
         return jax.random.choice(key, arrays["labels"], (n,))
 
     def to_original(self, samples: np.ndarray) -> np.ndarray:
-        """Samples in original units."""
+        """Samples (..., *event) in original units, (..., *sample_shape)."""
         samples = np.asarray(samples)
-        return (samples if self.restore is None else self.restore(samples)) * self.scale + self.shift
+        values = (samples if self.restore is None else self.restore(samples)) * self.scale + self.shift
+        if self.constants:
+            places, constants = zip(*self.constants, strict=True)
+            varying = np.delete(np.arange(self.sample_shape[0]), places)
+            learnt, values = values, np.empty((*values.shape[:-1], *self.sample_shape))
+            values[..., varying] = learnt
+            values[..., list(places)] = constants
+        if self.integers:
+            whole = list(self.integers)
+            values[..., whole] = np.rint(values[..., whole]) + 0.0  # no -0
+        return values

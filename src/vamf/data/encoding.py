@@ -68,10 +68,14 @@ def encode(
     down = autoencoder.downsampling
     require(config.size % down == 0, "size", config.size, f"a multiple of {down}, the autoencoder's factor")
     source = image_files.read(path)
+    label, classes, num_classes = images.classed(str(path), source.label, source.classes, source.num_classes)
+    source = source._replace(label=label)
     index = _open(folder, _settings(path, source, autoencoder, config))
     index["source"] = str(path.resolve())
     index["weights"] = None if autoencoder.path is None else str(autoencoder.path)
-    index["num_classes"] = 0 if source.label is None else source.num_classes or int(source.label.max()) + 1
+    if classes:
+        index["classes"] = list(classes)
+    index["num_classes"] = num_classes
     total = len(source.items)
     shards = [
         (f"latents-{number:05d}.npz", slice(first, min(first + config.shard, total)))

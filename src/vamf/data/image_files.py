@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vamf.data.classes import plain
 from vamf.data.image_archives import is_cifar, is_idx, read_cifar, read_idx, read_idx_folder
 from vamf.data.pictures import Encoded, Pictures, labelled, line, pixels
 from vamf.errors import UserError
@@ -27,7 +28,9 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".t
 """Pictures in a folder; other files are passed over."""
 ARRAYS = (".npz", ".npy")
 IMAGES = ("images", "x", "data", "x_train", "arr_0")
-LABELS = ("labels", "label", "y", "y_train", "arr_1")
+LABELS = ("labels", "label", "y", "y_train", "arr_1", "targets", "target")
+UNREAD = ("targets", "target")
+"""Those of them that earlier versions did not know."""
 ALIEN = ("__", "@eaDir", "$RECYCLE.BIN")
 """How the names of folders begin that archives and storage devices put beside pictures: passed over as hidden ones."""
 TESTS = ("test", "val", "validation")
@@ -134,7 +137,8 @@ def _read_pictures(path: Path) -> Pictures:
         if not files:
             raise UserError(f"{folder}: no pictures in this class's folder; add some or remove it")
     label = np.repeat(np.arange(len(classes), dtype=np.int32), [len(files) for files in classes])
-    return Pictures([Encoded(str(file), file) for files in classes for file in files], label, len(classes))
+    items = [Encoded(str(file), file) for files in classes for file in files]
+    return Pictures(items, label, len(classes), plain([folder.name for folder in folders]))
 
 
 def _with_suffix(folder: Path, *suffixes: str) -> list[Path]:
@@ -164,13 +168,19 @@ def _read_arrays(path: Path) -> Pictures:
             images = next((name for name in IMAGES if name in names), names[0] if len(names) == 1 else None)
             if images is None:
                 raise UserError(f"{path}: arrays {', '.join(names) or 'none'}; one named {', '.join(IMAGES)} is needed")
-            arrays = {name: loaded[name] for name in (images, *LABELS, "x_test", "y_test") if name in names}
+            labels = next((name for name in LABELS if name in names and name != images), None)
+            used = [name for name in (images, labels, "x_test", "y_test") if name in names]
+            arrays = {name: loaded[name] for name in used}
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{path}: not a readable {path.suffix} file ({line(error)})") from None
-    label = next((arrays[name] for name in LABELS if name in arrays), None)
-    pictures = labelled(path, pixels(path, arrays[images]), label)
+    pictures = labelled(path, pixels(path, arrays[images]), arrays[labels] if labels else None)
+    others = [name for name in names if name not in used]
+    pictures = pictures._replace(
+        left_out=f"{', '.join(others)} beside them not used" if others else "",
+        reread=f"{labels} beside them was not read" if labels in UNREAD else pictures.reread,
+    )
     if "x_test" not in arrays:
         return pictures
     return pictures._replace(test=labelled(path, pixels(path, arrays["x_test"]), arrays.get("y_test")))

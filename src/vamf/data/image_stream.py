@@ -72,14 +72,16 @@ class Source:
         raise UserError(f"none of {len(self)} pictures can be read; the first: {next(iter(self.damaged.values()))}")
 
 
-def load(path: Path, name: str, found: Pictures, config: ImageConfig, holdout: float, num_classes: int) -> Dataset:
+def load(path: Path, name: str, found: Pictures, config: ImageConfig, holdout: float) -> Dataset:
     """Pictures as a data set whose training pictures stay on disk; what is held out is the same as in memory.
 
+    Args:
+        found: with the number of its classes.
+
     Raises:
-        UserError: grain is not installed, too few pictures, or labels out of range.
+        UserError: grain is not installed, or too few pictures.
     """
     streams.check_grain(path)
-    num_classes = images.count_classes(str(path), found.label, num_classes)
     if len(found.items) < images.MINIMUM:
         raise UserError(f"{path}: {len(found.items)} pictures; at least {images.MINIMUM} are needed")
     if found.test is None:
@@ -98,18 +100,20 @@ def load(path: Path, name: str, found: Pictures, config: ImageConfig, holdout: f
         pixels = streams.window(unseen, seed, 0, min(n, most))["pixels"]
         return pixels.reshape(-1, *source.shape).astype(np.float32)
 
-    return images.assembled(
+    dataset = images.assembled(
         name,
         source.shape,
         streams.kept(source),
         reference,
         flip=config.flip,
-        num_classes=num_classes,
+        num_classes=found.num_classes,
+        classes=found.classes,
         count=len(rows),
         used=used,
         unseen=not seen,
         stream=Stream(source, images.taking(source.shape, config.flip), _digest(path, found), source.damaged),
     )
+    return images.described(dataset, found)
 
 
 def stream(

@@ -16,9 +16,10 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Shaped, UInt8
 
 from vamf.data import image_files, pictures
+from vamf.data.classes import Class, check_count, in_classes, numbered, stated
 from vamf.data.dataset import Dataset
 from vamf.data.pictures import Channels, Damaged, Encoded, Pictures
 from vamf.data.stream import Stream
@@ -78,7 +79,7 @@ class ImageConfig:
     strict: bool = False
     """Refuse damaged pictures instead of leaving them out."""
     num_classes: int = 0
-    """Number of classes; 0 takes the largest label's."""
+    """Number of classes, the labels from 0 on; 0 takes those that there are."""
     memory: float = 4.0
     """Largest data set to hold in memory, in GiB; a larger one is streamed from disk."""
     stream: bool = False
@@ -131,13 +132,15 @@ def load(
         expected = None
     name = config.expect if expected else path.stem
     num_classes = config.num_classes or (expected.classes if expected else source.num_classes)
+    label, classes, num_classes = classed(str(path), source.label, source.classes, num_classes)
+    source = source._replace(label=label, classes=classes, num_classes=num_classes)
     if config.stream or _gibibytes(len(source.items), shape) > config.memory:
         from vamf.data import image_stream
 
-        return image_stream.load(path, name, source, config, holdout, num_classes)
+        return image_stream.load(path, name, source, config, holdout)
     train = decode(source, config, str(path), progress)
     test = None if source.test is None else decode(source.test, config, f"{path} (test set)", progress)
-    return from_pixels(
+    dataset = from_pixels(
         name,
         train.pixels,
         label=train.label,
@@ -145,28 +148,33 @@ def load(
         holdout=holdout,
         flip=config.flip,
         num_classes=num_classes,
+        classes=classes,
         source=str(path),
         damaged=train.damaged + (test.damaged if test else []),
     )
+    return described(dataset, source)
 
 
 def from_pixels(
     name: str,
     pixels: UInt8[np.ndarray, "n h w c"],
     *,
-    label: Int[np.ndarray, " n"] | None = None,
+    label: Shaped[np.ndarray, " n"] | None = None,
     held_out: UInt8[np.ndarray, "m _ _ _"] | None = None,
     holdout: float = 0.1,
     flip: bool = False,
     num_classes: int = 0,
+    classes: tuple[Class, ...] = (),
     source: str = "in memory",
     damaged: Sequence[str] = (),
 ) -> Dataset:
     """Pictures (n, h, w, c) as a data set; original units are bytes, 0 to 255.
 
     Args:
+        label: the classes, numbers from 0 on, with gaps or not, or text.
         held_out: pictures for evaluation; without them the share `holdout` of `pixels` is kept for it.
-        num_classes: number of classes; 0 takes the largest label's.
+        num_classes: number of classes, which are then the labels from 0 on; 0 takes those that there are.
+        classes: what the classes are called, by their number, where `label` has numbers in place of their names.
     """
     left_out = f"; {len(damaged)} damaged and left out, the first: {damaged[0]}" if damaged else ""
     if len(pixels) < MINIMUM:
@@ -175,7 +183,11 @@ def from_pixels(
         raise UserError(
             f"{source}: the test set has pictures of shape {held_out.shape[1:]}, the training set {pixels.shape[1:]}"
         )
-    num_classes = count_classes(source, label, num_classes)
+    if classes and label is not None:
+        num_classes = len(classes)
+        pictures.check_labels(source, label, num_classes)
+    else:
+        label, classes, num_classes = classed(source, label, (), num_classes)
     rows = np.arange(len(pixels))
     if held_out is None:
         rows, held = parted(len(pixels), holdout)
@@ -202,6 +214,7 @@ def from_pixels(
         reference,
         flip=flip,
         num_classes=num_classes,
+        classes=classes,
         count=len(chosen),
         used=f"{used}{left_out}",
         unseen=unseen,
@@ -216,6 +229,7 @@ def assembled(
     *,
     flip: bool,
     num_classes: int,
+    classes: tuple[Class, ...],
     count: int,
     used: str,
     unseen: bool,
@@ -235,8 +249,7 @@ def assembled(
         row_key, flip_key = jax.random.split(key)
         return take(arrays, flip_key, jax.random.randint(row_key, (n,), 0, len(arrays["pixels"])))
 
-    classes = f" in {num_classes} class{'es' * (num_classes > 1)}" if num_classes else ""
-    kind = "x".join(map(str, shape)) + classes
+    kind = "x".join(map(str, shape)) + in_classes(num_classes, classes)
     return Dataset(
         name=name,
         event_shape=shape,
@@ -247,6 +260,7 @@ def assembled(
         shift=HALF_RANGE,
         scale=HALF_RANGE,
         num_classes=num_classes,
+        classes=classes,
         picture=shape,
         bound=1.0,
         stream=stream,
@@ -363,15 +377,31 @@ def _check_memory(where: str, shape: tuple[int, ...], config: ImageConfig) -> No
         )
 
 
-def count_classes(where: str, label: np.ndarray | None, num_classes: int) -> int:
-    """The number of classes; 0 without labels."""
+def classed(
+    where: str, label: Shaped[np.ndarray, " n"] | None, classes: tuple[Class, ...] = (), num_classes: int = 0
+) -> tuple[Int[np.ndarray, " n"] | None, tuple[Class, ...], int]:
+    """The number of each picture's class, what the classes are called, and how many there are; 0 without labels.
+
+    Args:
+        label: classes as they are called, or numbers of what `classes` says.
+        num_classes: their count where it is stated; labels are then numbers below it.
+    """
     if label is None:
-        return 0
-    pictures.check_labels(where, label, num_classes)
-    largest = int(label.max())
-    if not num_classes and largest >= len(label):
-        raise UserError(f"{where}: label {largest} among {len(label)} pictures; if it is a class, state num-classes")
-    return num_classes or largest + 1
+        return None, (), 0
+    if not classes:
+        if label.dtype.kind in "iu":
+            pictures.check_labels(where, label, num_classes)
+        label, classes = numbered(label)
+    if num_classes:
+        return *stated(where, label, classes, num_classes), num_classes
+    check_count(where, classes, len(label), "pictures")
+    return label, classes, len(classes) or int(label.max()) + 1
+
+
+def described(dataset: Dataset, source: Pictures) -> Dataset:
+    """A data set that says of its files what has to be said."""
+    summary = f"{dataset.summary}; {source.left_out}" if source.left_out else dataset.summary
+    return dataclasses.replace(dataset, summary=summary, reread=source.reread)
 
 
 def _unequal(items, row: int, shape: tuple[int, ...], first: int, usual: tuple[int, ...]) -> UserError:

@@ -33,6 +33,7 @@ from vamf.autoencoders import FACTORS, Autoencoder, kl
 from vamf.autoencoders.pictures import in_batches, to_bytes
 from vamf.data import images, shards
 from vamf.data import stream as streams
+from vamf.data.classes import in_classes
 from vamf.data.dataset import Dataset
 from vamf.data.images import MINIMUM, parted
 from vamf.data.pictures import line
@@ -182,7 +183,8 @@ def load(
         return x.reshape(-1, *shape)
 
     settings = index["settings"]
-    kind = "x".join(map(str, shape)) + (f" in {index['num_classes']} classes" if index["num_classes"] else "")
+    classes = tuple(index.get("classes", ()))
+    kind = "x".join(map(str, shape)) + in_classes(index["num_classes"], classes)
     used = f"{len(held):,} held out" if len(held) else "none held out"
     return Dataset(
         name=folder.name,
@@ -194,6 +196,7 @@ def load(
         shift=shift,
         scale=scale,
         num_classes=index["num_classes"],
+        classes=classes,
         latents=folder,
         stream=stream,
         summary=(

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from vamf.data import classes
+from vamf.data.classes import Class
 from vamf.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,11 +38,17 @@ class Pictures(NamedTuple):
     items: np.ndarray | Sequence[Encoded]
     """Pixels (n, h, w, c), uint8, or encoded pictures."""
     label: np.ndarray | None = None
-    """Classes (n,), where there are any."""
+    """Numbers of the classes (n,), where there are any."""
     num_classes: int = 0
     """Number of classes where the format states it; 0 where only the labels tell."""
+    classes: tuple[Class, ...] = ()
+    """What the classes are called, by their number; () where it is their number."""
     test: "Pictures | None" = None
     """The official test set, where there is one."""
+    left_out: str = ""
+    """What was found beside them and is not used, in words."""
+    reread: str = ""
+    """What earlier versions made otherwise of the same files, in words."""
 
 
 class Damaged(Exception):
@@ -65,7 +73,7 @@ def pixels(where: Path, array: np.ndarray) -> UInt8[np.ndarray, "n h w c"]:
 
 
 def labelled(where: Path, items: np.ndarray | Sequence[Encoded], label: Any) -> Pictures:
-    """Pictures with labels that are classes: integers from 0 on, one for each picture."""
+    """Pictures with labels that are classes, one for each picture: integers from 0 on, with gaps or not, or text."""
     if label is None:
         return Pictures(items)
     label = np.asarray(label)
@@ -73,10 +81,12 @@ def labelled(where: Path, items: np.ndarray | Sequence[Encoded], label: Any) -> 
         label = label[:, 0]
     if label.shape != (len(items),):
         raise UserError(f"{where}: labels of shape {label.shape} for {len(items)} pictures; one for each is needed")
-    if label.dtype.kind not in "iu":
-        raise UserError(f"{where}: labels of type {label.dtype}; integers from 0 are needed")
-    check_labels(str(where), label)
-    return Pictures(items, label.astype(np.int32))
+    if label.dtype.kind not in "iuUS":
+        raise UserError(f"{where}: labels of type {label.dtype}; integers from 0 or text are needed")
+    if label.dtype.kind in "iu":
+        check_labels(str(where), label)
+    numbers, names = classes.numbered(label)
+    return Pictures(items, numbers, classes=names, reread=classes.GAPS if label.dtype.kind in "iu" and names else "")
 
 
 def check_labels(where: str, label: np.ndarray, num_classes: int = 0) -> None:

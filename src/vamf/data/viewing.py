@@ -31,7 +31,7 @@ def viewer(dataset: Dataset, weights: Path | None = None) -> Viewer:
         raise UserError(f"autoencoder = {weights}: samples of {dataset.name} are no latents")
     shape = dataset.picture
     if shape is None:
-        raise UserError(f"samples of {dataset.name} are no images; use .npy or .csv")
+        raise UserError(f"samples of {dataset.name} are no images; use .npy, .csv or .npz")
 
     def view(samples: np.ndarray) -> np.ndarray:
         levels = np.rint(np.asarray(samples) * (255 / dataset.white))

@@ -291,7 +291,9 @@ def histograms(columns: Mapping[str, Mapping[str, np.ndarray]], bins: int = 40) 
     figure, axes = pyplot.subplots(rows, across, figsize=(2.9 * across, 2.2 * rows + 0.3), squeeze=False)
     for axis, (name, samples) in zip(axes.flat, columns.items(), strict=False):
         first = next(iter(samples.values()))
-        edges = np.histogram_bin_edges(first, bins=bins)
+        room = bins * np.spacing(np.abs(first).max())  # between fewer numbers there are not so many edges
+        around = (first.min() - room, first.max() + room) if np.ptp(first) < room else None
+        edges = np.histogram_bin_edges(first, bins=bins, range=around)
         for (label, values), color in zip(samples.items(), (SOFT, BLUE, ORANGE), strict=False):
             axis.hist(values, bins=edges, density=True, histtype="step", lw=1.6, color=color, label=label)
         axis.set_title(name, fontsize=10)

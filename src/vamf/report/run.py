@@ -52,17 +52,18 @@ def write(run: Run, evaluation: dict) -> Path:
             images = view(samples[:shown])
             sheet = figures.pictures(images, 20, figures.enlargement(images, 4, 128), 0, 255)
             page.figure(sheet, name if name == "data" else f"{how}, {name}")
-    elif dataset.event_shape == (2,):
+    elif dataset.sample_shape == (2,):
         page.figure(
             figures.clouds({dataset.name.replace("_", " "): {"data": reference, **stages}}),
             f"Data, and {how} from the same noise over training.",
         )
     elif stages:
         last = list(stages.values())[-1]
-        width, kind = dataset.event_shape[-1], "columns" if len(dataset.event_shape) == 1 else "channels"
+        width, kind = dataset.sample_shape[-1], "columns" if len(dataset.sample_shape) == 1 else "channels"
         names = dataset.columns or tuple(f"{kind[:-1]} {index + 1}" for index in range(width))
         numbers = {"data": reference.reshape(-1, width), "samples": last.reshape(-1, width)}
-        drawn = {name: {of: rows[:, i] for of, rows in numbers.items()} for i, name in enumerate(names[:COLUMNS])}
+        varying = [index for index in range(width) if index not in dict(dataset.constants)][:COLUMNS]
+        drawn = {names[i]: {of: rows[:, i] for of, rows in numbers.items()} for i in varying}
         page.figure(figures.histograms(drawn), f"Distributions of the first {len(drawn)} {kind}, in original units.")
 
     points = "of the training data, since none were held out; the floor's real samples are among them"

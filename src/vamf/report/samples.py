@@ -3,18 +3,19 @@
 | file     | samples                                                        |
 |----------|----------------------------------------------------------------|
 | `.npy`   | numbers in the data's units; bytes where the data are pictures |
-| `.csv`   | numbers, a row each                                            |
-| `.npz`   | pictures: an array `images` (n, h, w, c) of bytes              |
+| `.csv`   | numbers, a row each, under the names of the columns            |
+| `.npz`   | an array `x` (n, d) of numbers, or `images` (n, h, w, c) of    |
+|          | bytes where the data are pictures; `labels` (n,), the classes  |
 | `.png`   | pictures on one sheet                                          |
 | a folder | pictures: `00000.png` and so on                                |
 
 Latents of an autoencoder become pictures where a file holds pictures. Beside an array of pictures, and in a folder of
-them, lies a JSON file that says how they were made: `vamf fid` copies it into its receipt.
+them, lies a JSON file that says how they were made and which class each has: `vamf fid` copies of it what it needs into
+its receipt.
 """
 
 import collections
 import dataclasses
-import io
 import math
 import shutil
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vamf import distributed
+from vamf.data import csv_table
 from vamf.data.viewing import viewer
 from vamf.errors import UserError, require
 from vamf.files import write_array, write_arrays, write_atomic, write_json
@@ -83,21 +85,25 @@ def write(
     """
     dataset, suffix = run.dataset, out.suffix
     if suffix not in FORMATS:
-        raise UserError(f"out = {out}: allowed are .npy, .csv for tables, and .png, .npz or a folder for images")
+        raise UserError(f"out = {out}: allowed are .npy, .npz, .csv for tables, and .png or a folder for images")
     if suffix == "":
         distributed.by_first(lambda: _free(out))
     if suffix == ".csv" and autoencoder is not None:
         raise UserError(f"out = {out}: decoded images are written as .png, .npz, .npy or a folder")
     require(wanted.n >= 1, "n", wanted.n, "1 or more")
     bytes_of = autoencoder is not None or dataset.picture == dataset.event_shape
-    view = viewer(dataset, autoencoder) if suffix in (".npz", ".png", "") or (suffix == ".npy" and bytes_of) else None
+    numbers = dataset.picture is None and dataset.latents is None
+    seen = suffix in (".png", "") or (suffix == ".npz" and not numbers) or (suffix == ".npy" and bytes_of)
+    view = viewer(dataset, autoencoder) if seen or autoencoder is not None else None
     costs: list[Cost] = []
+    labels: list[np.ndarray] = []
 
     def parts() -> Iterator[np.ndarray]:
         done = 0
         with progress.task("sampling", wanted.n, unit="samples") as task:
-            for samples, cost in draw(run, state, wanted):
+            for samples, label, cost in draw(run, state, wanted):
                 costs.append(cost)
+                labels.extend([] if label is None else [label])
                 yield samples if view is None else view(samples)
                 done += len(samples)
                 task.update(done)
@@ -108,7 +114,9 @@ def write(
     elif suffix == "":
         _write_folder(out, parts())
     else:
-        _write_file(out, np.concatenate(list(parts())), dataset.columns)
+        drawn = np.concatenate(list(parts()))
+        arrays = {"x" if view is None else "images": drawn} | ({"labels": np.concatenate(labels)} if labels else {})
+        _write_file(out, arrays, dataset.columns)
     cost = Cost(sum(part.calls for part in costs), sum(part.batches for part in costs), costs[0].batch_size)
     if view is not None and suffix != ".png":
         made = dataclasses.asdict(wanted) | {
@@ -118,6 +126,8 @@ def write(
             "ema": run.config.optimiser.ema_decay,
             "guidance": wanted.scale[0] if wanted.scale else run.told_guidance,
         }
+        if labels and suffix != ".npz":
+            made["labels"] = np.concatenate(labels).tolist()
         write_json(out.with_suffix(".json") if suffix else out / "samples.json", made)
     return cost
 
@@ -127,8 +137,9 @@ def _free(folder: Path) -> None:
         raise UserError(f"out = {folder}: exists and is not an empty folder")
 
 
-def draw(run: Run, state: State, wanted: Wanted) -> Iterator[tuple[np.ndarray, Cost]]:
-    """Samples in original units and what they cost, in parts of one size; each part after the first has a new seed."""
+def draw(run: Run, state: State, wanted: Wanted) -> Iterator[tuple[np.ndarray, np.ndarray | None, Cost]]:
+    """Samples in original units, their classes as they are called, and what they cost, in parts of one size; each part
+    after the first has a new seed."""
     most = max(1, NUMBERS // math.prod(run.dataset.event_shape))
     count = -(-wanted.n // most)
     size = -(-wanted.n // count)
@@ -136,21 +147,21 @@ def draw(run: Run, state: State, wanted: Wanted) -> Iterator[tuple[np.ndarray, C
     for part in range(count):
         seed = int(np.random.SeedSequence((wanted.seed, part)).generate_state(1)[0]) if part else wanted.seed
         samples, calls = run.draw(state, size, wanted.steps, seed, wanted.label, wanted.sampler, wanted.scale)
-        yield samples[: wanted.n - part * size], Cost(calls, batches, batch_size)
+        label = run.labels(size, seed, wanted.label)
+        left = wanted.n - part * size
+        yield samples[:left], None if label is None else label[:left], Cost(calls, batches, batch_size)
 
 
-def _write_file(path: Path, samples: np.ndarray, columns: tuple[str, ...]) -> None:
+def _write_file(path: Path, arrays: dict[str, np.ndarray], columns: tuple[str, ...]) -> None:
+    samples = next(iter(arrays.values()))
     if path.suffix == ".npy":
         write_array(path, samples)
     elif path.suffix == ".npz":
-        write_arrays(path, {"images": samples})
+        write_arrays(path, arrays)
     elif path.suffix == ".png":
         write_atomic(path, figures.pictures(samples, min(len(samples), 10), figures.enlargement(samples), 0, 255))
     else:
-        text, header = io.StringIO(), ",".join(columns)
-        rows = samples.reshape(len(samples), -1)
-        np.savetxt(text, rows, delimiter=",", header=header, comments="", fmt="%.8g")
-        write_atomic(path, text.getvalue() if header else text.getvalue().lstrip("\n"))
+        write_atomic(path, csv_table.text(samples.reshape(len(samples), -1), columns))
 
 
 def _write_folder(folder: Path, parts: Iterable[UInt8[np.ndarray, "n h w c"]]) -> None:

@@ -150,7 +150,7 @@ class Comparison:
             "members": members,
         }
         write_json(self.folder / "results.json", results)
-        flat_names = [name for name in self.datasets if data.load(name).event_shape == (2,)]
+        flat_names = [name for name in self.datasets if data.load(name).sample_shape == (2,)]
         clouds = {name.replace("_", " "): self._clouds(name, costs[name]) for name in flat_names}
         picture = figures.clouds(clouds) if clouds else None
         if picture is not None:

@@ -70,12 +70,14 @@ class Checkpoints:
         config: CheckpointConfig | None = None,
         say: Callable[[str], None] = print,
         clean: bool = False,
+        reread: str = "",
     ):
         """`fingerprint` identifies configuration and data; a checkpoint with another one is refused.
 
         Args:
             say: called with a line for each checkpoint that turned out bad.
             clean: whether what a killed process left half written is cleared away; only for the one who trains.
+            reread: what earlier versions made otherwise of the same data, for the refusal of their checkpoints.
         """
         import orbax.checkpoint as ocp
 
@@ -85,6 +87,7 @@ class Checkpoints:
         self.fingerprint = fingerprint
         self._config = config or CheckpointConfig()
         self._say = say
+        self._reread = f"; earlier versions read the same data otherwise: {reread}" if reread else ""
         self._args = ocp.args
         options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=clean, todelete_subdir=REMOVED)
         try:
@@ -208,7 +211,7 @@ class Checkpoints:
                 then = f"; using step {older[0]}" if older else ""
                 self._say(f"checkpoint {self.folder / str(step)} cannot be read ({_line(error)}){then}")
             else:
-                raise UserError(f"{self.folder / str(step)}: {foreign}")
+                raise UserError(f"{self.folder / str(step)}: {foreign}{self._reread}")
         if steps and which == "newest":
             raise UserError(f"{self.folder}: no checkpoint can be read; start again with another --out")
         if steps:

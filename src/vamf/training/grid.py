@@ -123,6 +123,12 @@ def _load(option: str, config: TrainConfig, dataset: Dataset) -> tuple[networks.
     return run.grid.bare, jax.tree.map(lambda leaf: leaf[0], run.grid.collect(state.average))
 
 
+def _noise_and_label(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys of the noise and of the classes of samples."""
+    noise_key, label_key = jax.random.split(key)
+    return noise_key, label_key
+
+
 class Grid:
     """Trainings that share all but seed and beta."""
 
@@ -275,7 +281,7 @@ class Grid:
 
         def draw(arrays, seed, label, state):
             key = streams(seed).sample
-            noise_key, label_key = jax.random.split(key)
+            noise_key, label_key = _noise_and_label(key)
             noise = jax.random.normal(noise_key, (n, *self.dataset.event_shape))
             if label is None and self.dataset.num_classes:
                 label = self.dataset.draw_labels(arrays, label_key, n)
@@ -289,6 +295,15 @@ class Grid:
         program = self._program(("sample", sampler, n, steps, label is None, scale), lambda: draw)
         drawn, calls = self.collect(program(self._arrays, seeds, labels, state))
         return self.dataset.to_original(drawn), calls
+
+    def labels(self, n: int, seed: int | None = None) -> np.ndarray:
+        """The classes (size, n) that `draw` draws for as many samples of a seed where none are given."""
+        seeds = self.members.seed if seed is None else self._put(np.full(self.size, seed, np.uint32))
+
+        def draw(arrays, seed):
+            return self.dataset.draw_labels(arrays, _noise_and_label(streams(seed).sample)[1], n)
+
+        return self.collect(self._program(("labels", n), lambda: draw)(self._arrays, seeds))
 
     def velocity(self, state: State, z: ArrayLike, r: ArrayLike, t: ArrayLike) -> np.ndarray:
         """The average velocity (size, n, *event) of every member's moving average, in the units the network sees.

@@ -30,7 +30,8 @@ def open_checkpoints(grid: Grid, folder: Path, say=print, training: bool = False
     """The checkpoints of a grid's run folder, for a `with`; the training alone may clear what is half written."""
     members, stream = grid.collect(grid.members), grid.dataset.stream
     parts = (identity(grid.config), grid.dataset.arrays, members, *([] if stream is None else [stream.digest]))
-    return Checkpoints(folder / "checkpoints", fingerprint(*parts), grid.config.checkpoints, say, clean=training)
+    mark, config, reread = fingerprint(*parts), grid.config.checkpoints, grid.dataset.reread
+    return Checkpoints(folder / "checkpoints", mark, config, say, clean=training, reread=reread)
 
 
 def restore(grid: Grid, checkpoints: Checkpoints, which: Which = "newest") -> tuple[State, int]:

@@ -11,12 +11,12 @@ import json
 import math
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import jax
 import numpy as np
 
 from vamf import data, distributed
+from vamf.data.classes import Class, called, number_of
 from vamf.data.viewing import Viewer, viewer
 from vamf.errors import UserError, require
 from vamf.files import write_array, write_atomic, write_json
@@ -31,8 +31,8 @@ from vamf.training.config import TrainConfig, read_json, to_json
 from vamf.training.grid import Grid, load_initial, load_teacher, needs_teacher
 from vamf.training.step import State
 
-Label = int | Literal["each"] | None
-"""A class, each of them in turn, or those that the data draw."""
+Label = Class | None
+"""A class as the data call it, `each` of them in turn, or those that the data draw."""
 SHOWN = 2048
 """Samples kept at each checkpoint, from the same noise throughout."""
 PICTURES = 40
@@ -157,7 +157,7 @@ class Run:
         """n samples (n, *event) in original units, and the network calls made.
 
         Args:
-            label: a class, or each of them in turn; drawn like the data's where none is given.
+            label: a class as the data call it, or `each` of them in turn; drawn like the data's where none is given.
             steps, sampler: as `usual` has them where none are given.
             scale: (omega, t_min, t_max) of the guidance, for a network that is told.
 
@@ -167,17 +167,28 @@ class Run:
         require(n >= 1, "n", n, "1 or more")
         sampler, steps = self.usual(sampler, steps)
         named.check(sampler, steps)
-        classes = self.dataset.num_classes
-        if label is not None:
-            if not classes:
-                raise UserError(f"label = {label}: this run has no classes")
-            if label != "each":
-                require(0 <= label < classes, "label", label, f"0 to {classes - 1}, or each")
-        labels = None if label is None else np.arange(n) % classes if label == "each" else np.full(n, label)
+        labels = self._numbers(n, label)
         if scale:
             self._check(scale)
         drawn, calls = self.grid.draw(state, n, steps, seed, labels, sampler, scale)
         return drawn[0], int(calls[0])
+
+    def labels(self, n: int, seed: int | None = None, label: Label = None) -> np.ndarray | None:
+        """What the classes of the samples are called (n,) that `draw` gives; None where there are no classes."""
+        dataset = self.dataset
+        if not dataset.num_classes:
+            return None
+        numbers = self._numbers(n, label)
+        return called(self.grid.labels(n, seed)[0] if numbers is None else numbers, dataset.named_classes)
+
+    def _numbers(self, n: int, label: Label) -> np.ndarray | None:
+        """The numbers of the classes asked for (n,)."""
+        if label is None:
+            return None
+        classes = self.dataset.named_classes
+        if not classes:
+            raise UserError(f"label = {label}: this run has no classes")
+        return np.arange(n) % len(classes) if label == "each" else np.full(n, number_of(label, classes))
 
     @property
     def told_guidance(self) -> float:
