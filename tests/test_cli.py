@@ -172,6 +172,10 @@ def test_samples_of_a_table_are_in_its_units(table_run, tmp_path, capsys):
     np.testing.assert_allclose(drawn.mean(axis=0), [1000, 5e-4, 7], rtol=0.3)
     assert 2 < drawn[:, 0].std() < 10
     np.testing.assert_array_equal(drawn[:, 2], 7)
+    assert run("sample", table_run, "--n", 300, "--out", tmp_path / "s.npz", capsys=capsys)[0] == 0
+    with np.load(tmp_path / "s.npz") as written:
+        np.testing.assert_array_equal(written["x"], drawn)  # no digit is lost
+        assert written.files == ["x"]
     status, _, err = run("sample", table_run, "--out", tmp_path / "s.png", capsys=capsys)
     assert status == 2
     assert "no images" in err

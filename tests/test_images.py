@@ -14,6 +14,7 @@ from PIL import Image
 
 from test_image_files import SHARED, labels, pixels, save, write_mnist
 from vamf.data import image_files, images
+from vamf.data.classes import number_of
 from vamf.data.image_stream import Source
 from vamf.data.images import ImageConfig
 from vamf.data.pictures import Damaged, Encoded, one
@@ -351,8 +352,45 @@ def test_labels_and_the_number_of_classes(tmp_path):
     assert images.load(path, ImageConfig(num_classes=7)).num_classes == 7
     assert "label 3 of picture 4 is out of range; allowed is 0 to 2" in refusal(path, num_classes=3)
     np.savez(path, images=pixels(), labels=np.where(np.arange(40) == 5, 1000, labels()))
-    assert "label 1000 among 40 pictures" in refusal(path)
-    assert images.load(path, ImageConfig(num_classes=1001)).num_classes == 1001
+    assert images.load(path).classes == (0, 1, 2, 3, 1000)
+    wide = images.load(path, ImageConfig(num_classes=1001), holdout=0.0)
+    assert (wide.num_classes, wide.classes, int(wide.arrays["label"].max())) == (1001, (), 1000)
+    assert "label 1000 of picture 6 is out of range; allowed is 0 to 4" in refusal(path, num_classes=5)
+    np.savez(path, images=pixels(), labels=2 * np.arange(40))
+    assert "40 different labels among 40 pictures; if they are classes, number them from 0" in refusal(path)
+
+
+GIVEN = {
+    "from one": (1 + np.arange(40) % 3, (1, 2, 3), ["1", "3"], ["0", "4"]),
+    "two of many": (np.array([3, 7])[np.arange(40) % 2], (3, 7), ["3", "7"], ["0", "1"]),
+    "words": (np.array(["dog", "cat"])[np.arange(40) % 2], ("cat", "dog"), ["cat", "dog", "0", "1"], ["2", "cow"]),
+    "from zero": (np.arange(40) % 3, (), ["0", "2"], ["3", "-1"]),
+}
+
+
+@pytest.mark.parametrize(("given", "classes", "right", "wrong"), GIVEN.values(), ids=GIVEN)
+def test_classes_keep_their_names(tmp_path, given, classes, right, wrong):
+    """The same in an archive and as folders, in memory and in its labels' numbers."""
+    x, path = pixels(), tmp_path / "x.npz"
+    np.savez(path, images=x, targets=given, notes=np.zeros(2))
+    called = [str(name) for name in np.unique(given)]
+    for name in called:
+        save(tmp_path / "folder" / name, x[given.astype(str) == name])
+    by_pixels = {picture.tobytes(): str(name) for picture, name in zip(x, given, strict=True)}
+    for source in (path, tmp_path / "folder"):
+        dataset = images.load(source, holdout=0.0)
+        assert dataset.num_classes == len(called)
+        assert tuple(map(str, dataset.classes)) == tuple(map(str, classes))
+        found, label = drawn(dataset)
+        names = [str(name) for name in dataset.named_classes]
+        assert all(by_pixels[picture.tobytes()] == names[k] for picture, k in zip(found, label.tolist(), strict=True))
+        assert (f" in {len(called)} classes ({', '.join(called)})" in dataset.summary) == bool(classes)
+        assert [number_of(name, dataset.named_classes) for name in called] == [*range(len(called))]
+        assert {number_of(name, dataset.named_classes) for name in right} <= {*range(len(called))}
+        for name in wrong:
+            with pytest.raises(UserError, match=f"label = {name}: allowed is .*, or each"):
+                number_of(name, dataset.named_classes)
+    assert images.load(path).summary.endswith("; notes beside them not used")
 
 
 def test_more_than_the_memory_allowed(tmp_path):

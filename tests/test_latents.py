@@ -136,6 +136,16 @@ def test_statistics(tmp_path, certain, flip):
     np.testing.assert_allclose(seen.std(axis=(0, 1, 2))[~constant], 1, atol=0.03)
 
 
+def test_latents_keep_the_names_of_classes(tmp_path):
+    x, y = write(tmp_path / "x.npz")
+    np.savez(tmp_path / "x.npz", images=x, labels=np.array([7, 3, 1000])[y])
+    index = encoding.encode(tmp_path / "x.npz", autoencoder(), tmp_path / "out", CONFIG)
+    dataset = latents.load(tmp_path / "out", holdout=0.0)
+    assert (index["num_classes"], dataset.num_classes, dataset.classes) == (3, 3, (3, 7, 1000))
+    np.testing.assert_array_equal(dataset.arrays["label"], np.array([1, 0, 2])[y])
+    assert "in 3 classes (3, 7, 1000)" in dataset.summary
+
+
 def test_random_latents_are_drawn_anew(tmp_path):
     x, _ = write(tmp_path / "x.npz")
     encoding.encode(tmp_path / "x.npz", autoencoder(certain=False), tmp_path / "out", CONFIG)

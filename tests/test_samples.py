@@ -21,8 +21,9 @@ from vamf.training.run import Run
 
 @pytest.fixture(scope="module")
 def pictures_run(tmp_path_factory):
+    """Three in four are of class 3, the others of class 7."""
     folder = tmp_path_factory.mktemp("pictures")
-    np.savez(folder / "x.npz", images=test_latents.pixels(40, 8, 8))
+    np.savez(folder / "x.npz", images=test_latents.pixels(40, 8, 8), targets=np.array([3, 7, 3, 3] * 10))
     train(folder / "x.npz", folder / "run")
     return folder / "run"
 
@@ -72,6 +73,31 @@ def test_pictures_are_bytes_that_can_be_judged(pictures_run, tmp_path, capsys, k
     command = ["fid", tmp_path / kind, pictures_run.parent / "x.npz", "--weights", "pixels", "--receipt", receipt]
     assert vamf(*command, capsys=capsys)[0] == 0
     assert json.loads(receipt.read_text())["samples"]["nfe"] == 1
+
+
+def test_classes_are_called_as_in_the_data(pictures_run, tmp_path, capsys):
+    run = Run.open(pictures_run)
+    assert (run.dataset.num_classes, run.dataset.classes) == (2, (3, 7))
+    state, _ = run.load(Progress(show=False))
+    found = {}
+    for label in ("7", "each", None):
+        options = [] if label is None else ["--label", label]
+        assert vamf("sample", pictures_run, "--n", 60, *options, "--out", tmp_path / "s.npz", capsys=capsys)[0] == 0
+        with np.load(tmp_path / "s.npz") as written:
+            found[label] = written["labels"].tolist()
+    assert found["7"] == [7] * 60
+    assert found["each"] == [3, 7] * 30
+    assert 30 < found[None].count(3) < 60  # drawn as often as the data have it
+    numbers = np.searchsorted([3, 7], found[None])
+    samples, again, other = (run.grid.draw(state, 60, seed=0, label=k)[0][0] for k in (None, numbers, 1 - numbers))
+    own = np.abs(again - samples).reshape(60, -1).max(axis=1)
+    assert np.all(100 * own < np.abs(other - samples).reshape(60, -1).max(axis=1))  # these labels are the samples' own
+    assert vamf("sample", pictures_run, "--n", 9, "--out", tmp_path / "s.npy", capsys=capsys)[0] == 0
+    assert json.loads((tmp_path / "s.json").read_text())["labels"] == run.labels(9, 0).tolist()
+    for label in ("0", "1", "cat", "-3"):
+        status, _, err = vamf("sample", pictures_run, "--label", label, "--out", tmp_path / "t.npz", capsys=capsys)
+        assert (status, err.count("\n")) == (2, 1)
+        assert f"label = {label}: allowed is 3, 7, or each" in err
 
 
 def test_all_files_hold_the_same_pictures(pictures_run, tmp_path, capsys):

@@ -100,7 +100,8 @@ def listed(classes: Sequence[Class]) -> str:
 def _allowed(name: str, classes: Sequence[Class]) -> str:
     if not plain(classes):
         return f"0 to {len(classes) - 1}"
-    close = difflib.get_close_matches(name, [str(other) for other in classes], n=1)
+    words = [] if _is_number(name) else [str(other) for other in classes]
+    close = difflib.get_close_matches(name, words, n=1)
     return listed(classes) + (f" (did you mean {close[0]}?)" if close else "")
 
 
