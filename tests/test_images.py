@@ -423,7 +423,7 @@ def test_other_pictures_than_a_configuration_is_made_for_keep_their_name_and_cla
     for preset in ("ddpm_cifar10", "cifar10_unet", "cifar10_dit"):
         dataset = dataclasses.replace(PRESETS[preset], data=str(folder)).load_data()
         assert (dataset.name, dataset.num_classes) == ("pets", int(PRESETS[preset].conditional))
-        assert dataset.summary.startswith("pets: 36 pictures of 32x32x3 in 1 class to train on")
+        assert dataset.summary.startswith("pets: 36 pictures of 32x32x3 in 1 class (cat) to train on")
         assert dataset.summary.endswith("; classes are not used") != PRESETS[preset].conditional
     save(folder / "dog", pixels(4, 32, 32))
     assert images.load(folder, ImageConfig(expect="cifar10")).num_classes == 2
