@@ -67,7 +67,7 @@ def configuration(data, steps):
         learning_rate=1e-3,
         seed=SEED,
         network=NETWORK,
-        optimiser=OptimiserConfig(final_learning_rate=1.0, warmup=100, clip_norm=1.0, ema_decay=0.99),
+        optimiser=OptimiserConfig(final_learning_rate=1.0, warmup=100, clip_norm=1.0, ema_decay=0.99, ema_warmup=False),
         log=LogConfig(variance_every=0),
     )
 

@@ -39,7 +39,7 @@ SAMPLES, CHUNKS = 4096, 10
 
 
 def floor(dataset):
-    """Distances of as many training rows to the held-out ones: nothing can be expected to be lower."""
+    """Distances of as many training rows to the held-out ones, one draw."""
     x, _ = dataset.draw(dataset.arrays, jax.random.key(1), SAMPLES)
     return distances(dataset.to_original(np.asarray(x)), dataset)
 

@@ -39,7 +39,7 @@ def build(width, batch, beta=0.5, grid=False, strategy="auto", equal=0.25, varia
         steps=steps,
         network=MLPConfig(width),
         times=TimesConfig(equal_fraction=equal),
-        optimiser=OptimiserConfig(ema_decay=decay),
+        optimiser=OptimiserConfig(ema_decay=decay, ema_warmup=False),
     )
     members = [(seed, i / (BETAS - 1)) for i in range(BETAS) for seed in range(SEEDS)] if grid else [(0, None)]
     seeds, betas = zip(*members, strict=True)

@@ -27,7 +27,7 @@ def run(*arguments, capsys):
 @pytest.fixture(scope="module")
 def digits_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits") / "run"
-    cli.main(["train", "digits", *FAST, "--out", str(folder)])
+    cli.main(["train", "digits", *FAST, "--optimiser.ema-decays", "0.5", "--out", str(folder)])
     return folder
 
 
@@ -59,6 +59,8 @@ def table_run(tmp_path_factory):
         (["train", "swiss_roll", "--steps", "many"], "--steps = many: allowed is INT"),
         (["train", "swiss_roll", "--steps", "0"], "steps = 0: allowed is 1 or more"),
         (["train", "swiss_roll", "--optimiser.ema-decay", "1"], "optimiser.ema-decay = 1.0"),
+        (["train", "swiss_roll", "--optimiser.ema-decays", "0.9", "1.5"], "optimiser.ema-decays = 1.5"),
+        (["train", "two_moons", "--method", "meanflow", "--optimiser.ema-target", "0.5"], "optimiser.ema-target = 0.5"),
         (["train", "swiss_roll", "--network.time-features", "3"], "network.time-features = 3"),
         (["train", "swiss_roll", "--speed", "9"], "--speed"),
         (["train", "--resume", "nowhere"], "nowhere: holds no run"),
@@ -138,6 +140,8 @@ def test_train_ends_with_distances_and_a_report(digits_run):
     assert "data:image/png;base64," in report
     for elsewhere in ('src="http', 'href="http', "@import", "<script"):
         assert elsewhere not in report
+    assert "of the moving average 0.999" in report
+    assert "mean ± standard deviation over 10 draws" in report
     assert set(json.loads((digits_run / "evaluation.json").read_text())["distances"]) >= {"1 step", "floor"}
 
 
@@ -187,6 +191,16 @@ def test_sample_seed(digits_run, tmp_path, capsys):
     first, same, other = (np.load(tmp_path / f"{name}.npy") for name in "abc")
     np.testing.assert_array_equal(first, same)
     assert not np.allclose(first, other)
+
+
+def test_sample_by_the_name_of_an_average(digits_run, tmp_path, capsys):
+    for ema, said in ((0.999, "EMA 0.999"), (0.5, "EMA 0.5"), ("none", "no EMA")):
+        out = tmp_path / f"{ema}.npz"
+        assert said in run("sample", digits_run, "--n", 5, "--ema", ema, "--out", out, capsys=capsys)[1]
+        assert json.loads(out.with_suffix(".json").read_text())["ema"] == ema
+    assert len({np.load(path)["images"].tobytes() for path in tmp_path.glob("*.npz")}) == 3
+    status, _, err = run("sample", digits_run, "--ema", 0.7, "--out", tmp_path / "s.npy", capsys=capsys)
+    assert (status, err) == (2, "vamf: ema = 0.7: this run keeps 0.999, 0.5; none is the weights without an average\n")
 
 
 @pytest.mark.slow
@@ -239,8 +253,12 @@ def test_evaluate_json(digits_run, capsys):
     result = json.loads(out)
     assert result["step"] == 20
     assert result["reference"] == 180  # the pictures held out
-    status, out, _ = run("evaluate", digits_run, capsys=capsys)
-    assert "floor" in out
+    assert result["ema"] == 0.999
+    assert result["distances"]["floor"]["sw1_std"] > 0
+    status, out, _ = run("evaluate", digits_run, "--ema", "all", capsys=capsys)
+    assert status == 0
+    assert all(f"1 step, {weights} " in out for weights in ("EMA 0.999", "EMA 0.5", "no EMA"))
+    assert "±" in next(line for line in out.splitlines() if "floor" in line)
 
 
 def test_resume_of_a_finished_run_changes_nothing(digits_run, capsys):

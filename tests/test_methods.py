@@ -565,6 +565,7 @@ CONSTANTS = {
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_defaults_are_the_published_constants(name):
     objective = objectives.create(name)
+    assert METHODS[name].ema_target == (0.99 if name == "terminal_velocity" else None)
     for option, value in CONSTANTS[name].items():
         found = getattr(objective, option)
         if option == "times":

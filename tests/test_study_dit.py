@@ -163,7 +163,8 @@ def test_budgets(tmp_path):
     assert (full.base.images.expect, full.base.steps) == ("cifar10", 40_000)
     imagenet = DitStudy(tmp_path, dit.FULL, "imagenet_dit_b4").base
     assert imagenet.network == DiTConfig.named("B/4")
-    assert imagenet.optimiser.ema_decay == pytest.approx(0.9999)  # the paper's
+    assert imagenet.optimiser.ema_decay == pytest.approx(0.9999)  # the paper's, constant
+    assert not any(base.optimiser.ema_warmup for base in (default.base, full.base, imagenet))
     assert (imagenet.holdout, default.base.holdout) == (0.1, 0.1)  # the judge needs pictures that no arm sees
     for base, stops in ((default.base, 5), (full.base, 10), (imagenet, 10)):
         assert base.log.variance_every * stops == base.steps

@@ -16,6 +16,7 @@ import pytest
 
 from vamf import data
 from vamf.errors import UserError
+from vamf.metrics import sliced_wasserstein
 from vamf.progress import Progress
 from vamf.training import loop, presets
 from vamf.training.config import GuardConfig, LogConfig, OptimiserConfig, TrainConfig, read_json, to_json
@@ -162,7 +163,7 @@ def test_clipping_bounds_the_gradient():
 
 
 def test_moving_average():
-    grid = make_grid(small(optimiser=OptimiserConfig(ema_decay=0.75)))
+    grid = make_grid(small(optimiser=OptimiserConfig(ema_decay=0.75, ema_warmup=False)))
     before = leaves(grid.init().params)
     state, _ = grid.advance(grid.init(), 1)
     for start, now, average in zip(before, leaves(state.params), leaves(state.average), strict=True):
@@ -177,10 +178,13 @@ def test_training_learns():
     assert metrics.jvp_norm[0, -50:].mean() > 0.1
 
 
-def test_run_folder_and_log(tmp_path):
-    run = Run.create(small(), tmp_path / "run")
-    outcome = run.train(QUIET)
+def test_run_folder_and_log(tmp_path, capsys):
+    weighted = dataclasses.replace(small().objective, weight_power=1.0)  # the loss is not the residual
+    run = Run.create(small(objective=weighted), tmp_path / "run")
+    outcome = run.train(Progress(every_seconds=0.0))
     records = read(run.folder / "metrics.jsonl")
+    told = "loss {loss:.4g}, residual {residual:.4g}".format(**records[-1])  # under the names of the log
+    assert capsys.readouterr().err.splitlines()[-1].endswith(told)
     assert [record["step"] for record in records] == [10, 20, 30, 40]
     assert {"loss", "residual", "v_loss", "grad_norm", "jvp_norm", "lr", "beta", "steps_per_second"} <= set(records[0])
     assert [record["step"] for record in records if "gradient_variance" in record] == [20, 40]
@@ -191,7 +195,14 @@ def test_run_folder_and_log(tmp_path):
         np.testing.assert_array_equal(ours, theirs)
     result = run.evaluate(state, step)
     assert result["unseen"]
-    assert 0 < result["distances"]["floor"]["sw1"] < result["distances"]["1 step"]["sw1"]
+    floor = result["distances"]["floor"]
+    assert 0 < floor["sw1"] < result["distances"]["1 step"]["sw1"]
+    # Fresh points are spread about the reference as the draws behind the floor are.
+    reference = run.dataset.reference(4096, 0)
+    fresh = [sliced_wasserstein(run.dataset.reference(4096, seed), reference) for seed in range(1, 9)]
+    assert abs(np.mean(fresh) - floor["sw1"]) < floor["sw1_std"]
+    assert 1 / 3 < floor["sw1_std"] / np.std(fresh, ddof=1) < 3
+    assert min(fresh) < floor["sw1"]
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ OWN = {"as_published": "toys", "preset": "dit", "data": "dit"}
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Draw samples of a run's moving average, in the data's own units."""
+    """Draw samples of a run, in the data's own units."""
 
     run: Path
     """Folder of the run."""
@@ -95,6 +95,9 @@ class Sample:
     """Weights that turn latents into images; the file that made the latents if left out."""
     checkpoint: int | Literal["newest", "best"] = "newest"
     """Which of the run's checkpoints: by its step, the newest, or the best by what the run's checkpoints.best says."""
+    ema: float | Literal["none"] | None = None
+    """Which of the run's moving averages, by its decay, or none for the weights themselves; that of ema-decay if left
+    out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +109,9 @@ class Evaluate:
 
     run: Path
     """Folder of the run."""
+    ema: float | Literal["none", "all"] | None = None
+    """Which of the run's moving averages, by its decay, or none for the weights themselves, or all of these; that of
+    ema-decay if left out."""
     checkpoint: int | Literal["newest", "best"] = "newest"
     """Which of the run's checkpoints: by its step, the newest, or the best by what the run's checkpoints.best says."""
     json: bool = False
@@ -259,6 +265,7 @@ def sample(arguments: Sequence[str]) -> None:
     from vamf import distributed
     from vamf.progress import Progress
     from vamf.report import samples
+    from vamf.training import averages
     from vamf.training.run import Run
 
     wanted = _parse(Sample, arguments, "sample", positional=("run",))
@@ -267,7 +274,7 @@ def sample(arguments: Sequence[str]) -> None:
     sampler, steps = run.usual(wanted.sampler, wanted.steps)
     state, step = run.load(progress, wanted.checkpoint)
     scale = () if wanted.guidance is None else (wanted.guidance, *wanted.guidance_range)
-    drawn = samples.Wanted(wanted.n, steps, sampler, wanted.seed, wanted.label, scale)
+    drawn = samples.Wanted(wanted.n, steps, sampler, wanted.seed, wanted.label, scale, wanted.ema)
     cost = samples.write(run, state, drawn, wanted.out, progress, wanted.autoencoder)
     if not distributed.is_first():
         return
@@ -277,7 +284,8 @@ def sample(arguments: Sequence[str]) -> None:
     if sampler == "fast_flow":
         how += f", {cost.calls:,} network calls for {cost.batches} batch{'es' * (cost.batches > 1)} of "
         how += f"{cost.batch_size}, {cost.each:.1f} each"
-    print(f"{wanted.n} samples in {how} (training step {step:,}): {wanted.out}")
+    weights = averages.describe(wanted.ema, run.config.averages)
+    print(f"{wanted.n} samples in {how} (training step {step:,}, {weights}): {wanted.out}")
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -289,7 +297,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     wanted = _parse(Evaluate, arguments, "evaluate", positional=("run",))
     distributed.start()
     run = Run.open(wanted.run)
-    result = run.evaluate(*run.load(Progress(show=distributed.is_first()), wanted.checkpoint))
+    state, step = run.load(Progress(show=distributed.is_first()), wanted.checkpoint)
+    result = run.evaluate(state, step, ema=wanted.ema)
     if not distributed.is_first():
         return
     write_evaluation(run, result)
@@ -489,10 +498,15 @@ def _print_distances(result: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("samples", "SW1", "SW2", title=f"{result['run']}, step {result['step']:,}", title_justify="left")
-    for name, row in result["distances"].items():
-        table.add_row(name, f"{row['sw1']:.4f}", f"{row['sw2']:.4f}")
     console = Console(soft_wrap=True)
+    sign = "±" if console.encoding.lower().startswith("utf") else "+-"
+    ema = result["ema"]
+    weights = {"none": ", no EMA", "all": ""}[ema] if isinstance(ema, str) else f", EMA {ema:g}"
+    title = f"{result['run']}, step {result['step']:,}{weights}"
+    table = Table("samples", "SW1", "SW2", title=title, title_justify="left")
+    for name, row in result["distances"].items():
+        spread = {key: f" {sign} {row[f'{key}_std']:.4f}" for key in ("sw1", "sw2") if f"{key}_std" in row}
+        table.add_row(name, *(f"{row[key]:.4f}{spread.get(key, '')}" for key in ("sw1", "sw2")))
     console.print(table)
     if not result["unseen"]:
         console.print(

@@ -36,8 +36,8 @@ class Current(NamedTuple):
     """Its named method."""
     beta: float | str | None
     """Its tangent mix: a number, the name of one that finds itself, or None where v_hat is no mix."""
-    ema_decay: float
-    """Decay of its moving average."""
+    ema_target: float
+    """Decay of the moving average behind v_hat."""
     proxy: str = "ema"
     """Where its v_hat comes from."""
 
@@ -181,7 +181,7 @@ def _proxy(diagnosis: Diagnosis, current: Current | None) -> list[Finding]:
     if above(trust, 0.95):
         return [Finding("good", f"v_hat trails the network by little: {lag:.1%} of the noise.")]
     text = f"v_hat trails the network: the gap is {lag:.0%} of the noise, so a beta near 1 brings bias with it."
-    setting = "" if current is None else f"--optimiser.ema-decay {max(0.0, 3 * current.ema_decay - 2):.6g}"
+    setting = "" if current is None else f"--optimiser.ema-target {max(0.0, 3 * current.ema_target - 2):.6g}"
     return [Finding("warning" if trust.value < 0.8 else "note", text, setting)]
 
 

@@ -6,6 +6,8 @@ In one dimension W_p is the distance between sorted values. Computed with numpy:
 XLA's, and these arrays live on the host anyway.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from vamf.errors import UserError
@@ -20,28 +22,53 @@ def sliced_wasserstein(x, y, order: int = 1, projections: int = 500, seed: int =
     Raises:
         UserError: order below 1, different numbers of columns, or an empty or non-finite sample.
     """
-    x, y = (np.asarray(points, np.float64) for points in (x, y))
-    if not x.size or not y.size:
-        raise UserError(f"samples of shape {x.shape} and {y.shape}: two non-empty samples are needed")
-    x, y = (points.reshape(len(points), -1) for points in (x, y))
-    if order < 1 or projections < 1:
-        raise UserError(f"order = {order}, projections = {projections}: allowed is 1 or more for both")
-    if x.shape[1] != y.shape[1]:
-        raise UserError(f"samples of shape {x.shape} and {y.shape}: tables of equal width are needed")
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise UserError("a sample holds values that are not finite; a distance needs finite numbers")
-    directions = np.random.default_rng(seed).normal(size=(x.shape[1], projections))
+    return distances_to(y, (order,), projections, seed)(x)[f"sw{order}"]
+
+
+def distances_to(
+    y, orders: tuple[int, ...] = (1, 2), projections: int = 500, seed: int = 0
+) -> Callable[..., dict[str, float]]:
+    """A measure of samples: `sw1`, `sw2`, ... to one sample y, which is projected and sorted but once.
+
+    Raises:
+        UserError: as `sliced_wasserstein` does, here and by the measure.
+    """
+    y = np.asarray(y, np.float64)
+    if not y.size:
+        raise UserError(f"a sample of shape {y.shape}: two non-empty samples are needed")
+    y = y.reshape(len(y), -1)
+    if min(orders) < 1 or projections < 1:
+        raise UserError(f"order = {min(orders)}, projections = {projections}: allowed is 1 or more for both")
+    directions = np.random.default_rng(seed).normal(size=(y.shape[1], projections))
     directions /= np.linalg.norm(directions, axis=0)
     centre = y.mean(axis=0)  # a common shift changes no distance, and far from 0 float32 has few digits left
-    # One direction per row: contiguous sorts.
-    sorted_x, sorted_y = (np.sort(((points - centre) @ directions).T.astype(np.float32), axis=1) for points in (x, y))
-    weights = None
-    if len(x) != len(y):
-        # The quantile functions are steps with jumps at i/n and j/m: between two jumps both are constant.
-        jumps = np.union1d(np.arange(1, len(x) + 1) / len(x), np.arange(1, len(y) + 1) / len(y))
-        weights = np.diff(jumps, prepend=0.0)
-        middle = jumps - weights / 2
-        sorted_x = sorted_x[:, np.minimum((middle * len(x)).astype(int), len(x) - 1)]
-        sorted_y = sorted_y[:, np.minimum((middle * len(y)).astype(int), len(y) - 1)]
-    distances = np.average(np.abs(sorted_x - sorted_y).astype(np.float64) ** order, axis=1, weights=weights)
-    return float(distances.mean() ** (1 / order))
+
+    def quantiles(points):
+        if not np.isfinite(points).all():
+            raise UserError("a sample holds values that are not finite; a distance needs finite numbers")
+        # One direction per row: contiguous sorts.
+        return np.sort(((points - centre) @ directions).T.astype(np.float32), axis=1)
+
+    whole_y = quantiles(y)
+
+    def measure(x) -> dict[str, float]:
+        x = np.asarray(x, np.float64)
+        if not x.size:
+            raise UserError(f"samples of shape {x.shape} and {y.shape}: two non-empty samples are needed")
+        x = x.reshape(len(x), -1)
+        if x.shape[1] != y.shape[1]:
+            raise UserError(f"samples of shape {x.shape} and {y.shape}: tables of equal width are needed")
+        sorted_x, sorted_y = quantiles(x), whole_y
+        weights = None
+        if len(x) != len(y):
+            # The quantile functions are steps with jumps at i/n and j/m: between two jumps both are constant.
+            jumps = np.union1d(np.arange(1, len(x) + 1) / len(x), np.arange(1, len(y) + 1) / len(y))
+            weights = np.diff(jumps, prepend=0.0)
+            middle = jumps - weights / 2
+            sorted_x = sorted_x[:, np.minimum((middle * len(x)).astype(int), len(x) - 1)]
+            sorted_y = sorted_y[:, np.minimum((middle * len(y)).astype(int), len(y) - 1)]
+        apart = np.abs(sorted_x - sorted_y).astype(np.float64)
+        means = {order: np.average(apart**order, axis=1, weights=weights).mean() for order in orders}
+        return {f"sw{order}": float(mean ** (1 / order)) for order, mean in means.items()}
+
+    return measure

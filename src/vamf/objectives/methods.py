@@ -37,6 +37,8 @@ class Method:
     """Documented defaults, free to change."""
     steps: int = 0
     """Published length of training, for which the default schedules are written."""
+    ema_target: float | None = None
+    """Published decay of the moving average behind v_hat, where it is another than that for samples."""
 
     def options(self) -> list[str]:
         """Names of the options that may be given."""
@@ -158,6 +160,7 @@ METHODS: dict[str, Method] = {
             "matching_times": TimeLaw("logit_normal", mean=-0.4, std=1.0),
             "times": TimeLaw("terminal", mean=-0.4, std=1.0, gap_mean=-0.8, gap_std=1.0, equal_fraction=0.0),
         },
+        ema_target=0.99,
     ),
     "rectified_meanflow": Method(
         "MeanFlow on rectified couplings (arXiv:2511.23342): data in pairs (x, e) that a teacher's flow connects",

@@ -47,6 +47,7 @@ def write(run: Run, evaluation: dict) -> Path:
     stages = {f"step {int(path.stem[5:]):,}": np.load(path, allow_pickle=False) for path in chosen}
     sampler, steps = run.usual()
     how = f"{'one-step samples' if steps == 1 else f'samples ({named.describe(sampler, steps)})'} of the moving average"
+    how += f" {config.optimiser.ema_decay:g}"
     if view is not None:
         for name, samples in {"data": reference, **stages}.items():
             images = view(samples[:shown])
@@ -71,11 +72,11 @@ def write(run: Run, evaluation: dict) -> Path:
     page.text(
         f"Sliced Wasserstein distances of {evaluation['samples']:,} samples to {evaluation['reference']:,} points "
         + ("that training has not seen" if dataset.unseen else points)
-        + f"; {evaluation['projections']} directions, in original units. The floor is the distance of real samples: "
-        "nothing can be expected to be lower."
+        + f"; {evaluation['projections']} directions, in original units. The floor is the distance of as many real "
+        f"samples, mean ± standard deviation over {evaluation['floors']} draws: samples of a perfect model are spread "
+        "like these, above and below the mean."
     )
-    rows = [[name, tables.number(row["sw1"]), tables.number(row["sw2"])] for name, row in
-            evaluation["distances"].items()]  # fmt: skip
+    rows = [[name, *(_distance(row, key) for key in ("sw1", "sw2"))] for name, row in evaluation["distances"].items()]
     page.table(["samples", "SW1", "SW2"], rows)
 
     page.section("Training")
@@ -90,6 +91,12 @@ def write(run: Run, evaluation: dict) -> Path:
     page.section("Configuration")
     page.text(f"The whole of it is in `config.json`. Repeat: {_command(run)}")
     return _save(run, page)
+
+
+def _distance(row: dict, key: str) -> str:
+    """A distance, with its standard deviation where that was measured."""
+    spread = row.get(f"{key}_std")
+    return tables.number(row[key]) + ("" if spread is None else f" ± {tables.number(spread)}")
 
 
 def _curves(records: list[dict]) -> bytes:

@@ -33,6 +33,8 @@ from vamf.files import write_array, write_arrays, write_atomic, write_json
 from vamf.progress import Progress
 from vamf.report import figures
 from vamf.sampling import named
+from vamf.training import averages
+from vamf.training.averages import Ema
 from vamf.training.run import Label, Run
 from vamf.training.step import State
 
@@ -65,6 +67,8 @@ class Wanted:
     label: Label = None
     scale: tuple[float, ...] = ()
     """Scale of guidance and the times at which it acts, where the network is to be told."""
+    ema: Ema = None
+    """Weights to draw from: the run's first moving average, another by its decay, or none."""
 
 
 def write(
@@ -75,15 +79,17 @@ def write(
     progress: Progress,
     autoencoder: Path | None = None,
 ) -> Cost:
-    """Draw samples of a run's moving average into a file or folder.
+    """Draw samples of a run into a file or folder.
 
     Args:
         autoencoder: weights that turn latents into pictures; the file that made the latents where left out.
 
     Raises:
-        UserError: a kind of file that does not fit the samples, or something that is in the way.
+        UserError: a kind of file that does not fit the samples, something that is in the way, or an average that the
+            run does not keep.
     """
     dataset, suffix = run.dataset, out.suffix
+    state = run.grid.chosen(state, wanted.ema)
     if suffix not in FORMATS:
         raise UserError(f"out = {out}: allowed are .npy, .npz, .csv for tables, and .png or a folder for images")
     if suffix == "":
@@ -123,7 +129,7 @@ def write(
             "run": str(run.folder.resolve()),
             "training_step": int(np.asarray(state.step)[0]),
             "nfe": cost.each,
-            "ema": run.config.optimiser.ema_decay,
+            "ema": "none" if wanted.ema == "none" else averages.resolve(wanted.ema, run.config.averages),
             "guidance": wanted.scale[0] if wanted.scale else run.told_guidance,
         }
         if labels and suffix != ".npz":

@@ -196,7 +196,8 @@ class DitStudy:
     def base(self) -> TrainConfig:
         """The configuration that all arms share.
 
-        The moving average reaches back a thirtieth of the training, as the paper's 0.9999 does in 300,000 steps.
+        The moving average reaches back a thirtieth of the training, as the paper's 0.9999 does in 300,000 steps. Its
+        decay is constant, as there: e^-30 of the initial weights is left in any budget.
         """
         base = presets.for_data(self._preset)
         steps = self.budget.steps or STEPS.get(self._preset, base.steps)
@@ -214,6 +215,7 @@ class DitStudy:
             optimiser=dataclasses.replace(
                 base.optimiser,
                 ema_decay=max(0.0, 1 - 30 / steps),
+                ema_warmup=False,
                 warmup=min(base.optimiser.warmup, steps // 10),
             ),
         )

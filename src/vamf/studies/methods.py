@@ -14,6 +14,7 @@ import numpy as np
 
 from vamf import __version__, data
 from vamf.data import toys
+from vamf.errors import UserError
 from vamf.networks import MLPConfig
 from vamf.objectives import METHODS, Objective
 from vamf.path import interpolate
@@ -124,7 +125,7 @@ class MethodStudy:
     def config(self, name: str, method: str) -> TrainConfig:
         """A method's training on a data set."""
         budget = self.budget
-        base = presets.for_data(name)
+        base = runner.averaged(presets.for_data(name), budget.name)
         pairs = PAIRS if method == "rectified_meanflow" else 0
         return dataclasses.replace(
             base,
@@ -152,6 +153,8 @@ class MethodStudy:
             config = dataclasses.replace(self.config(name, "flow_matching"), seed=self.budget.seeds[0])
             folder = self._teacher(name)
             run = Run.open(folder) if (folder / "config.json").exists() else Run.create(config, folder)
+            if run.config.optimiser.ema_warmup != config.optimiser.ema_warmup:
+                raise UserError(f"{folder}: a teacher with another moving average; choose another --out")
             progress.say(f"teacher of {name}: flow matching")
             run.train(progress)
 

@@ -1,6 +1,7 @@
 """Running the trainings of a study: each once, resumable, its numbers kept."""
 
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,6 +62,12 @@ def claim(folder: Path, plan: dict[str, Any]) -> None:
 def flags(budget: str) -> str:
     """What a budget of that name adds to the command line."""
     return {"quick": " --quick", "paper": " --paper"}.get(budget, "")
+
+
+def averaged(config: TrainConfig, budget: str) -> TrainConfig:
+    """The training with the moving average of a budget: the paper's constant decay where the training is as long as the
+    paper's, and warm-up below, where a constant decay would keep the initial weights."""
+    return dataclasses.replace(config, optimiser=dataclasses.replace(config.optimiser, ema_warmup=budget != "paper"))
 
 
 def write_figures(folder: Path, drawings: Mapping[str, bytes]) -> None:

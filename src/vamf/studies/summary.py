@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from vamf.metrics import sliced_wasserstein
+from vamf import metrics
 from vamf.report import figures, tables
 from vamf.theory.estimate import Estimate, mean_of
 
@@ -13,11 +13,7 @@ PROJECTIONS = 500
 
 def distances_to(reference: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:
     """A measure of samples: SW1 and SW2 to the reference points."""
-
-    def measure(samples: np.ndarray) -> dict[str, float]:
-        return {f"sw{order}": sliced_wasserstein(samples, reference, order, PROJECTIONS) for order in (1, 2)}
-
-    return measure
+    return metrics.distances_to(reference, (1, 2), PROJECTIONS)
 
 
 def of(members: list[dict], name: str, method: str) -> list[dict]:

@@ -118,7 +118,7 @@ class ToyStudy:
     def trainings(self, name: str) -> list[Training]:
         """The grid of betas and the recipe for one data set."""
         base = dataclasses.replace(
-            presets.for_data(name),
+            runner.averaged(presets.for_data(name), self.budget.name),
             steps=self.budget.steps,
             checkpoint_every=max(self.budget.variance_every, 2000),
             log=LogConfig(every=self.budget.variance_every, variance_every=self.budget.variance_every),

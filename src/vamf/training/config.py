@@ -181,16 +181,26 @@ class OptimiserConfig:
     clip_norm: float = 0.0
     """Largest gradient norm; 0 leaves gradients as they are."""
     ema_decay: float = 0.999
-    """Decay of the moving average, used for v_hat and for sampling."""
+    """Decay of the moving average that samples are drawn from."""
+    ema_warmup: bool = True
+    """The decay rises to that value, min(decay, (1 + k) / (10 + k)) at step k, so that the average forgets the initial
+    weights; otherwise it is constant from the first step, as in papers."""
+    ema_decays: tuple[float, ...] = ()
+    """Decays of further averages, for `--ema` of `vamf sample` and `vamf evaluate`."""
+    ema_target: float | None = None
+    """Decay of the average behind v_hat, where the proxy is ema; None: the method's own (terminal_velocity: 0.99) or
+    ema-decay."""
 
     def __post_init__(self):
         table.check(self.name, self.weight_decay)
         final = self.final_learning_rate
         require(0 <= final <= 1, "optimiser.final-learning-rate", final, "[0, 1]")
         require(self.warmup >= 0, "optimiser.warmup", self.warmup, "0 (none) or more")
-        for name in ("b1", "b2", "ema_decay"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"optimiser.{name.replace('_', '-')}", value, "[0, 1)")
+        decays = [("b1", self.b1), ("b2", self.b2), ("ema-decay", self.ema_decay)]
+        decays += [("ema-decays", decay) for decay in self.ema_decays]
+        decays += [("ema-target", self.ema_target)] if self.ema_target is not None else []
+        for name, value in decays:
+            require(0 <= value < 1, f"optimiser.{name}", value, "[0, 1)")
         require(self.clip_norm >= 0, "optimiser.clip-norm", self.clip_norm, "0 (off) or more")
 
 
@@ -337,6 +347,9 @@ class TrainConfig:
             )
         if self.couplings.pairs and not self.teacher:
             raise UserError("couplings: name the run whose flow makes them with --teacher RUN")
+        target, first = self.optimiser.ema_target, self.optimiser.ema_decay
+        if target not in (None, first) and not objective.needs_average:
+            raise UserError(f"optimiser.ema-target = {target}: {self.method} with this proxy needs no moving average")
         self._check_augment(objective)
         self._check_accumulate(objective)
 
@@ -354,6 +367,21 @@ class TrainConfig:
             own = defaults.get("matching_times") or times
             options["matching_times"] = self.matching_times.over(own, self.steps)
         return create(self.method, **{**defaults, **options, "times": times})
+
+    @property
+    def target_decay(self) -> float:
+        """Decay of the moving average behind v_hat, or of the one for samples where there is no such v_hat."""
+        options, method = self.optimiser, METHODS.get(self.method)
+        if not self.build_objective().needs_average:
+            return options.ema_decay
+        own = None if method is None else method.ema_target
+        return next(decay for decay in (options.ema_target, own, options.ema_decay) if decay is not None)
+
+    @property
+    def averages(self) -> tuple[float, ...]:
+        """Decays of the moving averages that the training keeps: that for samples, further ones, that for targets."""
+        options = self.optimiser
+        return tuple(dict.fromkeys((options.ema_decay, *options.ema_decays, self.target_decay)))
 
     def load_data(self) -> Dataset:
         """The data, without labels where the training does not use them.
@@ -431,7 +459,8 @@ LATER: dict[str, Any] = {
     "times": {name: getattr(TimeLaw(), name) for name in ("second_mean", "equal_mean", "gap_mean", "gap_std", "shift",
                                                           "points")},
     "network": {"groups": "power_of_two"},
-    "optimiser": {"name": "adam", "weight_decay": None, "warmup": 0},
+    "optimiser": {"name": "adam", "weight_decay": None, "warmup": 0, "ema_warmup": False, "ema_decays": (),
+                  "ema_target": None},
 }  # fmt: skip
 """Fields that older runs do not have, by part, and what those did."""
 BEFORE: dict[str, dict[str, dict[str, Any]]] = {
@@ -462,9 +491,9 @@ def to_json(config: Any) -> str:
 def identity(config: TrainConfig) -> str:
     """What tells one training's checkpoints from another's, as text.
 
-    It is `to_json` with the law of (r, t) in full, and the options of BEFORE; without SAFETY, DIVISION and ONLY_TOLD,
-    and without the fields of LATER while they have the value that trainings had before there was such a field: those
-    can still be resumed.
+    It is `to_json` with the law of (r, t), the options of BEFORE and the decay behind v_hat in full; without SAFETY,
+    DIVISION and ONLY_TOLD, and without the fields of LATER while they have the value that trainings had before there
+    was such a field: those can still be resumed.
     """
     objective = config.build_objective()
     values = _plain(config) | {"times": dataclasses.asdict(objective.times)}
@@ -473,6 +502,8 @@ def identity(config: TrainConfig) -> str:
         values["objective"][name] = None if value == before else value
     if objective.proxy != "head":  # there is no pass to choose
         values["objective"]["head_pass"] = LATER["objective"]["head_pass"]
+    target = config.target_decay
+    values["optimiser"]["ema_target"] = None if target == config.optimiser.ema_decay else target
     for part in SAFETY + DIVISION:
         del values[part]
     for part, names in ONLY_TOLD.items():
@@ -499,7 +530,7 @@ def _text(values: dict) -> str:
 
 
 def read_json(kind: type, path: Path) -> Any:
-    """A configuration of the given dataclass from a JSON file.
+    """A configuration of the given dataclass from a JSON file; an older training's as it was trained.
 
     Raises:
         UserError: missing or damaged file, or a field that the dataclass does not have.
@@ -517,6 +548,9 @@ def _as_trained(values: dict) -> dict:
     """A training's values, those of LATER and BEFORE in place of what there was not yet when it was begun."""
     parts = {part: {**before, **values[part]} for part, before in LATER.items()
              if part not in ("times", "network") and isinstance(before, dict) and part in values}  # fmt: skip
+    optimiser = values.get("optimiser", {})
+    if "ema_decay" in optimiser and "ema_target" not in optimiser:  # one average for everything, whatever the method
+        parts["optimiser"]["ema_target"] = optimiser["ema_decay"]
     values = values | parts
     if "points" in values.get("times", {}):
         return values

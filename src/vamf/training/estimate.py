@@ -163,7 +163,7 @@ def estimate(config: TrainConfig, dataset: Dataset, devices: int = 1, sharded: b
     data = _bytes(dataset.arrays) if dataset.stream is None else 2 * WINDOW_BYTES
     memory = {
         "parameters": parameters // parts,
-        "moving average": parameters // parts,
+        "moving average": _bytes((state.average, state.others)) // parts,
         "optimiser": _bytes(state.opt_state) // parts,
         "gradients": parameters // parts,
         "activations": max(0, working - parameters),

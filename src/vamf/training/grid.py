@@ -33,6 +33,7 @@ from vamf.errors import UserError
 from vamf.objectives.adaptive import Adaptive
 from vamf.sampling import named
 from vamf.schedules import value_at
+from vamf.training.averages import Ema, resolve
 from vamf.training.config import TrainConfig
 from vamf.training.couplings import couple
 from vamf.training.mesh import Layout, MeshConfig, on_host
@@ -251,6 +252,15 @@ class Grid:
         arrays = self._arrays if self._windows is None else self._windows.at(max(0, self._step(state) - 1)).arrays
         program = self._program("variance", lambda: self.trainer.gradient_variance)
         return self.collect(program(arrays, self.members, state))
+
+    def chosen(self, state: State, ema: Ema) -> State:
+        """The state to sample other weights from than its moving average: another one by its decay, or none.
+
+        Raises:
+            UserError: the training keeps no such average.
+        """
+        decay = resolve(ema, self.config.averages)
+        return state._replace(average=state.params if decay is None else self.trainer.average(state, decay))
 
     def sample(
         self, state: State, n: int, steps: int = 1, seed: int | None = None, label: np.ndarray | None = None

@@ -91,7 +91,7 @@ def train(grid: Grid, folder: Path, progress: Progress, on_checkpoint=None) -> O
                     log.write(record)
                 if guard is not None:
                     guard.read(record)
-                task.update(step * grid.size, f"loss {np.nanmean(metrics.residual):.4g}")
+                task.update(step * grid.size, _told(record))
                 told = _tell_of_damage(grid, progress, told)
                 watchdog.beat()
                 checkpoints.settle(wait=False)
@@ -148,6 +148,11 @@ def _record(grid: Grid, metrics: Metrics, step: int, rate: float) -> dict[str, A
     record["steps_per_second"] = round(rate, 1)
     record["samples_per_second"] = round(rate * grid.config.batch_size, 1)
     return record | memory()
+
+
+def _told(record: dict[str, Any]) -> str:
+    """Loss and residual of a line of the log, in its own words: means over the members."""
+    return ", ".join(f"{name} {np.nanmean(record[name]):.4g}" for name in ("loss", "residual"))
 
 
 def _plain(values: np.ndarray) -> float | list[float]:

@@ -9,6 +9,7 @@ parameters that an uninterrupted run reaches.
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -20,12 +21,13 @@ from vamf.data.classes import Class, called, number_of
 from vamf.data.viewing import Viewer, viewer
 from vamf.errors import UserError, require
 from vamf.files import write_array, write_atomic, write_json
-from vamf.metrics import sliced_wasserstein
+from vamf.metrics import distances_to
 from vamf.progress import Progress
 from vamf.report import figures
 from vamf.sampling import named
 from vamf.schedules import value_at
-from vamf.training import loop
+from vamf.training import averages, loop
+from vamf.training.averages import Ema
 from vamf.training.checkpoints import Which
 from vamf.training.config import TrainConfig, read_json, to_json
 from vamf.training.grid import Grid, load_initial, load_teacher, needs_teacher
@@ -39,6 +41,8 @@ PICTURES = 40
 """Of these, those shown as pictures, where they are any."""
 EVALUATED = 4096
 """Samples in an evaluation."""
+FLOORS = 10
+"""Draws of real data beside them."""
 NUMBERS = 2**19
 """Most numbers in such samples: of large events fewer are drawn."""
 
@@ -119,6 +123,8 @@ class Run:
             write_atomic(path, figures.pictures(images, 10, figures.enlargement(images, 4, 128), 0, 255))
             return path
 
+        if caution := averages.caution(self.config):
+            progress.say(caution)
         return loop.train(self.grid, self.folder, progress, keep_samples)
 
     def load(self, progress: Progress, which: Which = "newest") -> tuple[State, int]:
@@ -203,29 +209,37 @@ class Run:
         require(omega >= 1, "guidance", omega, "1 (none) or more")
         require(0 <= low <= high <= 1, "guidance-range", f"{low:g} {high:g}", "two times, 0 <= low <= high <= 1")
 
-    def evaluate(self, state: State, step: int, seed: int = 0) -> dict:
+    def evaluate(self, state: State, step: int, seed: int = 0, ema: Ema | Literal["all"] = None) -> dict:
         """Sliced Wasserstein distances to held-out data in original units, beside those of real data.
 
         Where nothing was held out, the reference is training data, and `unseen` is False.
 
-        `floor` is the same distance between real samples and the reference: nothing can be expected to be lower.
+        `floor` is the distance of as many real samples to the same reference: mean and standard deviation over FLOORS
+        independent draws. Samples of a perfect model are spread like these: above and below the mean.
+
+        Args:
+            ema: weights to sample from; `all`: every moving average and the parameters themselves, row by row.
+
+        Raises:
+            UserError: the run keeps no such average.
         """
         count = self._at_most(EVALUATED)
         reference = self.dataset.reference(EVALUATED, seed)
-        drawn = self.dataset.draw(self.dataset.arrays, jax.random.fold_in(jax.random.key(seed), 1), count)[0]
         ways: list[tuple[named.Sampler, int]] = [self.usual()]
         if ways[0][0] == "jumps":
             ways = [("jumps", 1), ("jumps", 2), ("jumps", 4)]
         ways.append(("heun", 50))
-        candidates = {
-            named.describe(sampler, steps): self.draw(state, count, steps, sampler=sampler)[0]
-            for sampler, steps in dict.fromkeys(ways)
-        }
-        candidates["floor"] = self.dataset.to_original(np.asarray(drawn))
-        rows = {
-            name: {f"sw{order}": sliced_wasserstein(points, reference, order) for order in (1, 2)}
-            for name, points in candidates.items()
-        }
+        kept = self.config.averages
+        weights: tuple[Ema, ...] = (*kept, "none") if ema == "all" else (ema,)
+        measure = distances_to(reference)
+        rows = {}
+        for one in weights:
+            chosen = self.grid.chosen(state, one)
+            for sampler, steps in dict.fromkeys(ways):
+                which = f", {averages.describe(one, kept)}" if ema == "all" else ""
+                drawn = self.draw(chosen, count, steps, sampler=sampler)[0]
+                rows[named.describe(sampler, steps) + which] = measure(drawn)
+        rows["floor"] = self._floor(measure, count, seed)
         return {
             "run": str(self.folder),
             "step": step,
@@ -233,9 +247,20 @@ class Run:
             "reference": len(reference),
             "unseen": self.dataset.unseen,
             "projections": 500,
-            "parameters": "moving average",
+            "parameters": "as trained" if ema == "none" else "all" if ema == "all" else "moving average",
+            "ema": ema if ema in ("none", "all") else averages.resolve(ema, kept),
+            "floors": FLOORS,
             "distances": rows,
         }
+
+    def _floor(self, measure: Callable[..., dict[str, float]], count: int, seed: int) -> dict[str, float]:
+        """Distances of real samples: means over independent draws, and standard deviations (n - 1)."""
+        dataset, found = self.dataset, []
+        for number in range(FLOORS):
+            key = jax.random.fold_in(jax.random.key(seed), 1 + number)
+            found.append(measure(dataset.to_original(np.asarray(dataset.draw(dataset.arrays, key, count)[0]))))
+        means = {name: float(np.mean([row[name] for row in found])) for name in found[0]}
+        return means | {f"{name}_std": float(np.std([row[name] for row in found], ddof=1)) for name in found[0]}
 
     def _at_most(self, samples: int) -> int:
         """A number of samples, or fewer where events are large."""

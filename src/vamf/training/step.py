@@ -22,6 +22,7 @@ from vamf.objectives import Objective
 from vamf.objectives.objective import Points
 from vamf.optimisers import OPTIMISERS
 from vamf.theory.estimators import gradient_contrasts
+from vamf.training import averages
 from vamf.training.config import TrainConfig
 
 AUGMENT, DROPOUT = 100, 101
@@ -44,13 +45,15 @@ class State(NamedTuple):
     params: Any
     """The network's parameters."""
     average: Any
-    """Moving average of the parameters."""
+    """Moving average of the parameters, for samples."""
     opt_state: Any
     """The optimiser's state."""
     step: Int[Array, ""]
     """Steps taken."""
     memory: Any = None
     """What the objective has learnt, where it learns."""
+    others: tuple[Any, ...] = ()
+    """Further moving averages, in the order of `TrainConfig.averages` after the first."""
 
 
 class Bad(NamedTuple):
@@ -156,7 +159,8 @@ class Trainer:
             params = networks.overlay(params, initial)
         opt_state = self.transform.init(params)
         memory = self.objective.start(self.dataset.event_shape, self.dataset.num_classes)
-        return State(params, params, opt_state, jnp.zeros((), jnp.int32), memory)
+        others = (params,) * (len(self.config.averages) - 1)
+        return State(params, params, opt_state, jnp.zeros((), jnp.int32), memory, others)
 
     def batch(self, arrays, member: Member, step) -> Batch:
         """The batch of a step."""
@@ -169,18 +173,21 @@ class Trainer:
         def move():
             updates, opt_state = self.transform.update(gradient, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            average = optax.incremental_update(params, state.average, 1 - self.config.optimiser.ema_decay)
-            return params, average, opt_state, self._adapt(batch, state)
+            return params, self._averages(params, state), opt_state, self._adapt(batch, state)
 
         def stay():
-            return state.params, state.average, state.opt_state, state.memory
+            return state.params, (state.average, *state.others), state.opt_state, state.memory
 
         if self.guarded and self.config.guard.patience:
             finite = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
-            params, average, opt_state, memory = jax.lax.cond(finite, move, stay)
+            params, kept, opt_state, memory = jax.lax.cond(finite, move, stay)
         else:
-            params, average, opt_state, memory = move()
-        return State(params, average, opt_state, state.step + 1, memory), metrics
+            params, kept, opt_state, memory = move()
+        return State(params, kept[0], opt_state, state.step + 1, memory, kept[1:]), metrics
+
+    def average(self, state: State, decay: float) -> Any:
+        """The moving average with a decay, one of `TrainConfig.averages`."""
+        return (state.average, *state.others)[self.config.averages.index(decay)]
 
     def gradient_variance(self, arrays, member: Member, state: State) -> Float[Array, ""]:
         """tr Cov of the batch gradient: sum_k ||g_k - mean||^2 / (K - 1) over K fresh batches at the same state."""
@@ -218,7 +225,13 @@ class Trainer:
             return self.dataset.mixture
         if objective.proxy == "teacher":
             return self.teacher
-        return self.network.bind(state.average) if objective.needs_average else None
+        return self.network.bind(self.average(state, self.config.target_decay)) if objective.needs_average else None
+
+    def _averages(self, params, state: State) -> tuple[Any, ...]:
+        """All moving averages after a step that has led to these parameters."""
+        warmup = self.config.optimiser.ema_warmup
+        pairs = zip((state.average, *state.others), self.config.averages, strict=True)
+        return tuple(averages.update(old, params, decay, warmup, state.step) for old, decay in pairs)
 
     def _adapt(self, batch: Batch, state: State):
         if not self.objective.adapts:

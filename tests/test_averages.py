@@ -1,0 +1,167 @@
+"""Moving averages of the parameters: warm-up, several at once, older runs, and what is said of them."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from vamf import data
+from vamf.errors import UserError
+from vamf.studies import adaptive, methods, mixtures, toys
+from vamf.training import averages, presets
+from vamf.training.config import LogConfig, OptimiserConfig, TrainConfig, identity, read_json, to_json
+from vamf.training.estimate import estimate, stand_in
+from vamf.training.grid import Grid
+
+STEPS = 30
+ALL = {"ema_decay": 0.75, "ema_decays": (0.9, 0.05), "ema_target": 0.5}
+
+
+def config(**options) -> TrainConfig:
+    log = LogConfig(every=10, variance_every=0)
+    return TrainConfig(
+        data="swiss_roll", batch_size=8, steps=STEPS, beta=1.0, log=log, optimiser=OptimiserConfig(**options)
+    )
+
+
+def flat(tree) -> np.ndarray:
+    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A training with four averages, and its parameters after every step, the initial ones first."""
+    grid = Grid(config(**ALL), data.load("swiss_roll"), [1])
+    state = grid.init()
+    path = [flat(state.params)]
+    for _ in range(STEPS):
+        state, _ = grid.advance(state, 1)
+        path.append(flat(state.params))
+    return grid, state, path
+
+
+def test_averages_are_those_of_tensorflows_rule(trained):
+    """Against the published definition in float64: min(decay, (1 + num_updates) / (10 + num_updates))."""
+    grid, state, path = trained
+    assert grid.config.averages == (0.75, 0.9, 0.05, 0.5)
+    for decay, kept in zip(grid.config.averages, (state.average, *state.others), strict=True):
+        expected = path[0]
+        for num_updates, params in enumerate(path[1:], 1):
+            rising = min(decay, (1 + num_updates) / (10 + num_updates))
+            expected = rising * expected + (1 - rising) * params
+        np.testing.assert_allclose(flat(kept), expected, rtol=2e-5, atol=2e-6)
+
+
+def test_targets_ask_their_own_average(trained):
+    """The loss depends on the average of `ema_target` and on no other."""
+    grid, state, _ = trained
+    host = grid.collect(state)
+
+    def loss(**changed):
+        return grid.advance(grid.place(host._replace(**changed)), 1)[1].loss[0, 0]
+
+    def moved(tree):
+        return jax.tree.map(lambda leaf: leaf + 0.1, tree)
+
+    others = tuple(moved(tree) for tree in host.others[:-1])
+    assert loss(average=moved(host.average), others=(*others, host.others[-1])) == loss()
+    assert loss(others=(*host.others[:-1], moved(host.others[-1]))) != loss()
+
+
+def test_samples_come_from_the_weights_that_are_named(trained):
+    grid, state, _ = trained
+    weights = {None: state.average, 0.9: state.others[0], 0.05: state.others[1], "none": state.params}
+    drawn = {}
+    for name, params in weights.items():
+        drawn[name] = grid.sample(grid.chosen(state, name), 5, seed=0)[0]
+        np.testing.assert_array_equal(drawn[name], grid.sample(state._replace(average=params), 5, seed=0)[0])
+    assert len({samples.tobytes() for samples in drawn.values()}) == len(drawn)
+    with pytest.raises(UserError, match=r"ema = 0.8: this run keeps 0.75, 0.9, 0.05, 0.5; none is the weights"):
+        grid.chosen(state, 0.8)
+
+
+@pytest.mark.parametrize("warmup", [False, True])
+@pytest.mark.parametrize("decay", [0.0, 0.05, 0.1, 0.5, 0.9, 0.999])
+def test_the_share_of_the_initial_weights(decay, warmup):
+    """Against the product of the decays; those of a tenth that round are met on either side."""
+    for steps in (1, 7, 80, 2000):
+        decays = [min(decay, (1 + k) / (10 + k)) if warmup else decay for k in range(1, steps + 1)]
+        expected = math.prod(decays)
+        assert averages.initial_share(decay, warmup, steps) == pytest.approx(expected, rel=1e-9, abs=1e-300)
+
+
+def test_a_training_too_short_for_its_average_is_told_so():
+    """A constant 0.999 keeps 13.5 % of the initial weights for 2,000 steps, e^-20 for 20,000; warm-up keeps none."""
+
+    def said(steps, **options):
+        return averages.caution(TrainConfig(data="two_moons", steps=steps, optimiser=OptimiserConfig(**options)))
+
+    line = said(2000, ema_warmup=False)
+    assert line is not None
+    assert "after 2,000 steps 14 % of it will still be the initial weights" in line
+    assert "--optimiser.ema-warmup, or --optimiser.ema-decay 0.985" in line
+    assert said(2000, ema_warmup=False, ema_decay=0.985) is said(2000) is said(20_000, ema_warmup=False) is None
+    assert "--optimiser.ema-decays" in (said(20_000, ema_warmup=False, ema_decays=(0.9999,)) or "")
+
+
+@pytest.mark.parametrize(
+    ("method", "digest"),
+    [
+        ("vamf", "465fe286fb23256f1c7b398c20189894ce192b49a2a5d70685ffee633fdf2031"),
+        ("terminal_velocity", "ca161a758293876bfe5ac0395f72f68ee16e928d11436c96b02b6a74ac1e955e"),
+    ],
+)
+def test_older_runs_are_what_they_were(method, digest, tmp_path):
+    """A file without the fields is of a run with one average at a constant decay; digests of version 0.1.0's."""
+    now = TrainConfig(data="swiss_roll", method=method)
+    assert hashlib.sha256(identity(now).encode()).hexdigest() != digest  # its numbers are others
+    values = json.loads(to_json(now))
+    for name in ("ema_warmup", "ema_decays", "ema_target"):
+        del values["optimiser"][name]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    old = read_json(TrainConfig, tmp_path / "config.json")
+    assert (old.optimiser.ema_warmup, old.averages, old.target_decay) == (False, (0.999,), 0.999)
+    assert hashlib.sha256(identity(old).encode()).hexdigest() == digest
+    (tmp_path / "config.json").write_text(to_json(now))
+    assert read_json(TrainConfig, tmp_path / "config.json") == now
+
+
+def test_one_average_is_one(trained):
+    """The state of a run with one average has no more arrays than before; more of them count in an estimate."""
+    one = config()
+    state = jax.eval_shape(Grid(one, data.load("swiss_roll"), [1]).init)
+    assert state.others == ()
+    found = [estimate(chosen, stand_in(chosen)).memory["moving average"] for chosen in (one, trained[0].config)]
+    assert found[1] == 4 * found[0]
+
+
+def test_published_averages():
+    """Constant as in the official codes: MeanFlow's three on CIFAR-10, of which 0.99995 has the paper's number."""
+    unet = presets.PRESETS["cifar10_unet"]
+    assert unet.averages == (0.99995, 0.9999, 0.9996)
+    for name in ("cifar10_unet", "ddpm_cifar10", "imagenet_dit_b4", "imagenet_dit_xl2", "imagenet_in_context_b2"):
+        assert not presets.PRESETS[name].optimiser.ema_warmup
+    assert presets.PRESETS["two_moons"].optimiser.ema_warmup
+    matching = TrainConfig(data="swiss_roll", method="terminal_velocity", optimiser=OptimiserConfig(ema_decay=0.9999))
+    assert (matching.averages, matching.target_decay) == ((0.9999, 0.99), 0.99)  # arXiv:2511.19797
+    assert TrainConfig(data="swiss_roll", method="meanflow").averages == (0.999,)
+
+
+STUDIES = {
+    toys: lambda budget: toys.ToyStudy(Path("none"), budget).trainings("swiss_roll")[0].config,
+    mixtures: lambda budget: mixtures.MixtureStudy(Path("none"), budget).sweep(2).config,
+    adaptive: lambda budget: adaptive.AdaptiveStudy(Path("none"), budget)._config("swiss_roll", 0.5),
+    methods: lambda budget: methods.MethodStudy(Path("none"), budget).config("swiss_roll", "vamf"),
+}
+
+
+@pytest.mark.parametrize("module", STUDIES, ids=lambda module: module.__name__)
+def test_studies_repeat_the_papers_constant_decay_at_its_length_only(module):
+    for budget in (module.QUICK, module.DEFAULT, module.FULL):
+        chosen = STUDIES[module](budget)
+        assert chosen.optimiser.ema_warmup == (chosen.steps < 200_000)
+    assert not chosen.optimiser.ema_warmup
