@@ -108,7 +108,7 @@ def test_on_the_command_line(tmp_path, capsys):
     for options, said in (([], "50 steps of ddim"), (["--sampler", "ancestral"], "1000 steps of ancestral")):
         capsys.readouterr()
         cli.main(["sample", str(folder), "--n", "10", *options, "--out", str(tmp_path / "x.npy")])
-        assert f"10 samples in {said} (training step 4)" in capsys.readouterr().out
+        assert f"10 samples in {said} (training step 4, EMA 0.999)" in capsys.readouterr().out
         assert np.load(tmp_path / "x.npy").shape == (10, 2)
     cli.main(["evaluate", str(folder), "--json"])
     assert "ddim, 50 steps of u(z, t, t)" in json.loads(capsys.readouterr().out)["distances"]
