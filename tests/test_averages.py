@@ -149,8 +149,15 @@ def test_one_average_is_one(trained):
 def test_published_averages():
     """Constant as in the official codes: MeanFlow's three on CIFAR-10, of which 0.99995 has the paper's number."""
     unet = presets.PRESETS["cifar10_unet"]
-    assert unet.averages == (0.99995, 0.9999, 0.9996)
-    for name in ("cifar10_unet", "ddpm_cifar10", "imagenet_dit_b4", "imagenet_dit_xl2", "imagenet_in_context_b2"):
+    assert unet.averages == presets.PRESETS["cifar10_unet_v1"].averages == (0.99995, 0.9999, 0.9996)
+    for name in (
+        "cifar10_unet",
+        "cifar10_unet_v1",
+        "ddpm_cifar10",
+        "imagenet_dit_b4",
+        "imagenet_dit_xl2",
+        "imagenet_in_context_b2",
+    ):
         assert not presets.PRESETS[name].optimiser.ema_warmup
     assert presets.PRESETS["two_moons"].optimiser.ema_warmup
     matching = TrainConfig(data="swiss_roll", method="terminal_velocity", optimiser=OptimiserConfig(ema_decay=0.9999))

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
