@@ -23,12 +23,14 @@ from vamf.data.pictures import Damaged, Encoded, Pictures
 from vamf.errors import UserError, require
 from vamf.files import finite, write_arrays, write_json
 from vamf.progress import Progress, Task
+from vamf.typed import typed
 
 CHECKED = 16
 """Pictures whose reconstruction is measured."""
 
 
 @dataclasses.dataclass(frozen=True)
+@typed()
 class LatentConfig:
     """How pictures are encoded."""
 

@@ -25,6 +25,7 @@ from vamf.data.pictures import Channels, Damaged, Encoded, Pictures
 from vamf.data.stream import Stream
 from vamf.errors import UserError, require
 from vamf.progress import Progress
+from vamf.typed import typed
 
 HALF_RANGE = 127.5
 """Bytes from 0 to 255 are `value * 127.5 + 127.5`."""
@@ -67,6 +68,7 @@ KNOWN = {
 
 
 @dataclasses.dataclass(frozen=True)
+@typed("images.")
 class ImageConfig:
     """How pictures are prepared."""
 

@@ -16,12 +16,14 @@ from jaxtyping import Array, Float, Int
 
 from vamf.errors import require
 from vamf.networks.embeddings import sinusoidal
+from vamf.typed import typed
 
 THIN = 4
 """Largest width that counts as thin."""
 
 
 @dataclasses.dataclass(frozen=True)
+@typed("network.")
 class MLPConfig:
     """Size of the perceptron."""
 

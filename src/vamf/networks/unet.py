@@ -34,9 +34,11 @@ from vamf.errors import UserError, require
 from vamf.networks import unet_blocks as blocks
 from vamf.networks.embeddings import LogVariance
 from vamf.networks.unet_blocks import ALMOST_ZERO
+from vamf.typed import typed
 
 
 @dataclasses.dataclass(frozen=True)
+@typed("network.")
 class UNetConfig:
     """Size and kind of the U-Net, for images (height, width, channels)."""
 

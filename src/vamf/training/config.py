@@ -18,6 +18,7 @@ from vamf.schedules import parse
 from vamf.times import Law, TimeLaw
 from vamf.training.couplings import CouplingConfig
 from vamf.training.mesh import MeshConfig
+from vamf.typed import typed
 
 Mix = float | str | None
 """A share in [0, 1]: a number, or a schedule such as linear:1:0."""
@@ -28,6 +29,7 @@ SCHEDULED = ("beta", "gamma", "weight_gap", "through", "correction", "alpha", "p
 
 
 @dataclasses.dataclass(frozen=True)
+@typed("objective.")
 class ObjectiveConfig:
     """Options of the objective; None leaves the method's own default."""
 
@@ -126,6 +128,7 @@ class ObjectiveConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+@typed("times.")
 class TimesConfig:
     """Law of (r, t); None leaves the method's own."""
 
@@ -163,6 +166,7 @@ class TimesConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+@typed("optimiser.")
 class OptimiserConfig:
     """The optimiser, with cosine decay, gradient clipping and a moving average of the parameters."""
 
@@ -205,6 +209,7 @@ class OptimiserConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+@typed("log.")
 class LogConfig:
     """What is measured on the way."""
 
@@ -225,6 +230,7 @@ class LogConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+@typed("checkpoints.")
 class CheckpointConfig:
     """Which checkpoints are kept. No number of a training depends on this."""
 
@@ -240,6 +246,7 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+@typed("guard.")
 class GuardConfig:
     """What stops a single training that has gone wrong. No number of a healthy one depends on this."""
 
@@ -264,6 +271,7 @@ class GuardConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+@typed(data="a data set's name or a file's path; numpy.save makes a file of an array")
 class TrainConfig:
     """One training."""
 

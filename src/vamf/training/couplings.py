@@ -16,6 +16,7 @@ from vamf import sampling
 from vamf.average_velocity import AverageVelocity
 from vamf.data.dataset import Dataset
 from vamf.errors import UserError, require
+from vamf.typed import typed
 
 CHUNK = 4096
 """Pairs whose flow is integrated together."""
@@ -23,6 +24,7 @@ FEWEST = 32
 
 
 @dataclasses.dataclass(frozen=True)
+@typed("couplings.")
 class CouplingConfig:
     """Pairs made by the teacher's flow before training starts."""
 

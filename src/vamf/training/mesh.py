@@ -23,6 +23,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from vamf.average_velocity import AverageVelocity
 from vamf.errors import UserError, require
 from vamf.networks import Network
+from vamf.typed import typed
 
 DATA, MODEL = "data", "model"
 LEAST = 2**12
@@ -30,6 +31,7 @@ LEAST = 2**12
 
 
 @dataclasses.dataclass(frozen=True)
+@typed("mesh.")
 class MeshConfig:
     """Over how many devices a training is spread; each takes an equal share of every batch."""
 
