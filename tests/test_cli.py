@@ -1,14 +1,21 @@
 """The command line as its users meet it."""
 
+import html
+import io
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from vamf import cli
+from vamf.progress import Progress
+from vamf.training.run import Run
 
 FAST = ["--steps", "20", "--batch-size", "16", "--checkpoint-every", "10", "--log.every", "10", "--network.width", "16"]
 
@@ -65,6 +72,9 @@ def table_run(tmp_path_factory):
         (["train", "swiss_roll", "--speed", "9"], "--speed"),
         (["train", "--resume", "nowhere"], "nowhere: holds no run"),
         (["train", "--resume", "nowhere", "--steps", "5"], "--resume takes the run's folder and nothing else"),
+        (["train", "--resume", "nowhere", "--steps", "5"], "vamf train CONFIG ... --initial RUN"),
+        (["train", "--resume", "nowhere", "--data", "x.csv"], "nowhere: holds no run"),
+        (["train", "swiss_roll", "--resume", "nowhere"], "--resume takes the run's folder and nothing else"),
         (["sample", "nowhere", "--out", "x.npy"], "nowhere: holds no run"),
         (["sample"], "--run"),
         (["evaluate", "nowhere"], "nowhere: holds no run"),
@@ -88,6 +98,54 @@ def test_bad_input_is_one_line_and_status_2(arguments, expected, capsys, tmp_pat
     assert out == ""
     assert len(err.strip().splitlines()) == 1
     assert expected in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_terminal_without_the_letters_of_a_path(tmp_path, monkeypatch):
+    """The file is written and the path told, as far as the terminal can; its status is that of success."""
+    np.savez(tmp_path / "x.npz", images=np.zeros((3, 4, 4, 1), np.uint8))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    cli.main(["data", "pictures", str(tmp_path / "x.npz"), "--out", str(tmp_path / "\u00e9\u732b.npz")])
+    sys.stdout.flush()
+    assert sys.stdout.buffer.getvalue().endswith(b"\\xe9\\u732b.npz\n")
+    assert (tmp_path / "\u00e9\u732b.npz").exists()
+
+
+def test_what_is_read_is_not_written_over(tmp_path, capsys):
+    """Neither by pictures nor by statistics or a receipt."""
+    np.savez(tmp_path / "x.npz", images=np.zeros((3, 4, 4, 1), np.uint8))
+    before = (tmp_path / "x.npz").read_bytes()
+    for words in (
+        ["data", "pictures", tmp_path / "x.npz", "--out", tmp_path / "x.npz"],
+        ["fid", tmp_path / "x.npz", tmp_path / "x.npz", "--weights", "pixels", "--save", tmp_path / "x.npz"],
+        ["fid", tmp_path / "x.npz", tmp_path / "x.npz", "--weights", "pixels", "--receipt", tmp_path / "x.npz"],
+    ):
+        status, _, err = run(*words, capsys=capsys)
+        assert (status, err.count("\n")) == (2, 1)
+        assert "x.npz: would be written over what is read" in err
+    assert (tmp_path / "x.npz").read_bytes() == before
+
+
+def test_no_device_is_one_line(monkeypatch, capsys):
+    """Whatever the error was that JAX met it with."""
+
+    def nothing(*_):
+        raise AssertionError
+
+    monkeypatch.setattr("jax.devices", nothing)
+    monkeypatch.setitem(cli.COMMANDS, "evaluate", nothing)
+    status, out, err = run("evaluate", "run", capsys=capsys)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "JAX cannot compute there (there is no such device)" in err
+
+
+@pytest.mark.slow
+def test_a_platform_that_is_not_there(tmp_path):
+    command = [sys.executable, "-m", "vamf", "train", "two_moons", "--steps", "5"]
+    environment = os.environ | {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("vamf: JAX_PLATFORMS = cuda: JAX cannot compute there")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -143,6 +201,20 @@ def test_train_ends_with_distances_and_a_report(digits_run):
     assert "of the moving average 0.999" in report
     assert "mean ± standard deviation over 10 draws" in report
     assert set(json.loads((digits_run / "evaluation.json").read_text())["distances"]) >= {"1 step", "floor"}
+
+
+def test_what_the_report_prints_repeats_the_run(digits_run, tmp_path, capsys, monkeypatch):
+    """Run as it stands: the same configuration, and the same bits."""
+    page = html.unescape((digits_run / "report.html").read_text())
+    words = shlex.split(re.search(r"Repeat: <code>vamf (train .*?)</code>", page)[1])
+    known = json.loads((digits_run / "evaluation.json").read_text())
+    monkeypatch.setattr(Run, "evaluate", lambda *_: known)  # which is another test's
+    assert run(*words, "--out", tmp_path / "again", capsys=capsys)[0] == 0
+    first, again = Run.open(digits_run), Run.open(tmp_path / "again")
+    assert again.config == first.config
+    states = [one.load(Progress(show=False))[0] for one in (first, again)]
+    for ours, theirs in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_sample_npy_png_and_label(digits_run, tmp_path, capsys):

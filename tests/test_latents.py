@@ -425,8 +425,8 @@ def test_folders_that_cannot_be_loaded(tmp_path):
     write(tmp_path / "x.npz")
     encoding.encode(tmp_path / "x.npz", autoencoder(), tmp_path / "out", CONFIG)
     assert "holdout" in refusal(latents.load, tmp_path / "out", holdout=0.7)
-    latents.check_autoencoder(tmp_path / "out", autoencoder())
-    wrong = refusal(latents.check_autoencoder, tmp_path / "out", autoencoder(sha256="1" * 64))
+    latents.check_autoencoder(latents.load(tmp_path / "out"), autoencoder())
+    wrong = refusal(latents.check_autoencoder, latents.load(tmp_path / "out"), autoencoder(sha256="1" * 64))
     assert "made by stand-in of sha256 000000000000" in wrong
 
 

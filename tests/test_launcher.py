@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 import types
@@ -94,27 +93,6 @@ def test_interruption_ends_the_jobs(tmp_path, monkeypatch):
         launcher.complete(jobs, tmp_path / "logs", Local(1), QUIET)
     with pytest.raises(ProcessLookupError):
         os.kill(int(said.read_text()), 0)
-
-
-def test_two_never_train_in_one_folder(tmp_path):
-    """Another process holds the lock until it ends, by kill -9 too."""
-    from vamf.studies import runner
-
-    code = (
-        "import sys, time; from pathlib import Path; from vamf.studies import runner\n"
-        "with runner.alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
-    )
-    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="another process is training it"), runner.alone(tmp_path):
-            pass
-    finally:
-        other.kill()
-        other.wait()
-    with runner.alone(tmp_path):
-        pass
 
 
 @pytest.mark.slow

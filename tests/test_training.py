@@ -1,8 +1,10 @@
 """The engine: grids, resumption, what is logged, and what happens when numbers stop being numbers."""
 
 import dataclasses
+import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,9 +19,18 @@ import pytest
 from vamf import data
 from vamf.errors import UserError
 from vamf.metrics import sliced_wasserstein
+from vamf.networks import MLPConfig
 from vamf.progress import Progress
 from vamf.training import loop, presets
-from vamf.training.config import GuardConfig, LogConfig, OptimiserConfig, TrainConfig, read_json, to_json
+from vamf.training.config import (
+    GuardConfig,
+    LogConfig,
+    ObjectiveConfig,
+    OptimiserConfig,
+    TrainConfig,
+    read_json,
+    to_json,
+)  # fmt: skip
 from vamf.training.grid import Grid
 from vamf.training.guards import Diverged
 from vamf.training.logs import NOT_REPEATED, MetricsLog, read
@@ -298,14 +309,15 @@ def test_checkpoint_of_another_configuration_is_refused(tmp_path):
     run = interrupted(small(), tmp_path / "run", at=10)
     edited = dataclasses.replace(run.config, learning_rate=0.5)
     (run.folder / "config.json").write_text(to_json(edited))
-    with pytest.raises(UserError, match="another configuration"):
+    with pytest.raises(UserError, match=r"another configuration .* undo what was changed in .* --initial") as caught:
         Run.open(run.folder).train(QUIET)
+    assert "\n" not in str(caught.value)
 
 
 def test_checkpoint_of_other_data_is_refused(tmp_path):
     rows = np.random.default_rng(0).normal(size=(64, 2))
     np.save(tmp_path / "points.npy", rows)
-    config = small(data=str(tmp_path / "points.npy"))
+    config = small(data=str(tmp_path / "points.npy"), network=MLPConfig(width=16))
     run = interrupted(config, tmp_path / "run", at=10)
     rows[5, 1] += 1
     np.save(tmp_path / "points.npy", rows)
@@ -364,6 +376,65 @@ def test_presets_survive_their_file(name, tmp_path):
     (tmp_path / "config.json").write_text(to_json(config))
     assert read_json(TrainConfig, tmp_path / "config.json") == config
     assert config.build_objective().times.count_equal(config.batch_size) > 0
+
+
+def unwatched(kind, /, **given):
+    """A configuration as users make it: here what tests watch over every call with would be first to refuse."""
+    made = object.__new__(kind)
+    inspect.unwrap(kind.__init__)(made, **given)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "said"),
+    [
+        (TrainConfig, {"steps": "ten"}, "steps = 'ten': allowed is a whole number"),
+        (TrainConfig, {"steps": 2.5}, "steps = 2.5: allowed is a whole number"),
+        (TrainConfig, {"data": np.zeros((200, 4))}, "data = an array of shape (200, 4): allowed is a data set's name"),
+        (TrainConfig, {"beta": True}, "beta = True: allowed is a number or text or nothing"),
+        (TrainConfig, {"conditional": 1}, "conditional = 1: allowed is true or false"),
+        (TrainConfig, {"optimiser": {"b1": 0.5}}, "optimiser = {'b1': 0.5}: allowed is OptimiserConfig"),
+        (TrainConfig, {"jvp_dtype": "float16"}, "jvp-dtype = 'float16': allowed is float32, network"),
+        (OptimiserConfig, {"warmup": None}, "optimiser.warmup = None: allowed is a whole number"),
+        (LogConfig, {"to": "wandb"}, "log.to = 'wandb': allowed is several of: tensorboard, wandb"),
+        (
+            ObjectiveConfig,
+            {"guidance_range": (0.1,)},
+            "objective.guidance-range = (0.1,): allowed is 2 of: a number or",
+        ),
+        (MLPConfig, {"width": "wide"}, "network.width = 'wide': allowed is a whole number"),
+    ],
+)
+def test_a_field_of_another_type_is_one_line(kind, given, said):
+    with pytest.raises(UserError, match=f"^{re.escape(said)}"):
+        unwatched(kind, **({"data": "swiss_roll"} if kind is TrainConfig else {}) | given)
+
+
+def test_every_configuration_checks_its_fields():
+    """All that a training's configuration is made of, each field of them: an object of no type is refused."""
+
+    def parts(config):
+        yield config
+        for field in dataclasses.fields(config):
+            if dataclasses.is_dataclass(value := getattr(config, field.name)):
+                yield from parts(value)
+
+    kinds = {type(part): part for config in presets.PRESETS.values() for part in parts(config)}
+    assert len(kinds) >= 13
+    for part in kinds.values():
+        for field in dataclasses.fields(part):
+            with pytest.raises(UserError, match=rf"\b{field.name.replace('_', '-')} = .*: allowed is"):
+                unwatched(type(part), **vars(part) | {field.name: object()})
+
+
+def test_what_is_meant_beyond_doubt_is_taken(tmp_path):
+    """Numbers of numpy's, whole numbers for floats, paths, lists; and what is taken can be written down."""
+    log = unwatched(LogConfig, to=["wandb"], every=np.int64(3))
+    given = {"steps": np.int64(7), "learning_rate": 1, "beta": np.float32(0.5), "log": log}
+    config = unwatched(TrainConfig, data=Path("swiss_roll"), **given)
+    (tmp_path / "config.json").write_text(to_json(config))
+    assert read_json(TrainConfig, tmp_path / "config.json") == config
+    assert (config.data, config.steps, config.beta, config.log.to) == ("swiss_roll", 7, 0.5, ("wandb",))
 
 
 def test_an_unknown_kind_of_network(tmp_path):

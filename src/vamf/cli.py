@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from vamf.errors import UserError
 USAGE = """usage: vamf COMMAND ...
 
   train CONFIG [--field value ...] [--out RUN]    train a generator; CONFIG: a preset, a table, pictures or latents
-  train --resume RUN                              continue a training where it stopped
+  train --resume RUN [--data PATH]                continue a training where it stopped
   estimate CONFIG [--devices N] [--chip NAME]     parameters, operations, memory and days of a training
   sample RUN --n N [--steps K] [--sampler NAME] --out FILE
                                                   draw samples: .npy, .npz, .csv for tables; .png, a folder for images
@@ -66,6 +67,20 @@ OWN = {"as_published": "toys", "preset": "dit", "data": "dit"}
 
 
 @dataclasses.dataclass(frozen=True)
+class Resume:
+    """Continue a training from its newest checkpoint."""
+
+    resume: Path
+    """Folder of the run."""
+    data: Path | None = None
+    """Where its data are now, if they are no longer where they were."""
+    teacher: Path | None = None
+    """Where its teacher's run is now, likewise."""
+    initial: Path | None = None
+    """Where the run that it starts from is now, likewise; needed until there is a checkpoint."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Sample:
     """Draw samples of a run, in the data's own units."""
 
@@ -98,6 +113,8 @@ class Sample:
     ema: float | Literal["none"] | None = None
     """Which of the run's moving averages, by its decay, or none for the weights themselves; that of ema-decay if left
     out."""
+    data: Path | None = None
+    """Where the run's data are now, if they are no longer where they were."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +131,8 @@ class Evaluate:
     ema-decay if left out."""
     checkpoint: int | Literal["newest", "best"] = "newest"
     """Which of the run's checkpoints: by its step, the newest, or the best by what the run's checkpoints.best says."""
+    data: Path | None = None
+    """Where the run's data are now, if they are no longer where they were."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -126,6 +145,8 @@ class Diagnose:
     """Folder of the run."""
     checkpoint: int | Literal["newest", "best"] = "newest"
     """Which of the run's checkpoints: by its step, the newest, or the best by what the run's checkpoints.best says."""
+    data: Path | None = None
+    """Where the run's data are now, if they are no longer where they were."""
     json: bool = False
     """Print JSON instead of sentences."""
     seed: int = 0
@@ -208,9 +229,7 @@ def train(arguments: Sequence[str]) -> None:
     arguments, profile = list(arguments), 0
     distributed.start()
     if "--resume" in arguments:
-        if len(arguments) != 2 or arguments[0] != "--resume":
-            raise UserError("--resume takes the run's folder and nothing else: a resumed run keeps its configuration")
-        run = Run.open(Path(arguments[1]))
+        run = _resumed(arguments)
         keep_on_one_core(run.config)
     else:
         settings = _settings(arguments, "train")
@@ -222,22 +241,42 @@ def train(arguments: Sequence[str]) -> None:
         run = Run.create(parsed.settings, parsed.out)
 
     progress = Progress(show=distributed.is_first())
-    progress.say(f"{run.config.describe()} -> {run.folder}")
-    progress.say(run.dataset.summary)
-    if profile:
-        progress.say(logs.profile(run.grid, profile, run.folder / "profile"))
-    try:
-        run.train(progress)
-    except KeyboardInterrupt as interrupt:
-        raise _continued(interrupt, f"continue with: vamf train --resume {run.folder}") from None
-    state, step = run.load(progress)
-    result = run.evaluate(state, step)
-    if not distributed.is_first():
-        return
-    write_evaluation(run, result)
-    path = report.write(run, result)
+    with run.lock():
+        progress.say(f"{run.config.describe()} -> {run.folder}")
+        progress.say(run.dataset.summary)
+        if profile:
+            progress.say(logs.profile(run.grid, profile, run.folder / "profile"))
+        try:
+            run.train(progress)
+        except KeyboardInterrupt as interrupt:
+            moved = "".join(f" --{name} {shlex.quote(place)}" for name, place in run.places.items())
+            how = f"continue with: vamf train --resume {shlex.quote(str(run.folder))}{moved}"
+            raise _continued(interrupt, how) from None
+        state, step = run.load(progress)
+        result = run.evaluate(state, step)
+        if not distributed.is_first():
+            return
+        write_evaluation(run, result)
+        path = report.write(run, result)
     _print_distances(result)
     print(f"report: {path}")
+
+
+def _resumed(arguments: Sequence[str]) -> Any:
+    """The run that `--resume RUN` names."""
+    from vamf.training.run import Run
+
+    if "--help" not in arguments and "-h" not in arguments:
+        known = {f"--{field.name}" for field in dataclasses.fields(Resume)}
+        other = [word for word in arguments if word.startswith("-") and word.partition("=")[0] not in known]
+        if other or not arguments[0].startswith("-"):
+            raise UserError(
+                "--resume takes the run's folder and nothing else but new places (--data, --teacher, --initial): a "
+                "resumed run keeps its configuration; to go on from its weights with another, begin a new run: vamf "
+                "train CONFIG ... --initial RUN"
+            )
+    wanted = _parse(Resume, arguments, "train")
+    return Run.open(wanted.resume, data=wanted.data, teacher=wanted.teacher, initial=wanted.initial)
 
 
 def estimate(arguments: Sequence[str]) -> None:
@@ -270,7 +309,7 @@ def sample(arguments: Sequence[str]) -> None:
 
     wanted = _parse(Sample, arguments, "sample", positional=("run",))
     distributed.start()
-    run, progress = Run.open(wanted.run), Progress(show=distributed.is_first())
+    run, progress = Run.open(wanted.run, data=wanted.data), Progress(show=distributed.is_first())
     sampler, steps = run.usual(wanted.sampler, wanted.steps)
     state, step = run.load(progress, wanted.checkpoint)
     scale = () if wanted.guidance is None else (wanted.guidance, *wanted.guidance_range)
@@ -296,7 +335,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
     wanted = _parse(Evaluate, arguments, "evaluate", positional=("run",))
     distributed.start()
-    run = Run.open(wanted.run)
+    run = Run.open(wanted.run, data=wanted.data)
     state, step = run.load(Progress(show=distributed.is_first()), wanted.checkpoint)
     result = run.evaluate(state, step, ema=wanted.ema)
     if not distributed.is_first():
@@ -317,7 +356,7 @@ def diagnose(arguments: Sequence[str]) -> None:
     from vamf.training.run import Run
 
     wanted = _parse(Diagnose, arguments, "diagnose", positional=("run",))
-    run = Run.open(wanted.run)
+    run = Run.open(wanted.run, data=wanted.data)
     found = visit(run, *run.load(Progress(), wanted.checkpoint), wanted.seed)
     result = found.as_dict()
     write_json(run.folder / "diagnosis.json", result)
@@ -343,6 +382,7 @@ def study(arguments: Sequence[str]) -> None:
         raise UserError("--launcher and --only: choose one of them")
     if not wanted.launcher and (wanted.workers or wanted.resources):
         raise UserError("--workers and --resources: only with --launcher")
+    from vamf import locks
     from vamf.progress import Progress
     from vamf.studies import launcher
 
@@ -354,9 +394,11 @@ def study(arguments: Sequence[str]) -> None:
     try:
         if wanted.launcher:
             chosen = launcher.choose(wanted.launcher, folder, wanted.workers, wanted.resources)
-            report = launcher.run(_study_words(wanted, folder), folder, chosen, progress)
+            with locks.folder_lock(folder / launcher.LOGS, "studied"):
+                report = launcher.run(_study_words(wanted, folder), folder, chosen, progress)
         else:
-            report = _study(wanted, folder, options, progress)
+            with locks.folder_lock(folder, "studied", shared=bool(wanted.only)):  # parts may be done at once
+                report = _study(wanted, folder, options, progress)
     except KeyboardInterrupt as interrupt:
         raise _continued(interrupt, "the same command continues the study") from None
     if report is not None:
@@ -401,6 +443,7 @@ def compare(arguments: Sequence[str]) -> None:
     from vamf.training.grid import spread_over_cores
 
     spread_over_cores()
+    from vamf import locks
     from vamf.progress import Progress
     from vamf.studies import methods
     from vamf.training import presets
@@ -410,7 +453,8 @@ def compare(arguments: Sequence[str]) -> None:
     budget = methods.compare(wanted.methods, name, wanted.steps, wanted.seeds, wanted.learning_rate, wanted.bank)
     folder = wanted.out or Path("studies") / f"compare-{Path(wanted.data).stem}"
     try:
-        report = methods.MethodStudy(folder, budget, f"vamf compare {' '.join(arguments[1:])}").run(Progress())
+        with locks.folder_lock(folder, "studied"):
+            report = methods.MethodStudy(folder, budget, f"vamf compare {shlex.join(arguments[1:])}").run(Progress())
     except KeyboardInterrupt as interrupt:
         raise _continued(interrupt, "the same command continues the comparison") from None
     print(f"report: {report}")
@@ -466,6 +510,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     of its processes is gone, 124 its watchdog ended it, 130 interrupted.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):  # a path may have letters that the terminal lacks
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE.format(studies=" ".join(STUDIES), presets=PRESETS, methods=METHODS))
         return
@@ -488,10 +535,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from vamf.studies.launcher import Failed
         from vamf.training.guards import Diverged
 
-        if not isinstance(error, Diverged | Failed):
-            distributed.stop_if_lost(error)
-            raise
-        _stop(str(error), 1)
+        if isinstance(error, Diverged | Failed):
+            _stop(str(error), 1)
+        if fault := distributed.no_backend():
+            _stop(fault, 2)
+        distributed.stop_if_lost(error)
+        raise
 
 
 def _print_distances(result: dict) -> None:

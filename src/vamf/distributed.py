@@ -65,6 +65,19 @@ def _withhold(holder: subprocess.Popen) -> None:
     holder.communicate(b"well\n")
 
 
+def no_backend() -> str:
+    """Why JAX has no devices to compute on, in a line, once something went wrong; nothing where it has some."""
+    import jax
+
+    try:
+        jax.devices()
+        return ""
+    except Exception as error:
+        said = " ".join(str(error).split())[:200] or "there is no such device"
+        asked = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+        return f"JAX_PLATFORMS = {asked}: JAX cannot compute there ({said}); unset it to use what there is"
+
+
 def stop_if_lost(error: Exception) -> None:
     """End the process, with the error in a line before its last words, if the error is that another process is gone.
 

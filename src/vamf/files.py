@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     Raises:
         UserError: it cannot be written (full disk, no permission); what was there before is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as handle:
-            handle.write(content.encode() if isinstance(content, str) else content)
+            handle.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
             handle.flush()
             os.fsync(handle.fileno())
         temporary.replace(path)
@@ -54,6 +55,17 @@ def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write_atomic(path, buffer.getvalue())
+
+
+def check_source(option: str, out: Path, *sources: Path) -> None:
+    """Refuse to write over what is read, by whatever name or link.
+
+    Raises:
+        UserError: `out` is one of the sources.
+    """
+    for source in sources:
+        if out.resolve() == source.resolve() or (out.exists() and source.exists() and out.samefile(source)):
+            raise UserError(f"{option} = {out}: would be written over what is read; choose another file")
 
 
 def finite(value: Any) -> Any:

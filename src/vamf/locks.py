@@ -23,7 +23,7 @@ TRIES = 100
 
 
 @contextlib.contextmanager
-def alone(folder: Path, doing: str, fresh: bool = False, shared: bool = False) -> Iterator[None]:
+def folder_lock(folder: Path, doing: str, fresh: bool = False, shared: bool = False) -> Iterator[None]:
     """Nobody else works in a folder meanwhile. It is made where it is not there, and goes again if it stays empty.
 
     Args:
@@ -35,13 +35,13 @@ def alone(folder: Path, doing: str, fresh: bool = False, shared: bool = False) -
         FileExistsError: `fresh`, and there is such a folder.
         UserError: another process works there, on this machine or on another that shares the file system.
     """
-    with held(folder / LOCK, folder, doing, fresh, shared):
+    with file_lock(folder / LOCK, folder, doing, fresh, shared):
         yield
 
 
 @contextlib.contextmanager
-def held(lock: Path, place: Path, doing: str, fresh: bool = False, shared: bool = False) -> Iterator[None]:
-    """As `alone`, by a lock file anywhere; `place` is what refusals name."""
+def file_lock(lock: Path, place: Path, doing: str, fresh: bool = False, shared: bool = False) -> Iterator[None]:
+    """As `folder_lock`, by a lock file anywhere; `place` is what refusals name."""
     made: list[Path] = []
     handle = None
     try:
@@ -63,7 +63,9 @@ def held(lock: Path, place: Path, doing: str, fresh: bool = False, shared: bool 
         yield
     finally:
         if handle is not None:
-            if not shared:  # others may hold it
+            with contextlib.suppress(BlockingIOError):  # others hold it too
+                if shared:
+                    _lock(handle, lock, shared=False)
                 lock.unlink(missing_ok=True)
             os.close(handle)
         with contextlib.suppress(OSError):  # something is in there

@@ -4,13 +4,15 @@ import dataclasses
 import difflib
 from pathlib import Path
 
+import numpy as np
+
 from vamf.data import arrays, image_files, images, latents, mixtures, toys
 from vamf.data.dataset import Dataset
 from vamf.data.images import ImageConfig
 from vamf.data.latents import LatentScale
 from vamf.errors import UserError
 
-__all__ = ["Dataset", "ImageConfig", "LatentScale", "absolute", "load"]
+__all__ = ["Dataset", "ImageConfig", "LatentScale", "absolute", "is_name", "load"]
 
 NAMES = (*toys.NAMES, *mixtures.NAMES, "digits")
 
@@ -28,7 +30,14 @@ def load(
         pictures: how pictures are prepared.
         units: what the network sees of latents.
     """
-    pictures = pictures or ImageConfig()
+    found = _load(name, holdout, pictures or ImageConfig(), units or LatentScale())
+    if not found.num_classes:
+        return found
+    label = found.arrays["labels" if "labels" in found.arrays else "label"]
+    return dataclasses.replace(found, class_counts=np.bincount(np.asarray(label), minlength=found.num_classes))
+
+
+def _load(name: str, holdout: float, pictures: ImageConfig, units: LatentScale) -> Dataset:
     if name in toys.NAMES:
         return dataclasses.replace(toys.load(name), mixture=mixtures.of_toy(name))
     if mixtures.is_name(name):
@@ -37,7 +46,6 @@ def load(
         return arrays.digits(holdout)
     path = Path(name)
     if latents.is_folder(path):
-        units = units or LatentScale()
         return latents.load(path, holdout=holdout, units=units, memory=pictures.memory, streamed=pictures.stream)
     if image_files.is_source(path) or pictures.expect:
         return images.load(path, pictures, holdout)
@@ -51,7 +59,11 @@ def load(
     )
 
 
+def is_name(name: str) -> bool:
+    """Whether `load` takes it for a data set's name, not for a path."""
+    return name in NAMES or mixtures.is_name(name)
+
+
 def absolute(name: str) -> str:
     """A data set's name as it is, a path in full."""
-    named = name in NAMES or mixtures.is_name(name)
-    return name if named or not Path(name).exists() else str(Path(name).resolve())
+    return name if is_name(name) or not Path(name).exists() else str(Path(name).resolve())

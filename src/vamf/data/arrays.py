@@ -146,6 +146,7 @@ def from_table(
         columns=columns,
         constants=units.constants,
         integers=units.integers,
+        held_out=lambda: stored[test],
         summary=f"{name}: {table.shape[1]} columns{in_classes(num_classes, classes)}, {used}"
         + _tell_constants(units.constants, columns),
         reread=units.reread,

@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from vamf.errors import require
-from vamf.typed import typed
+from vamf.field_types import check_field_types
 
 SYM6 = (
     0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633,
@@ -67,7 +67,7 @@ class Moves(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-@typed("augment.")
+@check_field_types("augment.")
 class Augmentation:
     """Random moves of images, and the label that tells of them; the defaults are MeanFlow's for CIFAR-10."""
 

@@ -12,7 +12,7 @@ from vamf.data.classes import called
 from vamf.data.images import ImageConfig
 from vamf.data.pictures import Channels
 from vamf.errors import require
-from vamf.files import write_arrays
+from vamf.files import check_source, write_arrays
 from vamf.progress import Progress
 
 
@@ -55,6 +55,7 @@ class Pictures:
 
 def prepare(wanted: Pictures, progress: Progress) -> None:
     """`vamf data pictures`."""
+    check_source("out", wanted.out, wanted.source)
     config = ImageConfig(size=wanted.size, channels=wanted.channels, strict=wanted.strict, memory=wanted.memory)
     source = image_files.read(wanted.source)
     found = images.decode(source, config, str(wanted.source), progress)

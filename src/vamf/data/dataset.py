@@ -44,6 +44,10 @@ class Dataset:
     """Value of an image's brightest pixel, in original units; 0 is black."""
     latents: Path | None = None
     """Folder of the latents that samples are, where they are latents."""
+    autoencoder: tuple[str, str] | None = None
+    """Name and SHA-256 of what made them."""
+    weights: str = ""
+    """Where its weights were then."""
     bound: float | None = None
     """Largest absolute value of a sample's numbers, where there is one, in the units the network sees."""
     columns: tuple[str, ...] = ()
@@ -61,6 +65,10 @@ class Dataset:
     """(arrays, key, n) -> the noise (n, *event) that belongs to what `draw` returns, where data come in pairs."""
     restore: Callable[[np.ndarray], np.ndarray] | None = None
     """Undoes a change of coordinates, before scale and shift."""
+    held_out: Callable[[], Any] | None = None
+    """() -> arrays of the rows that are held out, as they were read: they tell data sets apart."""
+    class_counts: np.ndarray | None = None
+    """Rows of each class (num_classes,) among those to train on, where there are classes."""
     summary: str = ""
     """One line for people: where the data is from and how large it is."""
     reread: str = ""
@@ -83,7 +91,10 @@ class Dataset:
         return self.stream.take(arrays, key, (step - arrays["start"]) * n + jnp.arange(n))
 
     def draw_labels(self, arrays: Any, key: jax.Array, n: int) -> jax.Array | None:
-        """Labels (n,), each class as often as the data have it. Traceable."""
+        """Labels (n,), each class as often as the data have it; those of rows, without their counts. Traceable."""
+        if self.class_counts is not None:
+            share = jnp.asarray(self.class_counts / self.class_counts.sum(), jnp.float32)
+            return jax.random.choice(key, len(share), (n,), p=share)
         if self.stream is None:
             return self.draw(arrays, key, n)[1]
         return jax.random.choice(key, arrays["labels"], (n,))

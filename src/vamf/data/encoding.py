@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vamf import locks
 from vamf.autoencoders import Autoencoder
 from vamf.autoencoders.pictures import from_bytes, in_batches, psnr, to_bytes
 from vamf.data import image_files, images
@@ -21,16 +22,16 @@ from vamf.data.images import QUIET, ImageConfig
 from vamf.data.latents import FORMAT, INDEX, is_folder, read_index
 from vamf.data.pictures import Damaged, Encoded, Pictures
 from vamf.errors import UserError, require
+from vamf.field_types import check_field_types
 from vamf.files import finite, write_arrays, write_json
 from vamf.progress import Progress, Task
-from vamf.typed import typed
 
 CHECKED = 16
 """Pictures whose reconstruction is measured."""
 
 
 @dataclasses.dataclass(frozen=True)
-@typed()
+@check_field_types()
 class LatentConfig:
     """How pictures are encoded."""
 
@@ -65,11 +66,19 @@ def encode(
         The index, as it stands in `latents.json`.
 
     Raises:
-        UserError: pictures that cannot be used, a folder that holds something else, or a file that cannot be written.
+        UserError: pictures that cannot be used, a folder that holds something else or that another process is encoding
+            into, or a file that cannot be written.
     """
     down = autoencoder.downsampling
     require(config.size % down == 0, "size", config.size, f"a multiple of {down}, the autoencoder's factor")
     source = image_files.read(path)
+    with locks.folder_lock(folder, "encoded"):
+        return _encode(path, source, autoencoder, folder, config, progress)
+
+
+def _encode(
+    path: Path, source: Pictures, autoencoder: Autoencoder, folder: Path, config: LatentConfig, progress: Progress
+) -> dict[str, Any]:
     label, classes, num_classes = images.classed(str(path), source.label, source.classes, source.num_classes)
     source = source._replace(label=label)
     index = _open(folder, _settings(path, source, autoencoder, config))
@@ -189,7 +198,7 @@ def _open(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
                     "choose another folder"
                 )
         return index
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - {locks.LOCK}):
         raise UserError(f"{folder}: exists and is not empty; choose another folder")
     index = {"settings": settings, "num_classes": 0, "shards": {}, "complete": False}
     write_json(folder / INDEX, index)

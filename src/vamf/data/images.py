@@ -24,8 +24,8 @@ from vamf.data.dataset import Dataset
 from vamf.data.pictures import Channels, Damaged, Encoded, Pictures
 from vamf.data.stream import Stream
 from vamf.errors import UserError, require
+from vamf.field_types import check_field_types
 from vamf.progress import Progress
-from vamf.typed import typed
 
 HALF_RANGE = 127.5
 """Bytes from 0 to 255 are `value * 127.5 + 127.5`."""
@@ -68,7 +68,7 @@ KNOWN = {
 
 
 @dataclasses.dataclass(frozen=True)
-@typed("images.")
+@check_field_types("images.")
 class ImageConfig:
     """How pictures are prepared."""
 
@@ -209,7 +209,7 @@ def from_pixels(
     def reference(n, seed):
         return held_out[np.random.default_rng(seed).permutation(len(held_out))[: min(n, most)]].astype(np.float32)
 
-    return assembled(
+    found = assembled(
         name,
         pixels.shape[1:],
         arrays,
@@ -221,6 +221,7 @@ def from_pixels(
         used=f"{used}{left_out}",
         unseen=unseen,
     )
+    return dataclasses.replace(found, held_out=lambda: held_out) if unseen else found
 
 
 def assembled(

@@ -40,6 +40,7 @@ from vamf.data.pictures import line
 from vamf.data.shards import Shards
 from vamf.data.stream import Stream
 from vamf.errors import UserError, require
+from vamf.field_types import check_field_types
 
 INDEX = "latents.json"
 FORMAT = 1
@@ -48,6 +49,7 @@ FOUND = ("count", "shape", "mean", "std")
 
 
 @dataclasses.dataclass(frozen=True)
+@check_field_types("latents.")
 class LatentScale:
     """The units in which the network sees latents."""
 
@@ -198,6 +200,9 @@ def load(
         num_classes=index["num_classes"],
         classes=classes,
         latents=folder,
+        autoencoder=(settings["autoencoder"], settings["autoencoder_sha256"]),
+        weights=index.get("weights") or "",
+        held_out=None if stream else lambda: rows_of(held),
         stream=stream,
         summary=(
             f"{folder.name}: {len(train):,} latents of {kind} ({settings['autoencoder']}, pictures of "
@@ -217,12 +222,12 @@ def decode(
     return in_batches(pictures, np.asarray(latents, np.float32), min(batch_size, len(latents)))
 
 
-def check_autoencoder(folder: Path, autoencoder: Autoencoder) -> None:
-    """Refuse an autoencoder that did not make a folder's latents."""
-    made = read_index(folder)["settings"]
-    if made["autoencoder_sha256"] != autoencoder.sha256:
+def check_autoencoder(dataset: Dataset, autoencoder: Autoencoder) -> None:
+    """Refuse an autoencoder that did not make a data set's latents."""
+    name, sha256 = dataset.autoencoder or ("", "")
+    if sha256 != autoencoder.sha256:
         raise UserError(
-            f"{folder}: made by {made['autoencoder']} of sha256 {made['autoencoder_sha256'][:12]}, the autoencoder "
+            f"{dataset.latents}: made by {name} of sha256 {sha256[:12]}, the autoencoder "
             f"given is {autoencoder.name} of sha256 {autoencoder.sha256[:12]}"
         )
 

@@ -26,7 +26,7 @@ def viewer(dataset: Dataset, weights: Path | None = None) -> Viewer:
         UserError: the samples are no pictures, or the autoencoder is not there or not the one of the latents.
     """
     if dataset.latents is not None:
-        return partial(latents.decode, _autoencoder(dataset.latents, weights))
+        return partial(latents.decode, _autoencoder(dataset, weights))
     if weights is not None:
         raise UserError(f"autoencoder = {weights}: samples of {dataset.name} are no latents")
     shape = dataset.picture
@@ -40,16 +40,15 @@ def viewer(dataset: Dataset, weights: Path | None = None) -> Viewer:
     return view
 
 
-def _autoencoder(folder: Path, weights: Path | None) -> Autoencoder:
-    """The autoencoder that made a folder's latents."""
+def _autoencoder(dataset: Dataset, weights: Path | None) -> Autoencoder:
+    """The autoencoder that made a data set's latents."""
     if weights is None:
-        made = latents.read_index(folder)
-        if not made.get("weights") or not Path(made["weights"]).exists():
+        if not dataset.weights or not Path(dataset.weights).exists():
             raise UserError(
-                f"samples of {folder.name} are latents of {made['settings']['autoencoder']}: name its weights with "
-                "--autoencoder FILE to see pictures, or write latents as .npy"
+                f"samples of {dataset.name} are latents of {(dataset.autoencoder or ('another program',))[0]}: name "
+                "its weights with --autoencoder FILE to see pictures, or write latents as .npy"
             )
-        weights = Path(made["weights"])
+        weights = Path(dataset.weights)
     found = autoencoders.load(weights)
-    latents.check_autoencoder(folder, found)
+    latents.check_autoencoder(dataset, found)
     return found

@@ -21,22 +21,48 @@ POINTS = 2**15
 """Draws from which mean and covariance are taken."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Whitening:
+    """The change of coordinates; called, it undoes itself on samples (..., *shape)."""
+
+    mean: np.ndarray
+    vectors: np.ndarray
+    """U, an eigenvector in each column."""
+    spread: np.ndarray
+    """The diagonal of D^{1/2}."""
+    shape: tuple[int, ...]
+    """Shape of one sample."""
+
+    def __call__(self, samples: np.ndarray) -> np.ndarray:
+        flat = np.asarray(samples, np.float64).reshape(*samples.shape[: samples.ndim - len(self.shape)], -1)
+        return (flat @ (self.vectors * self.spread).T + self.mean).reshape(samples.shape)
+
+
 def whiten(dataset: Dataset, floor: float) -> Dataset:
-    """The data set in whitened coordinates; the law of a mixture is no longer one of round components.
+    """The data set in whitened coordinates.
 
     Args:
         floor: smallest eigenvalue that is scaled to 1, relative to the largest; smaller ones keep their proportion.
     """
+    return apply(dataset, fit(dataset, floor))
+
+
+def fit(dataset: Dataset, floor: float) -> Whitening:
+    """The change of coordinates that whitens a data set; `floor` as `whiten` takes it."""
     shape = dataset.event_shape
     drawn = dataset.draw(dataset.arrays, jax.random.key(0), POINTS)[0]
     points = np.asarray(drawn, np.float64).reshape(POINTS, -1)
     mean = points.mean(axis=0)
     values, vectors = np.linalg.eigh(np.cov(points, rowvar=False).reshape(len(mean), len(mean)))
-    spread = np.sqrt(np.maximum(values, floor * values[-1]))
-    to_white = jnp.asarray(vectors / spread, jnp.float32)
-    centre = jnp.asarray(mean, jnp.float32)
+    return Whitening(mean, vectors, np.sqrt(np.maximum(values, floor * values[-1])), shape)
 
-    def whitened(draw):
+
+def apply(dataset: Dataset, change: Whitening) -> Dataset:
+    """The data set in other coordinates; the law of a mixture is no longer one of round components."""
+    to_white = jnp.asarray(change.vectors / change.spread, jnp.float32)
+    centre = jnp.asarray(change.mean, jnp.float32)
+
+    def white(draw):
         def drawn(*arguments):
             x, label = draw(*arguments)
             flat = jnp.matmul(x.reshape(len(x), -1) - centre, to_white, precision=jax.lax.Precision.HIGHEST)
@@ -44,11 +70,7 @@ def whiten(dataset: Dataset, floor: float) -> Dataset:
 
         return drawn
 
-    def restore(samples: np.ndarray) -> np.ndarray:
-        flat = np.asarray(samples, np.float64).reshape(*samples.shape[: samples.ndim - len(shape)], -1)
-        return (flat @ (vectors * spread).T + mean).reshape(samples.shape)
-
-    stream = None if dataset.stream is None else dataset.stream._replace(take=whitened(dataset.stream.take))
+    stream = None if dataset.stream is None else dataset.stream._replace(take=white(dataset.stream.take))
     return dataclasses.replace(
-        dataset, draw=whitened(dataset.draw), stream=stream, restore=restore, mixture=None, bound=None
+        dataset, draw=white(dataset.draw), stream=stream, restore=change, mixture=None, bound=None
     )

@@ -61,10 +61,13 @@ def run(wanted: Fid) -> None:
     import json
 
     from vamf import distributed
-    from vamf.files import finite, write_json
+    from vamf.files import check_source, finite, write_json
     from vamf.metrics.comparison import compare
     from vamf.progress import Progress
 
+    for option in ("save", "receipt"):
+        if (out := getattr(wanted, option)) is not None:
+            check_source(option, out, wanted.a, wanted.b)
     progress = Progress(show=distributed.is_first())
     result = compare(wanted.a, wanted.b, wanted, progress)
     if not distributed.is_first():

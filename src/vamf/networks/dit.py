@@ -24,6 +24,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vamf.errors import require
+from vamf.field_types import check_field_types
 from vamf.networks.attention import Attention, Linear, through
 from vamf.networks.embeddings import (
     LogVariance,
@@ -35,14 +36,13 @@ from vamf.networks.embeddings import (
     to_patches,
 )
 from vamf.networks.sizes import size_of
-from vamf.typed import typed
 
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "M": (16, 1024, 16), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
 """Depth, width and heads by name."""
 
 
 @dataclasses.dataclass(frozen=True)
-@typed("network.")
+@check_field_types("network.")
 class DiTConfig:
     """Size and form of the transformer: B/4, or as said; `DiTConfig.named("XL/2")` knows the published sizes."""
 

@@ -24,10 +24,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vamf.errors import require
+from vamf.field_types import check_field_types
 from vamf.networks.attention import Attention, Linear, RMSNorm, rotation_table, through
 from vamf.networks.embeddings import LogVariance, ScalarEmbedding, embed_label, from_patches, grid_of, to_patches
 from vamf.networks.sizes import size_of
-from vamf.typed import typed
 
 Number = Float[Array, " batch"] | Float[Array, ""] | float
 """One for each row, or one for all."""
@@ -38,7 +38,7 @@ TOKENS = {"label": 8, "omega": 4, "t_min": 2, "t_max": 2, "h": 4}
 
 
 @dataclasses.dataclass(frozen=True)
-@typed("network.")
+@check_field_types("network.")
 class InContextConfig:
     """Size of the transformer: B/2 where nothing is said, the published ones with `InContextConfig.named("XL/2")`."""
 

@@ -15,15 +15,15 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vamf.errors import require
+from vamf.field_types import check_field_types
 from vamf.networks.embeddings import sinusoidal
-from vamf.typed import typed
 
 THIN = 4
 """Largest width that counts as thin."""
 
 
 @dataclasses.dataclass(frozen=True)
-@typed("network.")
+@check_field_types("network.")
 class MLPConfig:
     """Size of the perceptron."""
 

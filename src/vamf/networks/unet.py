@@ -31,14 +31,14 @@ from jaxtyping import Array, Float, Int, Key
 
 from vamf.diffusion import DDPM
 from vamf.errors import UserError, require
+from vamf.field_types import check_field_types
 from vamf.networks import unet_blocks as blocks
 from vamf.networks.embeddings import LogVariance
 from vamf.networks.unet_blocks import ALMOST_ZERO
-from vamf.typed import typed
 
 
 @dataclasses.dataclass(frozen=True)
-@typed("network.")
+@check_field_types("network.")
 class UNetConfig:
     """Size and kind of the U-Net, for images (height, width, channels)."""
 

@@ -9,6 +9,7 @@ from vamf.files import write_atomic
 from vamf.report import figures, tables
 from vamf.report.page import Page
 from vamf.sampling import named
+from vamf.training import repeat
 from vamf.training.logs import read
 from vamf.training.run import Run
 
@@ -89,7 +90,7 @@ def write(run: Run, evaluation: dict) -> Path:
     if any("residuals" in record for record in records):
         page.figure(_by_time(records), "The residual by t, the time at which a path is entered, and by the gap t - r.")
     page.section("Configuration")
-    page.text(f"The whole of it is in `config.json`. Repeat: {_command(run)}")
+    page.text(f"The whole of it is in `config.json`. Repeat: `{repeat.command(config)}`")
     return _save(run, page)
 
 
@@ -126,12 +127,6 @@ def _by_time(records: list[dict]) -> bytes:
         if curves:
             plots.append(figures.Panel("r = t" if gap == "diagonal" else f"gap to {gap[4:]}", curves))
     return figures.panels(plots, "step", "residual", integers=True)
-
-
-def _command(run: Run) -> str:
-    config = run.config
-    beta = "" if config.beta is None else f" --beta {config.beta}"
-    return f"`vamf train {config.data} --method {config.method}{beta} --steps {config.steps} --seed {config.seed} …`"
 
 
 def _save(run: Run, page: Page) -> Path:

@@ -15,7 +15,9 @@ its receipt.
 """
 
 import collections
+import contextlib
 import dataclasses
+import json
 import math
 import shutil
 from collections.abc import Iterable, Iterator
@@ -25,20 +27,23 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from vamf import distributed
-from vamf.data import csv_table
+from vamf import distributed, locks
+from vamf.data import csv_table, is_name
 from vamf.data.viewing import viewer
 from vamf.errors import UserError, require
-from vamf.files import write_array, write_arrays, write_atomic, write_json
+from vamf.files import check_source, write_array, write_arrays, write_atomic, write_json
 from vamf.progress import Progress
 from vamf.report import figures
 from vamf.sampling import named
 from vamf.training import averages
 from vamf.training.averages import Ema
+from vamf.training.config import CONFIG
 from vamf.training.run import Label, Run
 from vamf.training.step import State
 
 FORMATS = (".npy", ".csv", ".npz", ".png", "")
+NOTE = "samples.json"
+"""What says how a folder of pictures was made."""
 NUMBERS = 2**22
 """Most numbers that are drawn together: many samples are drawn in parts."""
 
@@ -84,16 +89,26 @@ def write(
     Args:
         autoencoder: weights that turn latents into pictures; the file that made the latents where left out.
 
+    A file of that name is replaced, unless something depends on it: data and other runs' files, and a JSON file beside
+    the samples that says something else, stay.
+
     Raises:
-        UserError: a kind of file that does not fit the samples, something that is in the way, or an average that the
-            run does not keep.
+        UserError: a kind of file that does not fit the samples, something that is in the way, an average that the run
+            does not keep, or another process that writes there.
     """
-    dataset, suffix = run.dataset, out.suffix
-    state = run.grid.chosen(state, wanted.ema)
+    with contextlib.ExitStack() as stack:
+        lock = locks.file_lock(out.with_name(f".{out.name}.lock"), out, "written")
+        distributed.by_first(lambda: stack.enter_context(lock))
+        return _write(run, state, wanted, out, progress, autoencoder)
+
+
+def _write(
+    run: Run, state: State, wanted: Wanted, out: Path, progress: Progress, autoencoder: Path | None = None
+) -> Cost:
+    dataset, suffix = run.dataset_info, out.suffix
+    state = run.inference.chosen(state, wanted.ema)
     if suffix not in FORMATS:
         raise UserError(f"out = {out}: allowed are .npy, .npz, .csv for tables, and .png or a folder for images")
-    if suffix == "":
-        distributed.by_first(lambda: _free(out))
     if suffix == ".csv" and autoencoder is not None:
         raise UserError(f"out = {out}: decoded images are written as .png, .npz, .npy or a folder")
     require(wanted.n >= 1, "n", wanted.n, "1 or more")
@@ -101,6 +116,8 @@ def write(
     numbers = dataset.picture is None and dataset.latents is None
     seen = suffix in (".png", "") or (suffix == ".npz" and not numbers) or (suffix == ".npy" and bytes_of)
     view = viewer(dataset, autoencoder) if seen or autoencoder is not None else None
+    note = None if view is None or suffix == ".png" else out.with_suffix(".json") if suffix else out / NOTE
+    distributed.by_first(lambda: _check_free(run, out, note))
     costs: list[Cost] = []
     labels: list[np.ndarray] = []
 
@@ -115,7 +132,6 @@ def write(
                 task.update(done)
 
     if not distributed.is_first():
-        view = None
         collections.deque(parts(), maxlen=0)
     elif suffix == "":
         _write_folder(out, parts())
@@ -124,7 +140,7 @@ def write(
         arrays = {"x" if view is None else "images": drawn} | ({"labels": np.concatenate(labels)} if labels else {})
         _write_file(out, arrays, dataset.columns)
     cost = Cost(sum(part.calls for part in costs), sum(part.batches for part in costs), costs[0].batch_size)
-    if view is not None and suffix != ".png":
+    if note is not None and distributed.is_first():
         made = dataclasses.asdict(wanted) | {
             "run": str(run.folder.resolve()),
             "training_step": int(np.asarray(state.step)[0]),
@@ -134,19 +150,42 @@ def write(
         }
         if labels and suffix != ".npz":
             made["labels"] = np.concatenate(labels).tolist()
-        write_json(out.with_suffix(".json") if suffix else out / "samples.json", made)
+        write_json(note, made)
     return cost
 
 
-def _free(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"out = {folder}: exists and is not an empty folder")
+def _check_free(run: Run, out: Path, note: Path | None) -> None:
+    """Refuse to write over what something depends on, or into a run's folder."""
+    place = out.resolve()
+    for folder in place.parents:
+        if (folder / CONFIG).exists() and (folder / "checkpoints").exists():
+            raise UserError(f"out = {out}: inside the run {folder}; choose another place")
+    for name in ("data", "teacher", "initial"):
+        if (given := run.places.get(name) or getattr(run.config, name)) and not is_name(given):
+            check_source("out", out, Path(given))
+            if Path(given).resolve() in place.parents:
+                raise UserError(f"out = {out}: inside the run's own {name}; choose another place")
+    if out.suffix == "":
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"out = {out}: exists and is not an empty folder")
+    elif out.is_dir():
+        raise UserError(f"out = {out}: is a folder")
+    elif note is not None and note.exists() and not _is_note(note):
+        raise UserError(f"out = {out}: {note} is there, which says something else; choose another name")
+
+
+def _is_note(path: Path) -> bool:
+    """Whether a JSON file is what `write` leaves beside samples."""
+    try:
+        return "training_step" in json.loads(path.read_text())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def draw(run: Run, state: State, wanted: Wanted) -> Iterator[tuple[np.ndarray, np.ndarray | None, Cost]]:
     """Samples in original units, their classes as they are called, and what they cost, in parts of one size; each part
     after the first has a new seed."""
-    most = max(1, NUMBERS // math.prod(run.dataset.event_shape))
+    most = max(1, NUMBERS // math.prod(run.dataset_info.event_shape))
     count = -(-wanted.n // most)
     size = -(-wanted.n // count)
     batches, batch_size = named.batches(size) if wanted.sampler == "fast_flow" else (1, size)

@@ -21,6 +21,7 @@ from vamf.report import figures, tables
 from vamf.report.page import Page
 from vamf.studies import runner, summary
 from vamf.studies.runner import Training
+from vamf.training import presets
 from vamf.training.config import TrainConfig
 
 SAMPLES = 4096
@@ -92,7 +93,7 @@ class Comparison:
 
     def claim(self) -> None:
         """Make the folder this comparison's, or recognise it."""
-        runner.claim(self.folder, dict(self.plan))
+        runner.claim(self.folder, dict(self.plan), [presets.for_data(name) for name in self.datasets])
 
     def prepare(self, progress: Progress) -> list[Training]:
         """Claim the folder and measure what steps cost; returns all trainings."""

@@ -162,7 +162,7 @@ class DitStudy:
         if not self._dataset.num_classes:
             raise UserError(f"{self.base.data}: the study dit needs pictures with classes")
         judge.check(self._dataset)
-        runner.claim(self.folder, self.plan)
+        runner.claim(self.folder, self.plan, [self.base])
         progress.say(self._dataset.summary)
         return judge.appoint(self.folder / "judge", self._dataset, self.budget.samples, self.budget.epochs, progress)
 

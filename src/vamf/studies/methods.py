@@ -155,8 +155,9 @@ class MethodStudy:
             run = Run.open(folder) if (folder / "config.json").exists() else Run.create(config, folder)
             if run.config.optimiser.ema_warmup != config.optimiser.ema_warmup:
                 raise UserError(f"{folder}: a teacher with another moving average; choose another --out")
-            progress.say(f"teacher of {name}: flow matching")
-            run.train(progress)
+            if not run.finished:  # parts of a study may ask at once
+                progress.say(f"teacher of {name}: flow matching")
+                run.train(progress)
 
     def _noise(self, page: Page, rows: list[dict]) -> None:
         """What theory predicts of the noise, beside the variance measured."""

@@ -1,10 +1,10 @@
 """Running the trainings of a study: each once, resumable, its numbers kept."""
 
-import contextlib
 import dataclasses
+import functools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vamf import locks
+from vamf.data import is_name
 from vamf.errors import UserError
 from vamf.files import write_array, write_atomic, write_json
 from vamf.path import interpolate
@@ -22,11 +24,16 @@ from vamf.training import loop
 from vamf.training.checkpoints import fingerprint
 from vamf.training.config import TrainConfig, identity, to_json
 from vamf.training.grid import Grid, Strategy
+from vamf.training.inputs import Inputs
 from vamf.training.logs import read
 from vamf.training.step import State
 
 Measure = Callable[[np.ndarray], dict[str, float]]
 Inspect = Callable[[Grid, State], list[dict[str, float]]]
+
+
+PREPARED = ("holdout", "images", "latents", "conditional")
+"""Fields of a configuration that say how files become data."""
 
 
 class Training(NamedTuple):
@@ -42,18 +49,26 @@ class Training(NamedTuple):
     """How the members are laid out."""
 
 
-def claim(folder: Path, plan: dict[str, Any]) -> None:
+def claim(folder: Path, plan: dict[str, Any], configs: Sequence[TrainConfig] = ()) -> None:
     """Make a folder this study's; a later call with the same plan continues it.
+
+    Args:
+        configs: of the data in the plan; contents stand there for the paths of files, which may move.
 
     Raises:
         UserError: the folder belongs to another study or holds something else.
     """
-    text = json.dumps(plan, indent=2) + "\n"
+    legacy = text = json.dumps(plan, indent=2) + "\n"
+    for config in configs:
+        for digest in contents(config):
+            text = text.replace(json.dumps(config.data), json.dumps(f"{Path(config.data).name}, sha256 {digest}"))
     path = folder / "study.json"
     if path.exists():
-        if path.read_text() != text:
-            raise UserError(f"{folder}: holds a study with other settings; choose another --out")
-    elif folder.exists() and (not folder.is_dir() or any(path.name != LOGS for path in folder.iterdir())):
+        if path.read_text() not in (text, legacy):
+            raise UserError(f"{folder}: holds a study with other settings or other data; choose another --out")
+    elif folder.exists() and (
+        not folder.is_dir() or any(path.name not in (LOGS, locks.LOCK) for path in folder.iterdir())
+    ):
         raise UserError(f"{folder}: exists and is not a study; choose another --out")
     else:
         write_atomic(path, text)
@@ -126,15 +141,29 @@ def once(
     """
     place = folder / "trainings" / training.name
     path = place / "result.json"
-    mark = fingerprint(identity(training.config), repr((list(training.seeds), training.betas, asked)))
+    members = repr((list(training.seeds), training.betas, asked))
+    mark = fingerprint(identity(training.config), members, *contents(training.config))
+    legacy = fingerprint(identity(training.config, places=True), members)
     if path.exists():
         stored = json.loads(path.read_text())
-        if stored["fingerprint"] != mark:
-            raise UserError(f"{place}: a result of other settings; choose another --out")
+        if stored["fingerprint"] not in (mark, legacy):
+            raise UserError(f"{place}: a result of other settings or other data; choose another --out")
         return stored["members"]
 
-    with alone(place):
+    with locks.folder_lock(place, "trained"):
         return _train(training, place, mark, finish, progress, watch)
+
+
+def contents(config: TrainConfig) -> list[str]:
+    """What tells the data of a configuration from others, where they are files."""
+    if is_name(config.data):
+        return []
+    return [_digest(TrainConfig(config.data, **{name: getattr(config, name) for name in PREPARED}))]
+
+
+@functools.cache
+def _digest(config: TrainConfig) -> str:
+    return Inputs.of(config.data, config.load_data()).digest
 
 
 def _train(training: Training, place: Path, mark: str, finish, progress: Progress, watch) -> list[dict]:
@@ -167,24 +196,6 @@ def _train(training: Training, place: Path, mark: str, finish, progress: Progres
     write_array(place / "samples.npy", drawn)
     write_json(path, {"fingerprint": mark, "members": members, "seconds_per_step": outcome.seconds_per_step})
     return json.loads(path.read_text())["members"]  # what a second call returns
-
-
-@contextlib.contextmanager
-def alone(place: Path) -> Iterator[None]:
-    """Nobody else trains in a folder meanwhile. The lock is the process's: it ends with it, however that ends.
-
-    Raises:
-        UserError: another process trains there, on this machine or on another that shares the file system.
-    """
-    import fcntl
-
-    place.mkdir(parents=True, exist_ok=True)
-    with (place / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{place}: another process is training it") from None
-        yield
 
 
 def _keep(place: Path, step: int, rows: list[dict] | None) -> None:

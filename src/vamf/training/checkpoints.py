@@ -55,6 +55,10 @@ class Restored(NamedTuple):
     """The log's line at that step."""
 
 
+class Foreign(UserError):
+    """A checkpoint of another training than the one that asks for it."""
+
+
 class Checkpoints:
     """The checkpoints of one training, written in the background while it goes on; to be used in a `with`.
 
@@ -70,11 +74,13 @@ class Checkpoints:
         config: CheckpointConfig | None = None,
         say: Callable[[str], None] = print,
         clean: bool = False,
+        legacy: Callable[[], str] | None = None,
         reread: str = "",
     ):
         """`fingerprint` identifies configuration and data; a checkpoint with another one is refused.
 
         Args:
+            legacy: gives the fingerprint that earlier versions wrote, where such checkpoints are taken too.
             say: called with a line for each checkpoint that turned out bad.
             clean: whether what a killed process left half written is cleared away; only for the one who trains.
             reread: what earlier versions made otherwise of the same data, for the refusal of their checkpoints.
@@ -85,6 +91,7 @@ class Checkpoints:
         sys.unraisablehook = _ignore_closed_loop
         self.folder = folder.absolute()
         self.fingerprint = fingerprint
+        self._legacy = legacy
         self._config = config or CheckpointConfig()
         self._say = say
         self._reread = f"; earlier versions read the same data otherwise: {reread}" if reread else ""
@@ -188,7 +195,8 @@ class Checkpoints:
                 each process what it needs; the others become host arrays.
 
         Raises:
-            UserError: the checkpoint belongs to another configuration or network, is not there or cannot be read.
+            Foreign: the checkpoint belongs to another configuration, network or other data.
+            UserError: it is not there or cannot be read.
         """
         leaves, structure = jax.tree.flatten(like)
         template = {name: _blank(leaf) for name, leaf in _named(leaves).items()}
@@ -197,7 +205,7 @@ class Checkpoints:
             foreign = "a checkpoint of another configuration or other data"
             try:
                 facts = self._facts(step)
-                if facts["fingerprint"] == self.fingerprint:
+                if self._is_known(facts["fingerprint"]):
                     args = self._args.Composite(state=self._args.StandardRestore(template))
                     restored = self._manager.restore(step, args=args)["state"]
                     if not _matches(restored, facts):
@@ -211,12 +219,17 @@ class Checkpoints:
                 then = f"; using step {older[0]}" if older else ""
                 self._say(f"checkpoint {self.folder / str(step)} cannot be read ({_line(error)}){then}")
             else:
-                raise UserError(f"{self.folder / str(step)}: {foreign}{self._reread}")
+                raise Foreign(f"{self.folder / str(step)}: {foreign}{self._reread}")
         if steps and which == "newest":
             raise UserError(f"{self.folder}: no checkpoint can be read; start again with another --out")
         if steps:
             raise UserError(f"{self.folder / str(steps[0])}: cannot be read")
         return None
+
+    def _is_known(self, fingerprint: str) -> bool:
+        if fingerprint != self.fingerprint and self._legacy is not None:
+            self.fingerprint, self._legacy = self._legacy(), None
+        return fingerprint == self.fingerprint
 
     def _named(self, which: Which) -> list[int]:
         """The steps that may be meant, the first choice first."""

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vamf import networks
-from vamf.data import Dataset, ImageConfig, LatentScale, load
+from vamf.data import Dataset, ImageConfig, LatentScale, is_name, load, whitening
 from vamf.data.augment import Augmentation
-from vamf.data.whitening import whiten
 from vamf.errors import UserError, require
+from vamf.field_types import check_field_types
 from vamf.networks import InContextConfig, MLPConfig, NetworkConfig
 from vamf.objectives import METHODS, Objective, adaptive, create
 from vamf.optimisers import table
@@ -18,7 +18,9 @@ from vamf.schedules import parse
 from vamf.times import Law, TimeLaw
 from vamf.training.couplings import CouplingConfig
 from vamf.training.mesh import MeshConfig
-from vamf.typed import typed
+
+CONFIG = "config.json"
+"""Name of a configuration's file in a run's folder."""
 
 Mix = float | str | None
 """A share in [0, 1]: a number, or a schedule such as linear:1:0."""
@@ -29,7 +31,7 @@ SCHEDULED = ("beta", "gamma", "weight_gap", "through", "correction", "alpha", "p
 
 
 @dataclasses.dataclass(frozen=True)
-@typed("objective.")
+@check_field_types("objective.")
 class ObjectiveConfig:
     """Options of the objective; None leaves the method's own default."""
 
@@ -128,7 +130,7 @@ class ObjectiveConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-@typed("times.")
+@check_field_types("times.")
 class TimesConfig:
     """Law of (r, t); None leaves the method's own."""
 
@@ -166,7 +168,7 @@ class TimesConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-@typed("optimiser.")
+@check_field_types("optimiser.")
 class OptimiserConfig:
     """The optimiser, with cosine decay, gradient clipping and a moving average of the parameters."""
 
@@ -209,7 +211,7 @@ class OptimiserConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-@typed("log.")
+@check_field_types("log.")
 class LogConfig:
     """What is measured on the way."""
 
@@ -230,7 +232,7 @@ class LogConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-@typed("checkpoints.")
+@check_field_types("checkpoints.")
 class CheckpointConfig:
     """Which checkpoints are kept. No number of a training depends on this."""
 
@@ -246,7 +248,7 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-@typed("guard.")
+@check_field_types("guard.")
 class GuardConfig:
     """What stops a single training that has gone wrong. No number of a healthy one depends on this."""
 
@@ -270,10 +272,18 @@ class GuardConfig:
         require(self.hang_seconds >= 0, "guard.hang-seconds", self.hang_seconds, "0 (off) or more")
 
 
+TOYS_NETWORK = MLPConfig()
+"""The network where none is named: that of the 2-D toys."""
+
+
 @dataclasses.dataclass(frozen=True)
-@typed(data="a data set's name or a file's path; numpy.save makes a file of an array")
+@check_field_types(data="a data set's name or a file's path; numpy.save makes a file of an array")
 class TrainConfig:
-    """One training."""
+    """One training.
+
+    The defaults are those of the 2-D toys. What `vamf train DATA` starts from is
+    `vamf.training.presets.for_data(DATA)`: for tables, digits and pictures another network, clipping or more.
+    """
 
     data: str
     """A data set's name, a .npy, .npz or .csv table, a file or folder of pictures, or a folder of latents."""
@@ -320,7 +330,7 @@ class TrainConfig:
     """Law of (r, t)."""
     matching_times: TimesConfig = TimesConfig()
     """Law of the time of the flow-matching term of its own."""
-    network: NetworkConfig = MLPConfig()
+    network: NetworkConfig = TOYS_NETWORK
     """The network; its kind is the preset's, or `--network KIND`."""
     jvp_dtype: Literal["float32", "network"] = "float32"
     """Precision of Jacobian-vector products, where the network computes in less; network: in the network's own."""
@@ -391,8 +401,11 @@ class TrainConfig:
         options = self.optimiser
         return tuple(dict.fromkeys((options.ema_decay, *options.ema_decays, self.target_decay)))
 
-    def load_data(self) -> Dataset:
+    def load_data(self, fitted: whitening.Whitening | None = None) -> Dataset:
         """The data, without labels where the training does not use them.
+
+        Args:
+            fitted: the whitening that was fitted before, where the training is in whitened coordinates.
 
         Raises:
             UserError: unknown name, a file that cannot be used, or options for data of another kind.
@@ -404,7 +417,7 @@ class TrainConfig:
             raise UserError(f"augment: moves pictures; samples of {dataset.name} have shape {dataset.event_shape}")
         if dataset.num_classes and not self.conditional:
             dataset = dataclasses.replace(dataset, num_classes=0, summary=f"{dataset.summary}; classes are not used")
-        return whiten(dataset, self.whiten) if self.whiten else dataset
+        return whitening.apply(dataset, fitted or whitening.fit(dataset, self.whiten)) if self.whiten else dataset
 
     def _check_augment(self, objective: Objective) -> None:
         """Refuse an augmentation that the network does not know of, and parts that do not know of the augmentation."""
@@ -481,6 +494,8 @@ SAFETY = ("checkpoints", "guard")
 """Parts that no number of a training depends on: a run may be resumed with others."""
 DIVISION = ("mesh", "accumulate")
 """Fields that say how the work is divided, and change the rounding of a training but not the training."""
+PLACES = ("data", "teacher", "initial")
+"""Fields that say where files and runs are. What these hold is told by `inputs.py`, wherever they are."""
 ONLY_TOLD = {"log": ("to",)}
 """Fields, by part, that change what is said of a training and not the training."""
 
@@ -496,12 +511,15 @@ def to_json(config: Any) -> str:
     return _text(_plain(config))
 
 
-def identity(config: TrainConfig) -> str:
+def identity(config: TrainConfig, places: bool = False) -> str:
     """What tells one training's checkpoints from another's, as text.
 
     It is `to_json` with the law of (r, t), the options of BEFORE and the decay behind v_hat in full; without SAFETY,
-    DIVISION and ONLY_TOLD, and without the fields of LATER while they have the value that trainings had before there
-    was such a field: those can still be resumed.
+    DIVISION, ONLY_TOLD and PLACES, and without the fields of LATER while they have the value that trainings had before
+    there was such a field: those can still be resumed. Data that have a name and no file keep it.
+
+    Args:
+        places: with PLACES, as earlier versions took it.
     """
     objective = config.build_objective()
     values = _plain(config) | {"times": dataclasses.asdict(objective.times)}
@@ -512,6 +530,8 @@ def identity(config: TrainConfig) -> str:
         values["objective"]["head_pass"] = LATER["objective"]["head_pass"]
     target = config.target_decay
     values["optimiser"]["ema_target"] = None if target == config.optimiser.ema_decay else target
+    if not places:
+        values |= {name: "" for name in PLACES if name != "data" or not is_name(config.data)}
     for part in SAFETY + DIVISION:
         del values[part]
     for part, names in ONLY_TOLD.items():

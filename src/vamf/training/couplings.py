@@ -16,7 +16,7 @@ from vamf import sampling
 from vamf.average_velocity import AverageVelocity
 from vamf.data.dataset import Dataset
 from vamf.errors import UserError, require
-from vamf.typed import typed
+from vamf.field_types import check_field_types
 
 CHUNK = 4096
 """Pairs whose flow is integrated together."""
@@ -24,7 +24,7 @@ FEWEST = 32
 
 
 @dataclasses.dataclass(frozen=True)
-@typed("couplings.")
+@check_field_types("couplings.")
 class CouplingConfig:
     """Pairs made by the teacher's flow before training starts."""
 

@@ -123,7 +123,7 @@ def trainer_of(config: TrainConfig, dataset: Dataset) -> Trainer:
     network = networks.build(
         config.network, dataset.event_shape, dataset.num_classes, objective.heads, config.jvp_dtype
     )
-    teacher = load_teacher(config, dataset) if needs_teacher(config) else None
+    teacher = load_teacher(config, dataset).velocity if needs_teacher(config) else None
     return Trainer(config, dataset, network, objective, optimiser(config), teacher)
 
 

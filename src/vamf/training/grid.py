@@ -13,11 +13,12 @@ other: it has neither, and may be spread over many devices itself (`mesh.py`).
 """
 
 import contextlib
+import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +35,10 @@ from vamf.objectives.adaptive import Adaptive
 from vamf.sampling import named
 from vamf.schedules import value_at
 from vamf.training.averages import Ema, resolve
-from vamf.training.config import TrainConfig
+from vamf.training.checkpoints import fingerprint
+from vamf.training.config import CONFIG, TrainConfig, identity
 from vamf.training.couplings import couple
+from vamf.training.inputs import Inputs
 from vamf.training.mesh import Layout, MeshConfig, on_host
 from vamf.training.step import Member, Metrics, State, Trainer, learning_rate, optimiser, streams
 from vamf.training.windows import Windows
@@ -77,7 +80,15 @@ def needs_teacher(config: TrainConfig) -> bool:
     return config.couplings.pairs > 0 or config.build_objective().proxy == "teacher"
 
 
-def load_teacher(config: TrainConfig, dataset: Dataset) -> AverageVelocity:
+class Teacher(NamedTuple):
+    """A trained model."""
+
+    velocity: AverageVelocity
+    digest: str
+    """What tells its weights from others."""
+
+
+def load_teacher(config: TrainConfig, dataset: Dataset) -> Teacher:
     """The moving average of the run that a configuration names as its teacher.
 
     Raises:
@@ -86,7 +97,7 @@ def load_teacher(config: TrainConfig, dataset: Dataset) -> AverageVelocity:
     if not config.teacher:
         raise UserError("proxy = teacher: name the teacher's run with --teacher RUN")
     network, params = _load("teacher", config, dataset)
-    return network.bind(jax.tree.map(jnp.asarray, params))
+    return Teacher(network.bind(jax.tree.map(jnp.asarray, params)), fingerprint(params))
 
 
 def load_initial(config: TrainConfig, dataset: Dataset) -> Any:
@@ -109,19 +120,21 @@ def _load(option: str, config: TrainConfig, dataset: Dataset) -> tuple[networks.
     from vamf.training.run import Run
 
     folder = getattr(config, option)
+    if not (Path(folder) / CONFIG).exists():
+        raise UserError(f"{option} = {folder}: holds no run (no {CONFIG}); name its place with --{option} RUN")
     run = Run.open(Path(folder))
-    if run.dataset.event_shape != dataset.event_shape:
+    if run.dataset_info.event_shape != dataset.event_shape:
         raise UserError(
-            f"{option} = {folder}: its samples have shape {run.dataset.event_shape}, "
+            f"{option} = {folder}: its samples have shape {run.dataset_info.event_shape}, "
             f"those of {dataset.name} {dataset.event_shape}"
         )
-    if dataset.latents and run.dataset.latents and run.config.latents != config.latents:
+    if dataset.latents and run.dataset_info.latents and run.config.latents != config.latents:
         raise UserError(
             f"{option} = {folder}: its network sees latents with latents.scale = {run.config.latents.scale}, this "
             f"training's with {config.latents.scale}; both need the same options --latents"
         )
     state, _ = run.load(Progress(show=False))
-    return run.grid.bare, jax.tree.map(lambda leaf: leaf[0], run.grid.collect(state.average))
+    return run.inference.bare, jax.tree.map(lambda leaf: leaf[0], run.inference.collect(state.average))
 
 
 def _noise_and_label(key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -141,17 +154,31 @@ class Grid:
         betas: Sequence[float] | None = None,
         strategy: Strategy = "auto",
         mesh: MeshConfig | None = None,
+        inputs: Inputs | None = None,
+        places: Mapping[str, str] | None = None,
+        trains: bool = True,
     ):
         """One member for each seed; `betas`, where given, has one entry for each of them.
 
         Args:
             mesh: the devices, where they are others than those that the configuration names.
+            inputs: what the training was given when it began, where that is remembered.
+            places: where the teacher and the initial run are now, by option, where they are no longer where the
+                configuration has them.
+            trains: otherwise it only draws samples: neither the rows of the data nor other runs have to be there.
+
+        Raises:
+            UserError: another run that is needed is not there, or its weights are not those of the beginning.
         """
         self.config = config
+        self._located = dataclasses.replace(config, **(places or {}))
         objective = config.build_objective()
-        teacher = load_teacher(config, dataset) if needs_teacher(config) else None
+        teacher = load_teacher(self._located, dataset) if trains and needs_teacher(config) else None
+        if inputs is not None and teacher is not None:
+            inputs.check_weights("teacher", self._located.teacher, teacher.digest)
+        self._given = dataset, teacher, inputs
         if config.couplings.pairs and teacher is not None:
-            dataset = couple(dataset, teacher, config.couplings)
+            dataset = couple(dataset, teacher.velocity, config.couplings)
         self.dataset = dataset
         self.size = len(seeds)
         self.seeds = tuple(seeds)
@@ -163,8 +190,8 @@ class Grid:
         self.network = self.layout.network(self.bare)
         if objective.proxy == "oracle" and getattr(dataset, "mixture", None) is None:
             raise UserError(f"proxy = oracle: the law of {dataset.name} is not known in closed form")
-        teacher = teacher and self.layout.spread(teacher)
-        parts = config, dataset, self.network, objective, optimiser(config), teacher
+        velocity = None if teacher is None else self.layout.spread(teacher.velocity)
+        parts = config, dataset, self.network, objective, optimiser(config), velocity
         self.trainer = Trainer(*parts, guarded=self.size == 1, split=self.layout.split)
         self.devices = jax.devices()[: self.size]
         self.strategy = ("loop" if self.devices[0].platform == "cpu" else "vmap") if strategy == "auto" else strategy
@@ -211,7 +238,33 @@ class Grid:
             return self.trainer.init(member, initial or None)
 
         program = self._program("init", lambda: init, outputs=self.shardings)
-        return program(load_initial(self.config, self.dataset), self.members)
+        initial, inputs = load_initial(self._located, self.dataset), self._given[2]
+        if inputs is not None and self.config.initial:
+            inputs.check_weights("initial", self._located.initial, fingerprint(initial))
+        return program(initial, self.members)
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """What the training was given: that of its beginning where it is remembered, else what is there now."""
+        dataset, teacher, remembered = self._given
+        if remembered is not None:
+            return remembered
+        weights = {} if teacher is None else {"teacher": teacher.digest}
+        if self.config.initial:
+            with contextlib.suppress(UserError):  # it is gone: nothing tells these inputs from any others
+                weights["initial"] = fingerprint(load_initial(self._located, dataset))
+        return Inputs.of(self.config.data, dataset, weights)
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells its checkpoints from those of other trainings."""
+        return fingerprint(identity(self.config), self.inputs.digest, self.collect(self.members))
+
+    def legacy_fingerprint(self) -> str:
+        """The same as versions made it that did not remember inputs: with places, and without the data's units."""
+        members, stream = self.collect(self.members), self.dataset.stream
+        parts = (identity(self.config, places=True), self.dataset.arrays, members)
+        return fingerprint(*parts, *([] if stream is None else [stream.digest]))
 
     def blank(self) -> State:
         """Shapes and types of a state, and places where those are its own: what a checkpoint is restored into."""

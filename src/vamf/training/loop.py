@@ -9,10 +9,10 @@ import numpy as np
 
 from vamf import distributed
 from vamf.progress import Progress
-from vamf.training.checkpoints import Checkpoints, Which, anywhere, fingerprint
-from vamf.training.config import identity
+from vamf.training.checkpoints import Checkpoints, Which, anywhere
 from vamf.training.grid import Grid
 from vamf.training.guards import Guard, Watchdog
+from vamf.training.inputs import FILE
 from vamf.training.logs import LOG, Log, memory, read, residuals
 from vamf.training.signals import Interrupted, Stop
 from vamf.training.step import Metrics, State
@@ -27,11 +27,13 @@ class Outcome(NamedTuple):
 
 
 def open_checkpoints(grid: Grid, folder: Path, say=print, training: bool = False) -> Checkpoints:
-    """The checkpoints of a grid's run folder, for a `with`; the training alone may clear what is half written."""
-    members, stream = grid.collect(grid.members), grid.dataset.stream
-    parts = (identity(grid.config), grid.dataset.arrays, members, *([] if stream is None else [stream.digest]))
-    mark, config, reread = fingerprint(*parts), grid.config.checkpoints, grid.dataset.reread
-    return Checkpoints(folder / "checkpoints", mark, config, say, clean=training, reread=reread)
+    """The checkpoints of a grid's run folder, for a `with`; the training alone may clear what is half written.
+
+    Those of earlier versions are taken too, but where the folder remembers its inputs: it has none.
+    """
+    legacy = None if (folder / FILE).exists() else grid.legacy_fingerprint
+    options = {"clean": training, "legacy": legacy, "reread": grid.dataset.reread}
+    return Checkpoints(folder / "checkpoints", grid.fingerprint, grid.config.checkpoints, say, **options)
 
 
 def restore(grid: Grid, checkpoints: Checkpoints, which: Which = "newest") -> tuple[State, int]:

@@ -22,8 +22,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from vamf.average_velocity import AverageVelocity
 from vamf.errors import UserError, require
+from vamf.field_types import check_field_types
 from vamf.networks import Network
-from vamf.typed import typed
 
 DATA, MODEL = "data", "model"
 LEAST = 2**12
@@ -31,7 +31,7 @@ LEAST = 2**12
 
 
 @dataclasses.dataclass(frozen=True)
-@typed("mesh.")
+@check_field_types("mesh.")
 class MeshConfig:
     """Over how many devices a training is spread; each takes an equal share of every batch."""
 

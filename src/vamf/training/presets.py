@@ -1,6 +1,7 @@
 """Configurations by name. Any data file is one too: see `for_data`."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -222,12 +223,33 @@ PRESETS = {name: toy(name) for name in (*toys.NAMES, *mixtures.NAMES)} | {
 }
 
 
-def for_data(name: str) -> TrainConfig:
-    """The configuration that a preset's name or a data file starts from.
+def for_data(name: str, **changes: Any) -> TrainConfig:
+    """The configuration that a preset's name or a data file starts from, as `vamf train` has it.
+
+    Args:
+        changes: fields with other values; of a part, such as `optimiser`, a dict changes what it names and no more.
 
     Raises:
-        UserError: neither a preset nor a file of a known kind.
+        UserError: neither a preset nor a file of a known kind, or a field that there is not.
     """
+    return update(_for_data(name), changes)
+
+
+def update(config: Any, changes: Mapping[str, Any]) -> Any:
+    """A configuration with other values in some fields, those of parts as dicts.
+
+    Raises:
+        UserError: a field that there is not.
+    """
+    known = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    if unknown := [name for name in changes if name not in known]:
+        raise UserError(f"{unknown[0]}: no such field of {type(config).__name__}; allowed are {', '.join(known)}")
+    deep = {name: update(known[name], value) for name, value in changes.items()
+            if isinstance(value, Mapping) and dataclasses.is_dataclass(known[name])}  # fmt: skip
+    return dataclasses.replace(config, **{**changes, **deep})
+
+
+def _for_data(name: str) -> TrainConfig:
     if name in PRESETS:
         return PRESETS[name]
     path = Path(name)

@@ -1,15 +1,16 @@
 """A run: one training in one folder.
 
-    config.json   metrics.jsonl   checkpoints/   samples/   report.html
+    config.json   inputs.npz   metrics.jsonl   checkpoints/   samples/   report.html
 
 Killing the process at any instant loses at most the steps since the last checkpoint; `resume` continues to the very
 parameters that an uninterrupted run reaches.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from vamf import data, distributed
+from vamf import data, distributed, locks
 from vamf.data.classes import Class, called, number_of
 from vamf.data.viewing import Viewer, viewer
 from vamf.errors import UserError, require
@@ -27,11 +28,12 @@ from vamf.progress import Progress
 from vamf.report import figures
 from vamf.sampling import named
 from vamf.schedules import value_at
-from vamf.training import averages, loop
+from vamf.training import averages, loop, presets
 from vamf.training.averages import Ema
-from vamf.training.checkpoints import Which
-from vamf.training.config import TrainConfig, read_json, to_json
+from vamf.training.checkpoints import Foreign, Which, fingerprint
+from vamf.training.config import CONFIG, TOYS_NETWORK, TrainConfig, read_json, to_json
 from vamf.training.grid import Grid, load_initial, load_teacher, needs_teacher
+from vamf.training.inputs import Inputs
 from vamf.training.step import State
 
 Label = Class | None
@@ -51,65 +53,157 @@ NUMBERS = 2**19
 class Run:
     """A run folder."""
 
-    def __init__(self, folder: Path, config: TrainConfig):
+    def __init__(self, folder: Path, config: TrainConfig, places: Mapping[str, str | Path | None] | None = None):
         self.folder = folder
         self.config = config
+        self.places = {name: str(Path(place).resolve()) for name, place in (places or {}).items() if place}
+        """Where data and other runs are now, by option, where they are no longer where the configuration has them."""
+        self._locked = False
 
     @classmethod
     def create(cls, config: TrainConfig, folder: Path | None = None) -> "Run":
         """A new run; without a folder, the first free `runs/NAME-METHOD-NUMBER`.
 
-        A table is remembered by its absolute path and read again whenever the run is: leave it where it is.
+        Data are read again where the run is trained on, evaluated and diagnosed; sampling needs what is remembered of
+        them only.
 
         Raises:
-            UserError: the folder holds something already, or the data cannot be used.
+            UserError: the folder holds something already, another process has just begun there, or the data cannot be
+                used; nothing is left behind.
         """
-        folder = Path(distributed.by_first(lambda: str(_free(config, folder))))
-        config.mesh.shape(jax.device_count(), jax.process_count())
-        for name in ("teacher", "initial"):
-            if given := getattr(config, name):
-                config = dataclasses.replace(config, **{name: str(Path(given).resolve())})
-        config = dataclasses.replace(config, data=data.absolute(config.data))
-        run = cls(folder, config)
-        _ = run.dataset  # bad data and a missing teacher are refused before anything is written
-        if needs_teacher(config):
-            load_teacher(config, run.dataset)
-        load_initial(config, run.dataset)
-        distributed.by_first(lambda: write_atomic(folder / "config.json", to_json(config)))
+        if config.network is TOYS_NETWORK and presets.for_data(config.data).network != TOYS_NETWORK:
+            raise UserError(
+                f"network: where none is named it is that of the 2-D toys; presets.for_data({config.data!r}) is what "
+                "`vamf train` starts from, or name one"
+            )
+        with contextlib.ExitStack() as stack:
+            folder = Path(distributed.by_first(lambda: str(stack.enter_context(_claim(config, folder)))))
+            config.mesh.shape(jax.device_count(), jax.process_count())
+            for name in ("teacher", "initial"):
+                if given := getattr(config, name):
+                    config = dataclasses.replace(config, **{name: str(Path(given).resolve())})
+            config = dataclasses.replace(config, data=data.absolute(config.data))
+            run = cls(folder, config)
+            run.dataset = config.load_data()  # bad data and a missing teacher are refused before anything is written
+            weights = {"teacher": load_teacher(config, run.dataset).digest} if needs_teacher(config) else {}
+            if config.initial:
+                weights["initial"] = fingerprint(load_initial(config, run.dataset))
+            run.inputs = inputs = Inputs.of(config.data, run.dataset, weights)
+            distributed.by_first(lambda: inputs.write(folder))
+            distributed.by_first(lambda: write_atomic(folder / CONFIG, to_json(config)))
         return run
 
     @classmethod
-    def open(cls, folder: Path) -> "Run":
+    def open(cls, folder: Path, **places: str | Path | None) -> "Run":
         """An existing run.
+
+        Args:
+            places: `data`, `teacher`, `initial`: where these are now, if they are no longer where they were.
 
         Raises:
             UserError: there is none in that folder, or its configuration is damaged.
         """
-        if not (folder / "config.json").exists():
-            raise UserError(f"{folder}: holds no run (no config.json)")
-        return cls(folder, read_json(TrainConfig, folder / "config.json"))
+        if not (folder / CONFIG).exists():
+            raise UserError(f"{folder}: holds no run (no {CONFIG})")
+        run = cls(folder, read_json(TrainConfig, folder / CONFIG), places)
+        for name in run.places:
+            if not getattr(run.config, name):
+                raise UserError(f"{name} = {run.places[name]}: {folder} has no such run behind it")
+        if "data" in run.places and data.is_name(run.config.data):
+            raise UserError(
+                f"data = {run.places['data']}: {folder} was trained on {run.config.data}, which has no file"
+            )
+        return run
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """No other process trains the run meanwhile; of several that train as one, the first speaks for all.
+
+        Raises:
+            UserError: another process is training it.
+        """
+        if self._locked:
+            yield
+            return
+        with contextlib.ExitStack() as stack:
+            distributed.by_first(lambda: stack.enter_context(locks.folder_lock(self.folder, "trained")))
+            self._locked = True
+            try:
+                yield
+            finally:
+                self._locked = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether the state after the last step is kept."""
+        return (self.folder / "checkpoints" / str(self.config.steps)).is_dir()
+
+    @cached_property
+    def inputs(self) -> Inputs | None:
+        """What the training was given, as the folder remembers it; None where an earlier version made it."""
+        return Inputs.read(self.folder)
 
     @cached_property
     def dataset(self) -> data.Dataset:
-        """The data that the run trains on."""
-        return self.config.load_data()
+        """The data that the run trains on.
+
+        Raises:
+            UserError: they are not there, or there are others.
+        """
+        located = dataclasses.replace(self.config, **self.places)
+        if not data.is_name(located.data) and not Path(located.data).exists():
+            raise UserError(f"{located.data}: the data of {self.folder} are not there; name their place with --data")
+        if self.inputs is None:
+            return dataclasses.replace(located.load_data(), class_counts=None)  # as it drew its classes until now
+        dataset = located.load_data(self.inputs.fields.get("restore"))
+        self.inputs.check(located.data, dataset)
+        return dataset
+
+    @property
+    def dataset_info(self) -> data.Dataset:
+        """The data set as far as drawing samples needs it; its rows are there where that costs no file."""
+        free = self.inputs is None or data.is_name(self.config.data) or "data" in self.places
+        return self.dataset if free or "dataset" in vars(self) else self._info
+
+    @cached_property
+    def _info(self) -> data.Dataset:
+        assert self.inputs is not None
+        return self.inputs.dataset()
 
     @cached_property
     def grid(self) -> Grid:
         """The training as a grid of one, on the devices it asks for or, where these are others, on all there are."""
+        return self._grid(self.dataset)
+
+    @property
+    def inference(self) -> Grid:
+        """The same as far as drawing samples needs it: without rows of the data, and without other runs."""
+        return self.grid if self.inputs is None or "grid" in vars(self) else self._inference
+
+    @cached_property
+    def _inference(self) -> Grid:
+        return self._grid(self.dataset_info, trains=False)
+
+    def _grid(self, dataset: data.Dataset, trains: bool = True) -> Grid:
         mesh = self.config.mesh.fitted(jax.device_count(), jax.process_count())
-        return Grid(self.config, self.dataset, [self.config.seed], mesh=mesh)
+        runs = {name: place for name, place in self.places.items() if name != "data"}
+        given = {"inputs": self.inputs, "places": runs, "trains": trains}
+        return Grid(self.config, dataset, [self.config.seed], mesh=mesh, **given)
 
     @cached_property
     def view(self) -> Viewer | None:
         """How samples become pictures; None where they are none, or latents whose autoencoder is not at hand."""
         try:
-            return viewer(self.dataset)
+            return viewer(self.dataset_info)
         except UserError:
             return None
 
     def train(self, progress: Progress) -> loop.Outcome:
-        """Train from the newest checkpoint to the end, keeping samples of the same noise at each checkpoint."""
+        """Train from the newest checkpoint to the end, keeping samples of the same noise at each checkpoint.
+
+        Raises:
+            UserError: another process is training it, or as `vamf.training.loop.train`.
+        """
 
         def keep_samples(step: int, state: State) -> Path | None:
             drawn, _ = self.draw(state, self._at_most(SHOWN))
@@ -126,7 +220,8 @@ class Run:
 
         if caution := averages.caution(self.config):
             progress.say(caution)
-        return loop.train(self.grid, self.folder, progress, keep_samples)
+        with self.lock(), self._named():
+            return loop.train(self.grid, self.folder, progress, keep_samples)
 
     def load(self, progress: Progress, which: Which = "newest") -> tuple[State, int]:
         """The newest state, or another that is kept, and its step.
@@ -134,13 +229,27 @@ class Run:
         Raises:
             UserError: the run has no checkpoint yet, or not that one.
         """
-        with loop.open_checkpoints(self.grid, self.folder, progress.say) as checkpoints:
-            state, step = loop.restore(self.grid, checkpoints, which)
-        if step == 0:
+        if self.inputs is None and not data.is_name(self.config.data):
+            progress.say(f"{self.folder}: made by an earlier version, which did not remember the units of its data")
+        grid = self.inference
+        with self._named(), loop.open_checkpoints(grid, self.folder, progress.say) as checkpoints:
+            restored = checkpoints.restore(grid.blank(), which)
+        if restored is None:
             raise UserError(
                 f"{self.folder}: no checkpoint yet; train it first with `vamf train --resume {self.folder}`"
             )
-        return state, step
+        return grid.place(restored.state), restored.step
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say what to do about a configuration that was edited."""
+        try:
+            yield
+        except Foreign as error:
+            raise UserError(
+                f"{error}; undo what was changed in {self.folder / CONFIG}, or begin a new run from its weights: vamf "
+                f"train CONFIG --initial {self.folder}"
+            ) from None
 
     def sample(self, state: State, n: int, steps: int = 1, seed: int | None = None, label: Label = None) -> np.ndarray:
         """n samples (n, *event) in `steps` jumps; otherwise as `draw`."""
@@ -177,22 +286,22 @@ class Run:
         labels = self._numbers(n, label)
         if scale:
             self._check(scale)
-        drawn, calls = self.grid.draw(state, n, steps, seed, labels, sampler, scale)
+        drawn, calls = self.inference.draw(state, n, steps, seed, labels, sampler, scale)
         return drawn[0], int(calls[0])
 
     def labels(self, n: int, seed: int | None = None, label: Label = None) -> np.ndarray | None:
         """What the classes of the samples are called (n,) that `draw` gives; None where there are no classes."""
-        dataset = self.dataset
+        dataset = self.dataset_info
         if not dataset.num_classes:
             return None
         numbers = self._numbers(n, label)
-        return called(self.grid.labels(n, seed)[0] if numbers is None else numbers, dataset.named_classes)
+        return called(self.inference.labels(n, seed)[0] if numbers is None else numbers, dataset.named_classes)
 
     def _numbers(self, n: int, label: Label) -> np.ndarray | None:
         """The numbers of the classes asked for (n,)."""
         if label is None:
             return None
-        classes = self.dataset.named_classes
+        classes = self.dataset_info.named_classes
         if not classes:
             raise UserError(f"label = {label}: this run has no classes")
         return np.arange(n) % len(classes) if label == "each" else np.full(n, number_of(label, classes))
@@ -200,12 +309,12 @@ class Run:
     @property
     def told_guidance(self) -> float:
         """The scale of guidance that samples have where none is given, which is that of the training, or none."""
-        objective = self.grid.trainer.objective
+        objective = self.inference.trainer.objective
         return 1.0 if objective.guidance_power is not None else float(value_at(objective.guidance, self.config.steps))
 
     def _check(self, scale: tuple[float, ...]) -> None:
         omega, low, high = scale
-        if self.grid.trainer.objective.guidance_power is None:
+        if self.inference.trainer.objective.guidance_power is None:
             raise UserError(f"guidance = {omega:g}: this run's network is not told; its training fixed the guidance")
         require(omega >= 1, "guidance", omega, "1 (none) or more")
         require(0 <= low <= high <= 1, "guidance-range", f"{low:g} {high:g}", "two times, 0 <= low <= high <= 1")
@@ -235,7 +344,7 @@ class Run:
         measure = distances_to(reference)
         rows = {}
         for one in weights:
-            chosen = self.grid.chosen(state, one)
+            chosen = self.inference.chosen(state, one)
             for sampler, steps in dict.fromkeys(ways):
                 which = f", {averages.describe(one, kept)}" if ema == "all" else ""
                 drawn = self.draw(chosen, count, steps, sampler=sampler)[0]
@@ -265,21 +374,39 @@ class Run:
 
     def _at_most(self, samples: int) -> int:
         """A number of samples, or fewer where events are large."""
-        return min(samples, max(64, NUMBERS // math.prod(self.dataset.event_shape)))
+        return min(samples, max(64, NUMBERS // math.prod(self.dataset_info.event_shape)))
 
 
-def _free(config: TrainConfig, folder: Path | None) -> Path:
-    """The folder of a new run, which has to be empty; without one, the first `runs/NAME-METHOD-NUMBER` that is free."""
-    if folder is None:
-        stem = f"{Path(config.data).stem}-{config.method}"
-        number = 1
-        while (folder := Path("runs") / f"{stem}-{number}").exists():
+@contextlib.contextmanager
+def _claim(config: TrainConfig, folder: Path | None) -> Iterator[Path]:
+    """The folder of a new run, this process's own from here on; without one, the first `runs/NAME-METHOD-NUMBER` that
+    is free. What is still empty in the end goes again."""
+    with contextlib.ExitStack() as stack:
+        if folder is None:
+            folder = _claim_numbered(f"{Path(config.data).stem}-{config.method}", stack)
+        else:
+            _check_empty(folder)
+            stack.enter_context(locks.folder_lock(folder, "trained"))
+            _check_empty(folder)  # who was here before us may have begun a run
+        yield folder
+
+
+def _claim_numbered(stem: str, stack: contextlib.ExitStack) -> Path:
+    number = 1
+    while True:
+        folder = Path("runs") / f"{stem}-{number}"
+        try:
+            stack.enter_context(locks.folder_lock(folder, "trained", fresh=True))
+            return folder
+        except FileExistsError:
             number += 1
-    elif (folder / "config.json").exists():
+
+
+def _check_empty(folder: Path) -> None:
+    if (folder / CONFIG).exists():
         raise UserError(f"{folder}: holds another run; continue it with --resume {folder} or choose another --out")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(path.name != locks.LOCK for path in folder.iterdir())):
         raise UserError(f"{folder}: exists and is not empty; choose another --out")
-    return folder
 
 
 def write_evaluation(run: Run, result: dict) -> None:

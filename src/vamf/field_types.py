@@ -21,7 +21,7 @@ LONGEST = 60
 """Letters of a wrong value that are repeated."""
 
 
-def typed(part: str = "", **words: str):
+def check_field_types(part: str = "", **words: str):
     """A decorator, below that of the dataclass: every field is checked before the class's own `__post_init__`.
 
     Args:
@@ -35,11 +35,11 @@ def typed(part: str = "", **words: str):
         def __post_init__(self) -> None:
             for name, hint in _hints(kind).items():
                 value = getattr(self, name)
-                taken = _taken(value, hint)
+                converted = _converted(value, hint)
                 said = f"{part}{name.replace('_', '-')}"
-                require(taken is not _NONE, said, _shown(value), words.get(name) or _allowed(hint))
-                if taken is not value:
-                    object.__setattr__(self, name, taken)
+                require(converted is not _INVALID, said, _shown(value), words.get(name) or _allowed(hint))
+                if converted is not value:
+                    object.__setattr__(self, name, converted)
             if then is not None:
                 then(self)
 
@@ -49,7 +49,7 @@ def typed(part: str = "", **words: str):
     return decorate
 
 
-_NONE = object()
+_INVALID = object()
 """No value of a type."""
 
 
@@ -59,25 +59,25 @@ def _hints(kind: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
-def _taken(value: Any, hint: Any) -> Any:
-    """The value as one of the type, or `_NONE`."""
+def _converted(value: Any, hint: Any) -> Any:
+    """The value as one of the type, or `_INVALID`."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(value, np.generic):
         value = value.item()
     if origin in (typing.Union, types.UnionType):
         exact = (one for one in inner if isinstance(one, type) and type(value) is one)
-        found = (_taken(value, one) for one in (*exact, *inner))
-        return next((one for one in found if one is not _NONE), _NONE)
+        found = (_converted(value, one) for one in (*exact, *inner))
+        return next((one for one in found if one is not _INVALID), _INVALID)
     if origin is Literal:
-        return next((one for one in inner if type(one) is type(value) and one == value), _NONE)
+        return next((one for one in inner if type(one) is type(value) and one == value), _INVALID)
     if origin is tuple:
         if not isinstance(value, tuple | list):
-            return _NONE
+            return _INVALID
         kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
-        parts = [_taken(one, kind) for one, kind in zip(value, kinds, strict=False)]
-        whole = len(value) == len(kinds) and not any(part is _NONE for part in parts)
+        parts = [_converted(one, kind) for one, kind in zip(value, kinds, strict=False)]
+        whole = len(value) == len(kinds) and not any(part is _INVALID for part in parts)
         same = whole and isinstance(value, tuple) and all(a is b for a, b in zip(parts, value, strict=True))
-        return value if same else tuple(parts) if whole else _NONE
+        return value if same else tuple(parts) if whole else _INVALID
     if hint is Any:
         return value
     if hint is float and type(value) is int:
@@ -85,8 +85,8 @@ def _taken(value: Any, hint: Any) -> Any:
     if hint is str and isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, bool) and hint in (int, float):
-        return _NONE
-    return value if isinstance(value, hint) else _NONE
+        return _INVALID
+    return value if isinstance(value, hint) else _INVALID
 
 
 def _allowed(hint: Any) -> str:
@@ -99,7 +99,7 @@ def _allowed(hint: Any) -> str:
     if origin is tuple:
         several = inner[-1] is Ellipsis
         return f"several of: {_allowed(inner[0])}" if several else f"{len(inner)} of: {_allowed(inner[0])}"
-    return NAMES.get(hint, hint.__name__)
+    return NAMES.get(hint) or str(hint.__name__)
 
 
 def _shown(value: Any) -> str:

@@ -1,0 +1,76 @@
+"""The command line and Python say the same training, and a report says how to repeat its own."""
+
+import dataclasses
+import shlex
+from typing import Annotated
+
+import pytest
+import tyro
+
+from vamf import cli
+from vamf.data import ImageConfig
+from vamf.errors import UserError
+from vamf.networks import DiTConfig, MLPConfig
+from vamf.training import presets, repeat
+from vamf.training.config import CheckpointConfig, LogConfig, ObjectiveConfig, TrainConfig
+from vamf.training.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What `vamf train` reads of its words."""
+
+    settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
+
+
+def parsed(words: list[str]) -> TrainConfig:
+    """The configuration that the words after `vamf train` make."""
+    words = list(words)
+    return cli._parse(Settings, words, "train CONFIG", default=Settings(cli._settings(words, "train"))).settings
+
+
+TOY = presets.PRESETS["two_moons"]
+DIT = presets.PRESETS["cifar10_dit"]
+CONFIGS = {
+    **presets.PRESETS,
+    "nothing": dataclasses.replace(DIT, beta=None, method="meanflow", objective=ObjectiveConfig()),
+    "much": dataclasses.replace(
+        TOY,
+        beta="linear:1:0",
+        learning_rate=1 / 3,
+        conditional=False,
+        log=LogConfig(to=("wandb", "tensorboard")),
+        checkpoints=CheckpointConfig(verify=False, best="loss"),
+        images=ImageConfig(size=3, flip=True),
+        objective=ObjectiveConfig(
+            guidance_range=(0.1, 0.9), rao_blackwell=True, mix_diagonal=False, gamma="linear:0:1"
+        ),
+        initial="/some where/it's",
+    ),
+    "elsewhere": dataclasses.replace(TOY, data="/x y/it's.csv", network=DiTConfig()),
+    "unaugmented": dataclasses.replace(presets.PRESETS["cifar10_unet"], network=MLPConfig(), augment=TOY.augment),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_configuration_has_its_command(name):
+    words = shlex.split(repeat.command(CONFIGS[name]))
+    assert words[:2] == ["vamf", "train"]
+    assert parsed(words[2:]) == CONFIGS[name]
+    assert (len(words) == 3) == (name in presets.PRESETS)
+
+
+def test_python_and_the_command_line_start_from_the_same(tmp_path):
+    """`for_data` is what `vamf train` starts from, and one option says no more than it says there."""
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(f"{i},{i % 7}" for i in range(64)))
+    ours = presets.for_data(str(table), steps=7, optimiser={"b2": 0.9}, network={"width": 32})
+    theirs = parsed([str(table), "--steps", "7", "--optimiser.b2", "0.9", "--network.width", "32"])
+    assert ours == theirs
+    assert (ours.network, ours.optimiser.clip_norm) == (MLPConfig(width=32), 10)
+    with pytest.raises(UserError, match="speed: no such field of TrainConfig; allowed are data, method"):
+        presets.for_data("swiss_roll", speed=3)
+    with pytest.raises(UserError, match=r"network: where none is named .*presets\.for_data\(.*table\.csv'\)"):
+        Run.create(TrainConfig(str(table), steps=7), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert Run.create(TrainConfig(str(table), network=MLPConfig()), tmp_path / "run").config.network == MLPConfig()
