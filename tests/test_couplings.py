@@ -121,7 +121,7 @@ def test_students_train_and_resume_to_the_same_end(method, teacher, tmp_path):
 
 @pytest.mark.slow
 def test_a_teacher_of_other_data_is_refused(teacher, tmp_path):
-    config = TrainConfig(data="digits", method="meanflow_rae", teacher=str(teacher.folder))
+    config = TrainConfig(data="digits", network=MLPConfig(), method="meanflow_rae", teacher=str(teacher.folder))
     with pytest.raises(UserError, match=r"shape \(2,\), those of digits \(64,\)"):
         Run.create(config, tmp_path / "run").train(Progress(show=False))
 

@@ -16,6 +16,7 @@ from PIL import Image
 from vamf import data
 from vamf.cli import main
 from vamf.errors import UserError
+from vamf.networks import MLPConfig
 from vamf.progress import Progress
 from vamf.training import loop
 from vamf.training.config import LogConfig, TrainConfig, identity, read_json, to_json
@@ -92,7 +93,7 @@ def test_line_of_the_log(tmp_path):
 
 
 def test_pictures_are_kept_as_pictures(tmp_path):
-    config = dataclasses.replace(small(), data="digits", steps=20)
+    config = dataclasses.replace(small(), data="digits", network=MLPConfig(), steps=20)
     run = Run.create(config, tmp_path / "run")
     run.train(QUIET)
     (samples,), (picture,) = ((run.folder / "samples").glob(f"*.{kind}") for kind in ("npy", "png"))
@@ -174,7 +175,7 @@ def test_tensorboard_reads_the_files_itself(tmp_path):
     pytest.importorskip("tensorboardX", reason="tensorboardX is not installed: pip install 'vamf[tensorboard]'")
     name = "tensorboard.backend.event_processing.event_accumulator"
     reader = pytest.importorskip(name, reason="tensorboard, which reads the files, is not installed")
-    run = resumed(tmp_path / "run", dataclasses.replace(small(to=("tensorboard",)), data="digits"))
+    run = resumed(tmp_path / "run", dataclasses.replace(small(to=("tensorboard",)), data="digits", network=MLPConfig()))
     found = reader.EventAccumulator(str(run.folder / "tensorboard"))
     found.Reload()
     assert [event.step for event in found.Scalars("residuals/diagonal/t_0.5")] == [10, 20, 30, 40]
@@ -204,7 +205,7 @@ def test_weights_and_biases_after_resumption(tmp_path, monkeypatch):
     """One run there, in which every step is once."""
     wandb = StandIn()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    run = resumed(tmp_path / "run", dataclasses.replace(small(to=("wandb",)), data="digits"))
+    run = resumed(tmp_path / "run", dataclasses.replace(small(to=("wandb",)), data="digits", network=MLPConfig()))
     (history,) = wandb.runs.values()
     records = read(run.folder / "metrics.jsonl")
     assert [(step, values["loss"]) for step, values in history if "loss" in values] == [

@@ -223,7 +223,7 @@ def test_another_set_is_refused(folder, tmp_path):
     loop.train(run.grid, run.folder, QUIET)
     (folder / "0" / "0000.png").rename(folder / "0" / "0100.png")
     with pytest.raises(UserError, match="other data"):
-        Run.open(run.folder).load(QUIET)
+        Run.open(run.folder).train(QUIET)
 
 
 def test_without_grain(folder, monkeypatch):
