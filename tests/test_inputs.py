@@ -197,7 +197,13 @@ def test_the_place_of_files_tells_no_training_from_another():
 
 def test_runs_of_earlier_versions(made, tmp_path):
     """Their fingerprint, as that version wrote it; they go on with data that have moved, and refuse other points."""
-    values = {"data": "/data/points.csv", "method": "meanflow", "network": {"width": 16}, "objective": {}}
+    values = {
+        "data": "/data/points.csv",
+        "method": "meanflow",
+        "network": {"width": 16},
+        "objective": {},
+        "optimiser": {},
+    }
     (tmp_path / "config.json").write_text(json.dumps(values))
     base = read_json(TrainConfig, tmp_path / "config.json")
     grid = Grid(base, arrays.from_table("points", TABLE, columns=("height", "mass")), [42])

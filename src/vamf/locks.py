@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ LOCK = ".lock"
 """Name of the lock's file in a folder."""
 UNKNOWN = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 """What file systems without locks say."""
+LOOKS = 10
+"""How often a lock's file is looked at until it names its holder."""
 TRIES = 100
 """How often a folder that others remove meanwhile is made."""
 
@@ -137,7 +140,12 @@ def _named(path: Path) -> tuple[int, str]:
 
 
 def _holder(path: Path) -> str:
-    number, host = _named(path)
+    number, host = 0, ""
+    for _ in range(LOOKS):
+        number, host = _named(path)
+        if number:
+            break
+        time.sleep(0.01)  # it has the lock, and is about to say so
     where = f" on {host}" if host != socket.gethostname() else ""
     return f"process {number}{where}" if number else "another process"
 
