@@ -321,7 +321,7 @@ def test_checkpoint_of_other_data_is_refused(tmp_path):
     run = interrupted(config, tmp_path / "run", at=10)
     rows[5, 1] += 1
     np.save(tmp_path / "points.npy", rows)
-    with pytest.raises(UserError, match=r"other data$"):
+    with pytest.raises(UserError, match="other data than those of the run: column 2 has mean"):
         run.train(QUIET)
     np.save(tmp_path / "points.npy", np.concatenate([rows, np.ones((64, 1))], 1))
     with pytest.raises(UserError, match="earlier versions read the same data otherwise: constant columns were learnt"):
