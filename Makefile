@@ -1,5 +1,10 @@
 # Everything runs in a virtual environment of its own, made from the pinned requirements.
-PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
+
+# A name on the PATH may be a shim of a version that is not active, a Python that is too old, or one without venv.
+SUITS = -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+WANTED := Python 3.11 or later that runs and has venv
+NAMES := python3.11 python3.12 python3.13 python3.14 python3 python
+PYTHON ?= $(shell for name in $(NAMES); do if "$$name" $(SUITS); then echo "$$name"; break; fi; done)
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -25,8 +30,13 @@ docs: $(VENV)/.docs  ## the documentation as HTML, in docs/_build
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build
 
 $(VENV)/.runtime: requirements/runtime.txt pyproject.toml
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; name it with make PYTHON=..."; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@if test -d $(VENV); then \
+	  $(BIN)/python $(SUITS) || { echo "$(VENV): holds no $(WANTED); make clean removes it" >&2; exit 1; }; \
+	else \
+	  test -n "$(PYTHON)" || { echo "no $(WANTED) was found; name one with make PYTHON=..." >&2; exit 1; }; \
+	  $(PYTHON) $(SUITS) || { echo "PYTHON=$(PYTHON): not a $(WANTED)" >&2; exit 1; }; \
+	  echo "$(PYTHON) -m venv $(VENV)"; $(PYTHON) -m venv $(VENV); \
+	fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/runtime.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/build.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

@@ -20,10 +20,12 @@ The arms take turns, a few steps each. Reported are the median of the rounds, it
 the program's memory (arguments and temporaries, as the compiler plans them), and the share of the peak: operations of
 a step as the compiler counts them, by time and by the pace of products of 4096 x 4096 in the same precision.
 `--official` names a clone of the official JAX code (github.com/Gsunshine/meanflow), whose loss then takes part with the
-same optimiser.
+same optimiser. It bounds with `jnp.clip(..., a_min, a_max)`, names that JAX has dropped: while it is traced, `jnp.clip`
+takes them again. Its files stay as they are.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -45,6 +47,7 @@ from vamf.files import write_json
 from vamf.networks import DiTConfig
 from vamf.training import presets
 from vamf.training.grid import Grid
+from vamf_worker import all_rows
 
 HERE = Path(__file__).resolve().parent
 EVENT, CLASSES, ROWS = (32, 32, 4), 1000, 256
@@ -90,14 +93,19 @@ def config(args, beta=0.0, **options):
     )
 
 
-def all_rows(trainer):
-    """The Jacobian-vector product also on the rows with r = t."""
+@contextlib.contextmanager
+def former_clip():
+    """Within it `jnp.clip` also takes its bounds by their former names, a_min and a_max."""
+    clip = jnp.clip
 
-    class AllRows(type(trainer.objective)):
-        def evaluate(self, u, x, draw, label, step, proxy=None, equal=0, points=None, memory=None):
-            return super().evaluate(u, x, draw, label, step, proxy, 0, points, memory)
+    def both(arr=None, /, min=None, max=None, *, a_min=None, a_max=None):
+        return clip(arr, min if a_min is None else a_min, max if a_max is None else a_max)
 
-    return dataclasses.replace(trainer, objective=AllRows(**vars(trainer.objective)))
+    jnp.clip = both
+    try:
+        yield
+    finally:
+        jnp.clip = clip
 
 
 class Arm:
@@ -155,7 +163,8 @@ class Arm:
         def chunk(carry):
             return jax.lax.scan(step, carry, jnp.arange(steps))
 
-        return cls.compiled(chunk, (params, jax.tree.map(jnp.copy, params), adam.init(params)))
+        with former_clip():
+            return cls.compiled(chunk, (params, jax.tree.map(jnp.copy, params), adam.init(params)))
 
     @classmethod
     def compiled(cls, function, state):

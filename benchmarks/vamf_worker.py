@@ -11,6 +11,7 @@ A worker of `toys.py`: one JSON request a line on standard input, one JSON reply
 """
 
 import dataclasses
+import inspect
 import json
 import sys
 import tempfile
@@ -53,10 +54,13 @@ def build(width, batch, beta=0.5, grid=False, strategy="auto", equal=0.25, varia
 
 def all_rows(trainer):
     """The Jacobian-vector product also on the rows with r = t."""
+    signature = inspect.signature(trainer.objective.evaluate)
 
     class AllRows(type(trainer.objective)):
-        def evaluate(self, u, x, draw, label, step, proxy=None, equal=0):
-            return super().evaluate(u, x, draw, label, step, proxy, equal=0)
+        def evaluate(self, *args, **options):
+            bound = signature.bind(*args, **options)
+            bound.arguments["equal"] = 0
+            return super().evaluate(*bound.args, **bound.kwargs)
 
     return dataclasses.replace(trainer, objective=AllRows(**vars(trainer.objective)))
 
@@ -137,7 +141,7 @@ def trajectory(width, batch, steps=5):
     are not compared: where a gradient is all rounding, Adam turns it into a full step.)
     """
     grid = build(width, batch, variant="one batch", steps=steps, decay=0.5)
-    x, _, draw = grid.trainer.batch((), None, 0)
+    given = grid.trainer.batch((), None, 0)
     random = np.random.default_rng(0)
 
     def disturbed(tree):
@@ -151,7 +155,7 @@ def trajectory(width, batch, steps=5):
     state = grid.init()
     state = state._replace(params=disturbed(state.params), average=disturbed(state.average))
     start = {"params": listed(state.params), "average": listed(state.average)}
-    arrays = [np.asarray(leaf).tolist() for leaf in (x, draw.e, draw.r, draw.t)]
+    arrays = [np.asarray(leaf).tolist() for leaf in (given.x, given.draw.e, given.draw.r, given.draw.t)]
     _, metrics = grid.advance(grid.place(state), steps)
     start |= {
         "batch": arrays,
