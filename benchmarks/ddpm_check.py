@@ -1,6 +1,7 @@
 """DDPM on real images, small enough for two cores: the loss falls as it should, and samples look like the data.
 
-    python benchmarks/ddpm_check.py --data FOLDER [--steps N] [--out FILE] [--picture FILE]
+    python benchmarks/ddpm_check.py --data FOLDER [--steps N] [--held-out N] [--sampler-steps N] [--out FILE]
+                                    [--picture FILE]
 
 FOLDER holds the four official IDX files of Fashion-MNIST. The training is that of the preset `ddpm_cifar10` at about a
 hundredth of its size: the same diffusion, loss, U-Net (fewer channels and blocks), dropout, mirrors, clipping and
@@ -51,7 +52,7 @@ NETWORK = UNetConfig(
     dropout=0.1,
 )
 CHUNKS = 10
-HELD_OUT, SAMPLES, SAMPLER_STEPS = 2048, 40, 250
+SAMPLES = 40
 SEED = 0
 
 
@@ -81,10 +82,10 @@ def affine_loss(dataset):
     return float(np.mean(spread / (spread + 1 - kept)))
 
 
-def held_out_loss(grid):
-    """State -> loss on test pictures, the same ones with the same noise at every call."""
+def held_out_loss(grid, count):
+    """State -> loss on `count` test pictures, the same ones with the same noise at every call."""
     dataset, objective = grid.dataset, grid.trainer.objective
-    x = jnp.asarray((dataset.reference(HELD_OUT, 0) - dataset.shift) / dataset.scale, jnp.float32)
+    x = jnp.asarray((dataset.reference(count, 0) - dataset.shift) / dataset.scale, jnp.float32)
     draw = objective.draw(jax.random.key(SEED + 1), x)
 
     @jax.jit
@@ -93,7 +94,7 @@ def held_out_loss(grid):
             x, draw = part
             return objective.evaluate(grid.network.bind(params), x, draw, None, 0, equal=len(x))[0]
 
-        blocks = jax.tree.map(lambda leaf: leaf.reshape(-1, 256, *leaf.shape[1:]), (x, draw))
+        blocks = jax.tree.map(lambda leaf: leaf.reshape(-1, min(256, count), *leaf.shape[1:]), (x, draw))
         return jax.lax.map(block, blocks).mean()
 
     return lambda state: float(loss(jax.tree.map(lambda leaf: leaf[0], state.average)))
@@ -114,19 +115,23 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of Fashion-MNIST's IDX files")
     parser.add_argument("--steps", type=int, default=1000, help=f"training steps, a multiple of {CHUNKS}")
+    parser.add_argument("--held-out", type=int, default=2048, help="test pictures, below 256 or a multiple of it")
+    parser.add_argument("--sampler-steps", type=int, default=250, help="steps of the samples in the picture")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "ddpm-cpu.json", help="where the JSON goes")
     figure = HERE.parent / "docs" / "figures" / "ddpm.png"
     parser.add_argument("--picture", type=Path, default=figure, help="where the picture goes")
     args = parser.parse_args()
     if args.steps < CHUNKS or args.steps % CHUNKS:
         parser.error(f"--steps = {args.steps}: allowed are multiples of {CHUNKS}")
+    if args.held_out < 1 or (args.held_out > 256 and args.held_out % 256):
+        parser.error(f"--held-out = {args.held_out}: allowed are 1 to 256 and multiples of 256")
     try:
         config = configuration(str(args.data), args.steps)
         dataset = config.load_data()
     except UserError as error:
         parser.error(str(error))
     grid = Grid(config, dataset, [SEED])
-    evaluate, state = held_out_loss(grid), grid.init()
+    evaluate, state = held_out_loss(grid, args.held_out), grid.init()
     report = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "data": dataset.summary.split(":")[0],
@@ -153,8 +158,8 @@ def main():
     report["milliseconds_per_step"] = 1e3 * float(np.median(paces))
     report["seconds_training"] = time.perf_counter() - begin
     begin = time.perf_counter()
-    samples = grid.draw(state, SAMPLES, SAMPLER_STEPS, SEED, None, "ancestral")[0][0]
-    report["sampling"] = {"sampler": "ancestral", "steps": SAMPLER_STEPS, "n": SAMPLES,
+    samples = grid.draw(state, SAMPLES, args.sampler_steps, SEED, None, "ancestral")[0][0]
+    report["sampling"] = {"sampler": "ancestral", "steps": args.sampler_steps, "n": SAMPLES,
                           "seconds": time.perf_counter() - begin}  # fmt: skip
     try:
         write_json(args.out, report)

@@ -1,10 +1,11 @@
 """A training step of a diffusion transformer on latents: time and memory of what beta costs, and of what saves time.
 
-    python benchmarks/dit.py [--size small | S/4 | B/4 ...] [--batch N] [--dtype float32 | bfloat16] [--seconds S]
-                             [--official FOLDER] [--out FILE]
+    python benchmarks/dit.py [--size small | tiny | S/4 | B/4 ...] [--batch N] [--dtype float32 | bfloat16]
+                             [--seconds S] [--official FOLDER] [--out FILE]
 
 Latents are 32x32x4 of 1,000 classes, with MeanFlow's guidance (scale 2, mix 0.5) and 75 % of the rows at r = t. `small`
-is depth 4, width 192, patch 4. The arms, each a whole training step (batch, gradient, Adam, moving average):
+is depth 4, width 192, patch 4; `tiny`, to see that all runs, depth 1, width 48, patch 8. The arms, each a whole step of
+training (batch, gradient, Adam, moving average):
 
 | arm               | what it is                                                                                 |
 |-------------------|--------------------------------------------------------------------------------------------|
@@ -18,7 +19,8 @@ is depth 4, width 192, patch 4. The arms, each a whole training step (batch, gra
 
 The arms take turns, a few steps each. Reported are the median of the rounds, its ratio to `beta = 0` of the same round,
 the program's memory (arguments and temporaries, as the compiler plans them), and the share of the peak: operations of
-a step as the compiler counts them, by time and by the pace of products of 4096 x 4096 in the same precision.
+a step as the compiler counts them, by time and by the pace of products of 4096 x 4096 (`tiny`: 512) in the same
+precision.
 `--official` names a clone of the official JAX code (github.com/Gsunshine/meanflow), whose loss then takes part with the
 same optimiser. It bounds with `jnp.clip(..., a_min, a_max)`, names that JAX has dropped: while it is traced, `jnp.clip`
 takes them again. Its files stay as they are.
@@ -51,7 +53,10 @@ from vamf_worker import all_rows
 
 HERE = Path(__file__).resolve().parent
 EVENT, CLASSES, ROWS = (32, 32, 4), 1000, 256
-SMALL = {"depth": 4, "width": 192, "heads": 3, "patch": 4}
+SIZES = {
+    "small": {"depth": 4, "width": 192, "heads": 3, "patch": 4},
+    "tiny": {"depth": 1, "width": 48, "heads": 3, "patch": 8},
+}
 MIX = 0.5
 ANCHOR = {"anchor_weight": 0.1, "anchor_range": (0.0, 1e-3)}
 ARMS = {
@@ -78,14 +83,18 @@ def latents():
     return Dataset("latents", EVENT, arrays, draw, lambda n, seed: arrays["x"][:n], num_classes=CLASSES)
 
 
+def sizes(name):
+    """The options of a size's `DiTConfig`."""
+    return SIZES[name] if name in SIZES else dataclasses.asdict(DiTConfig.named(name))
+
+
 def config(args, beta=0.0, **options):
     """The step of an arm, as `TrainConfig`; beta is the paper's, which mixes what guidance has mixed once more."""
     base = presets.for_data("imagenet_dit_b4")
-    sizes = SMALL if args.size == "small" else dataclasses.asdict(DiTConfig.named(args.size))
     jvp = options.pop("jvp_dtype", base.jvp_dtype)
     return dataclasses.replace(
         base,
-        network=DiTConfig(**sizes | {"dtype": args.dtype, "remat": args.remat}),
+        network=DiTConfig(**sizes(args.size) | {"dtype": args.dtype, "remat": args.remat}),
         batch_size=args.batch,
         beta=MIX + (1 - MIX) * beta,
         objective=dataclasses.replace(base.objective, **{"proxy": "ema", **options}),
@@ -131,13 +140,13 @@ class Arm:
         from meanflow import MeanFlow
         from models import models_dit
 
-        sizes = SMALL if args.size == "small" else dataclasses.asdict(DiTConfig.named(args.size))
+        size = sizes(args.size)
         models_dit.benchmarked = functools.partial(
             models_dit.DiT,
-            depth=sizes["depth"],
-            hidden_size=sizes["width"],
-            patch_size=sizes["patch"],
-            num_heads=sizes["heads"],
+            depth=size["depth"],
+            hidden_size=size["width"],
+            patch_size=size["patch"],
+            num_heads=size["heads"],
         )
         # The official code's omega and kappa: scale 2 and mix 0.5 of ours.
         model = MeanFlow(model_str="benchmarked", model_config={}, omega=1.0, kappa=MIX)
@@ -195,7 +204,7 @@ def operations(args, dataset, options):
     return jax.jit(step).lower(state).cost_analysis()["flops"]
 
 
-def peak(dtype, n=4096, rounds=10):
+def peak(dtype, n, rounds=10):
     """Operations per second of n x n matrix products."""
     a = jnp.asarray(np.random.default_rng(0).standard_normal((n, n), np.float32), dtype)
     product = jax.jit(lambda a: a @ a)
@@ -229,7 +238,7 @@ def measure(args):
         for arm in arms.values():
             arm.seconds.append(arm.advance() / steps)
     base = arms["beta = 0"].seconds
-    fastest = peak(args.dtype)
+    fastest = peak(args.dtype, 512 if args.size == "tiny" else 4096)
     rows = []
     for name, arm in arms.items():
         row = {
@@ -260,7 +269,7 @@ def show(rows, title):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--size", default="small", help="small, or a published one such as B/4")
+    parser.add_argument("--size", default="small", help="small, tiny, or a published one such as B/4")
     parser.add_argument("--batch", type=int, default=16, help="rows of a batch")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the products")
     parser.add_argument("--remat", action="store_true", help="recompute blocks in the backward pass")
@@ -281,6 +290,7 @@ def main():
             "batch": args.batch,
             "dtype": args.dtype,
             "remat": args.remat,
+            "load_average": os.getloadavg()[0],
             "hardware": {"device": device.device_kind, "cores": os.cpu_count(), "system": platform.platform()},
             "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")},
             "peak_gflops": fastest / 1e9,

@@ -1,10 +1,10 @@
 """What FastFlow saves on the exact velocity of a mixture, where the ODE's own solution is known.
 
-    python benchmarks/fast_flow.py [--data NAME] [--steps T] [--seed SEED]
+    python benchmarks/fast_flow.py [--data NAME] [--steps T] [--seed SEED] [--batches N]
 
-FastFlow draws 128 batches of 256, the last 64 of which are compared with Euler's method on the same noise: with all T
-calls, and with as few as FastFlow made. Errors are distances to the ends of the exact paths from the same noise (Heun,
-1,000 steps, in float32): the root mean square of each path, and SW1 between the two samples.
+FastFlow draws N batches of 256, by default 128; the last half are compared with Euler's method on the same noise: with
+all T calls, and with as few as FastFlow made. Errors are distances to the ends of the exact paths from the same noise
+(Heun, 1,000 steps, in float32): the root mean square of each path, and SW1 between the two samples.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from vamf.data.mixtures import of_toy
 from vamf.metrics import sliced_wasserstein
 from vamf.sampling import FastFlow, integrate
 
-BATCHES, LATE, SIZE = 128, 64, 256
+SIZE = 256
 ARMS = (2, 4, 8)
 
 
@@ -26,10 +26,14 @@ def main():
     parser.add_argument("--data", default="eight_gaussians", help="a 2-D toy that is a mixture")
     parser.add_argument("--steps", type=int, default=50, help="Euler steps")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
+    parser.add_argument("--batches", type=int, default=128, help="batches that FastFlow draws, 2 or more")
     args = parser.parse_args()
+    if args.batches < 2:
+        parser.error(f"--batches = {args.batches}: allowed is 2 or more")
+    late_batches = args.batches // 2
     u = of_toy(args.data)
-    noise = jax.random.normal(jax.random.key(args.seed), (BATCHES, SIZE, 2))
-    late = noise[-LATE:].reshape(-1, 2)
+    noise = jax.random.normal(jax.random.key(args.seed), (args.batches, SIZE, 2))
+    late = noise[-late_batches:].reshape(-1, 2)
     exact = np.asarray(jax.jit(lambda z: integrate(u, z, 1000))(late))
 
     def row(name, calls, x):
@@ -50,8 +54,8 @@ def main():
             return state, (x, calls)
 
         _, (x, calls) = jax.jit(lambda z, g=generation, m=method: jax.lax.scan(g, m.start(), z))(noise)
-        mean = float(np.mean(np.asarray(calls)[-LATE:]))
-        row(f"fast_flow, arms 0 to {most}", mean, x[-LATE:].reshape(-1, 2))
+        mean = float(np.mean(np.asarray(calls)[-late_batches:]))
+        row(f"fast_flow, arms 0 to {most}", mean, x[-late_batches:].reshape(-1, 2))
         euler(math.ceil(mean))
 
 

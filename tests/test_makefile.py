@@ -34,7 +34,7 @@ def make(folder, names, *words):
 
 @pytest.mark.parametrize("good", ["python3.13", "python"])
 def test_the_first_python_that_runs_and_is_new_enough(tmp_path, good):
-    runs = f"exec {sys.executable} \"$@\""
+    runs = f'exec {sys.executable} "$@"'
     names = {"python3.11": SHIM, "python3.12": OLD, "python3": SHIM, good: runs}
     said = make(tmp_path, names, "-n")
     assert said.returncode == 0, said.stderr

@@ -1,0 +1,539 @@
+"""What README and docs tell to type is typed here, at a tiny size, and every benchmark is run.
+
+Commands are read from the pages: every line of a shell block, `$ ` lines of a text block with the refusal that follows
+them, and commands in the running text. Those of a page are typed in the order in which they stand, in a folder of their
+own, so that a run that one of them makes is there for the next. What is changed before is stated in tables: files and
+runs that a reader has (`FILES`, `RUNS`), words (`PLACEHOLDERS`), sizes (`SIZES`, `NETWORKS`, `SMALLER`, `small`). What
+cannot be had here (`PARSED`) is read by the command line's own parser and goes no further; what is not vamf's is in
+`FOREIGN` and `ELSEWHERE`. Nothing else is left out: a new command is typed without anybody's doing, or fails.
+"""
+
+import functools
+import io
+import itertools
+import json
+import re
+import runpy
+import shlex
+import shutil
+import sys
+import tarfile
+import tomllib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import test_readme
+from test_autoencoders import tiny_weights
+from test_autoencoders import write as write_tensors
+from test_fid import write_safetensors
+from test_image_files import BATCHES, cifar, save, write_mnist
+from test_inception import residual_state
+from vamf import cli
+from vamf.metrics.moments import Moments
+from vamf.studies import adaptive, comparison, dit, exact_noise, methods, mixtures, mixtures_page, runner, summary, toys
+from vamf.training import run
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+}
+
+
+# ------------------------------------------------------------------------------------------------ what the pages say
+
+
+class Said(NamedTuple):
+    """A command of a page."""
+
+    text: str
+    kind: str
+    """typed: in a shell block; shown: with the line it ends in; told: in the running text; foreign: none of ours."""
+    ends: str = ""
+    """The line on standard error that the page shows."""
+
+
+FOREIGN = {
+    "until vamf train --resume runs/moons; do": "vamf train --resume runs/moons",
+    "case $? in 75|76|124|134) ;; *) break ;; esac": "",
+    "done": "",
+}
+"""Lines of shell blocks that are no command alone, and the command in them."""
+PREFIX = re.compile(r"^(?:[A-Z_]+=\S+ )*(?:srun |mpirun -n \d+ )?")
+"""What starts a command on other machines or with other variables, and is left away."""
+PROGRAM = re.compile(r"^(vamf|python|make|pip) ")
+
+
+def command(line):
+    """A line of a shell without comment, prefix and superfluous blanks."""
+    line = " ".join(re.sub(r"(^|\s)#.*", "", line).split())
+    remote = re.match(r'gcloud .*--command="(.*)"$', line)
+    return PREFIX.sub("", remote[1] if remote else FOREIGN.get(line, line))
+
+
+def said(page):
+    """The commands of a page, in order."""
+    found = []
+    for language, block, inline in re.findall(r"^```(\S*)\n(.*?)^```|`([^`]+)`", page, re.MULTILINE | re.DOTALL):
+        lines = block.replace("\\\n", " ").splitlines()
+        if inline:
+            text = command(inline)
+            if PROGRAM.match(text):
+                found.append(Said(text, "told"))
+        elif language in ("", "sh", "bash", "console"):
+            for line in lines:
+                if text := command(line):
+                    found.append(Said(text, "typed" if PROGRAM.match(text) else "foreign"))
+        elif language == "text":
+            for line, next_line in zip(lines, [*lines[1:], ""], strict=True):
+                if line.startswith("$ "):
+                    found.append(Said(line.removeprefix("$ "), "shown", next_line))
+    return found
+
+
+ALL = {page: said(text) for page, text in PAGES.items()}
+EVERY = {one.text for page in ALL.values() for one in page}
+
+
+def owned(page):
+    """The commands of a page that are run there: what is dear or only told is run where it stands first."""
+    for one in ALL[page]:
+        first = next(other for other, lines in ALL.items() if any(it.text == one.text for it in lines))
+        typed = any(it.text == one.text and it.kind == "typed" for lines in ALL.values() for it in lines)
+        dear = one.text.startswith(("vamf study", "vamf compare"))
+        if (one.kind == "told" and (typed or first != page)) or (dear and first != page):
+            continue
+        yield one
+
+
+# ------------------------------------------------------------------------------------------------------- what is had
+
+
+def table(names="a,b,c", rows=60):
+    random = np.random.default_rng(0)
+    lines = [",".join(f"{value:.4f}" for value in row) for row in random.normal(size=(rows, names.count(",") + 1))]
+    return "\n".join([names, *lines]) + "\n"
+
+
+def write_table(path):
+    path.write_text(table())
+
+
+def write_bad_table(path):
+    lines = table("a,b").splitlines()
+    lines[2] = lines[2].split(",")[0] + ",x"
+    path.write_text("\n".join(lines))
+
+
+def write_photos(path):
+    random = np.random.default_rng(0)
+    for kind in ("cat", "dog"):
+        save(path / kind, random.integers(0, 256, (20, 20, 20, 3), dtype=np.uint8))
+
+
+def write_fashion_mnist(path):
+    random, y = np.random.default_rng(0), np.arange(120) % 10
+    x = (random.integers(0, 60, (120, 28, 28, 1)) + 19 * y[:, None, None, None]).astype(np.uint8)
+    write_mnist(path, x[:80], y[:80])
+    write_mnist(path, x[80:], y[80:], prefix="t10k")
+
+
+def write_cifar10(path):
+    write, end = BATCHES["binary"]
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in cifar(write, end)[2].items():
+            entry = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+
+
+def write_autoencoder(path):
+    parts = tiny_weights(channels=4, pooled=False)
+    tensors = {f"{part}.{name}": array for part, of in zip(("encoder", "decoder"), parts, strict=True)
+               for name, array in of.items()}  # fmt: skip
+    write_tensors(path, tensors)
+
+
+def write_pictures(path):
+    np.savez(path, images=np.random.default_rng(len(path.stem)).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8))
+
+
+FILES = {
+    "my.csv": write_table,
+    "measurements.csv": write_table,
+    "bad.csv": write_bad_table,
+    "short.csv": lambda path: path.write_text(table(rows=2)),
+    "digits.npy": lambda path: np.save(path, np.random.default_rng(0).normal(size=(60, 16))),
+    "photos": write_photos,
+    "pictures": write_photos,
+    "fashion-mnist": write_fashion_mnist,
+    "cifar-10-binary.tar.gz": write_cifar10,
+    "vae.safetensors": write_autoencoder,
+    "extractor.safetensors": lambda path: write_safetensors(path, residual_state(1)),
+    "a.npz": write_pictures,
+    "b.npz": write_pictures,
+}
+"""What readers bring, by the name of the file or folder."""
+
+RUNS = {
+    "runs/given": "train digits",
+    "runs/digits-vamf-1": "train digits",
+    "runs/swiss_roll-vamf-1": "train swiss_roll",
+    "runs/moons": "train two_moons",
+    "runs/teacher": "train swiss_roll --method flow_matching",
+    "runs/imagenet_dit_b4-vamf-1": "train digits",
+    "shared/runs/imagenet": "train digits",
+}
+"""Runs that readers have from elsewhere, where their page does not make them."""
+
+PLACEHOLDERS = {
+    "RUN": "runs/given",
+    "CONFIG": "two_moons",
+    "N": "8",
+    "K": "2",
+    "S": "0",
+    "W": "1",
+    "--sampler NAME": "heun",
+    "SOURCE": "photos",
+    "FOLDER": "made",
+    "--out RUN": "runs/made",
+    "--data FOLDER": "fashion-mnist",
+    "--autoencoder FILE": "vae.safetensors",
+    "--out FILE": "made.npy",
+    "DIR": "made",
+    "A": "a.npz",
+    "B": "b.npz",
+    "[--field": "",
+    "value": "",
+    "...]": "",
+    "pt_inception-2015-12-05-6726825d.pth": "extractor.safetensors",
+}
+"""What stands for a word, or for a word after its option."""
+RUN = {"docs/methods/ddpm.md": "runs/cifar-10-binary.tar-ddpm-1"}
+"""RUN of a page that makes its own."""
+
+
+# ------------------------------------------------------------------------------------------------------- what is small
+
+SIZES = {
+    "train": "--steps 4 --batch-size 16 --checkpoint-every 4 --log.every 2 --log.variance-every 0",
+    "compare": "--steps 10 --seeds 0",
+}
+"""Options that every command of a kind gets, over those that are printed."""
+NETWORKS = {
+    "mlp": "--network.width 16",
+    "dit": "--network.depth 1 --network.width 16 --network.heads 2 --network.patch 4",
+    "in_context": "--network.depth 1 --network.width 16 --network.heads 2 --network.patch 4",
+    "unet": "--network.channels 32 --network.multipliers 1 --network.blocks 1 --network.time-features 16",
+}
+KINDS = {"photos": "dit", "pictures": "dit", "photos-latents": "dit", "fashion_mnist": "dit", "ddpm_cifar10": "unet"}
+"""The kind of network of what is trained on, where it is no perceptron and none is named."""
+SMALLER = {
+    "--n": 40,
+    "--couplings.pairs": 256,
+    "--images.size": 16,
+    "--size": 16,
+    "--profile": 2,
+}
+"""The largest value of an option."""
+
+PARSED = {
+    "vamf train imagenet_dit_b4 --out runs/imagenet": "latents of ImageNet",
+    "vamf train imagenet_dit_b4 --mesh.data 0": "latents of ImageNet",
+    "vamf train imagenet_dit_b4 --mesh.data 0 --mesh.model 4": "latents of ImageNet",
+    "vamf train imagenet_dit_b4 --mesh.data 0 --out /shared/runs/imagenet": "latents of ImageNet",
+    "vamf train digits --mesh.data 4 --mesh.model 2": "eight devices; test_mesh.py trains on them",
+    "vamf train digits --log.to tensorboard wandb": "a service; test_logs.py has stand-ins",
+    "vamf study toys --launcher local --workers 4": "processes; test_launcher.py trains in them",
+    "vamf study toys --launcher slurm --resources gpus_per_node=1 timeout_min=600": "SLURM",
+    "vamf study toys --launcher ray --workers 16 --resources num_gpus=0.25": "Ray",
+    "vamf study adaptive --paper": "an accelerator; made small it is `vamf study adaptive`",
+    "vamf study adaptive --quick": "made small it is `vamf study adaptive`",
+    "vamf study dit --paper --data downloads/cifar10": "an accelerator",
+    "vamf study dit --paper --preset imagenet_dit_b4 --data latents": "an accelerator, latents of ImageNet",
+    "vamf study dit --quick --data downloads/fashion-mnist": "made small it is the same without --quick",
+    "vamf study dit --data fashion-mnist": "the same, on another page",
+    "vamf study dit": "the same, without data",
+    "vamf study methods --quick": "made small it is `vamf study methods`",
+    "vamf study mixtures --paper": "an accelerator; made small it is `vamf study mixtures`",
+    "vamf study mixtures --quick": "made small it is `vamf study mixtures`",
+    "vamf study toys --paper": "an accelerator; made small it is `vamf study toys`",
+    "vamf study toys --quick": "made small it is `vamf study toys`",
+    "vamf study toys --as-published": "the same, with --out",
+    "vamf study toys --quick --as-published": "made small it is the same without --quick",
+}
+"""Commands that are only parsed, and why."""
+TOLD = {"vamf train ...", "vamf study --launcher"}
+"""Commands of the running text that are not whole."""
+ELSEWHERE = {
+    "make demo": "its study is run here",
+    "make test": "the suite",
+    "make docs": "continuous integration",
+    "pip install .": "continuous integration",
+    "pip install -e .": "continuous integration",
+    'pip install -U "jax[cuda12]"': "an accelerator",
+    'pip install "jax[k8s]"': "a cluster",
+    "pip install xprof": "another tool",
+    "python -m pytest -m slow tests/test_autoencoders.py": "the suite",
+}
+"""Commands that are not vamf's own, and who runs them."""
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Evaluations, studies and timings of a few samples, points and steps."""
+    costs = runner.step_costs
+    network = dit.DiTConfig(depth=1, width=16, heads=2, patch=7)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "EVALUATED", 64)
+        for study in (toys, mixtures, comparison):
+            patch.setattr(study, "SAMPLES", 64)
+        patch.setattr(summary, "PROJECTIONS", 16)
+        patch.setattr(runner, "step_costs", lambda configs, progress, **_: costs(configs, progress, 2, 1))
+        patch.setattr(exact_noise, "TIMES", (0.5, 0.9))
+        patch.setattr(exact_noise, "ROWS", 16)
+        patch.setattr(mixtures_page, "MAP_TIMES", (0.5,))
+        patch.setattr(methods, "POINTS", 64)
+        patch.setattr(adaptive, "ARMS", tuple(arm for arm in adaptive.ARMS if arm.name == "rao_blackwell"))
+        patch.setattr(toys, "DEFAULT", toys.Budget("default", ("swiss_roll",), 10, (0.0, 0.5, 1.0), (0,), 5))
+        patch.setattr(mixtures, "DEFAULT", mixtures.Budget("default", (2,), 10, (0.0, 1.0), (0,), 5, 1e-3, points=16))
+        patch.setattr(adaptive, "DEFAULT", adaptive.Budget("default", ("pinwheel",), 10, (0,), 5, 1e-3))
+        few = ("meanflow", "shortcut")
+        patch.setattr(methods, "DEFAULT", methods.Budget("default", ("two_moons",), few, False, 10, (0,), 5, 1e-3))
+        patch.setattr(dit, "DEFAULT", dit.Budget("default", 4, (0,), (0.0, 1.0), (), network, 2, 40, 1, 8))
+        yield
+
+
+# --------------------------------------------------------------------------------------------------------------- doing
+
+
+class Parsed(Exception):
+    """A command has been parsed."""
+
+
+def parse(words):
+    """Have a command read by its own parser, up to where work would begin; a training's objective is built."""
+    read = cli._parse
+
+    def stop(*arguments, **options):
+        raise Parsed(read(*arguments, **options))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "_parse", stop)
+        with pytest.raises(Parsed) as stopped:
+            cli.main(words)
+    if words[0] == "train":
+        stopped.value.args[0].settings.build_objective()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run that readers have, by the words of its training; each is made once."""
+
+    @functools.cache
+    def folder(words):
+        path = tmp_path_factory.mktemp("given") / "run"
+        cli.main([*resized(words.split()), "--out", str(path)])
+        return path
+
+    return folder
+
+
+def resized(words):
+    """A command of vamf with what makes it small; options that are printed keep their place."""
+    for index, word in enumerate(words[:-1]):
+        if word in SMALLER and words[index + 1].isdigit():
+            words[index + 1] = str(min(int(words[index + 1]), SMALLER[word]))
+    sizes = SIZES.get(words[0], "")
+    if words[0] == "train":
+        if "--resume" in words or "--help" in words:
+            return words
+        kind = words[words.index("--network") + 1] if "--network" in words else KINDS.get(words[1].rstrip("/"), "mlp")
+        sizes = f"{sizes} {NETWORKS[kind]}"
+    for option, value in re.findall(r"(--\S+) (\S+)", sizes):
+        if option in words:
+            words[words.index(option) + 1] = value
+        else:
+            words += [option, value]
+    return words
+
+
+def made_up(text, page, trained):
+    """The words of a command, with what stands for placeholders; files and runs that it takes are made."""
+    words = []
+    for word in shlex.split(text):
+        word = word.replace("/shared/", "shared/")
+        for name in (f"{words[-1]} {word}" if words else "", word):
+            if name in PLACEHOLDERS:
+                word = RUN.get(page, PLACEHOLDERS[name]) if word == "RUN" else PLACEHOLDERS[name]
+                break
+        words.append(word.strip("[]"))
+    words = [word for word in words if word]
+    for before, word in itertools.pairwise(words):
+        path = Path(word)
+        if path.exists() or before == "--out":
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.name in FILES:
+            FILES[path.name](path)
+        elif word in RUNS:
+            shutil.copytree(trained(RUNS[word]), path)
+    return words
+
+
+def typed(words, capsys):
+    """Exit status, standard output and standard error of a command."""
+    capsys.readouterr()
+    status = 0
+    try:
+        cli.main(words)
+    except SystemExit as stop:
+        status = stop.code or 0
+    return status, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if list(owned(page))])
+def test_commands(page, trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for one in owned(page):
+        if one.text in ELSEWHERE or one.text.startswith("python benchmarks/"):
+            continue
+        if extra := re.fullmatch(r"pip install 'vamf\[(\w+)\]'", one.text):
+            assert extra[1] in EXTRAS
+            continue
+        assert one.text.startswith("vamf "), f"{one.text}: who runs it? see FOREIGN and ELSEWHERE"
+        words = made_up(one.text, page, trained)[1:]
+        if one.kind == "shown":
+            status, _, err = typed(words, capsys)
+            assert (status, err.strip().replace(f"{tmp_path}/", "")) == (2, one.ends), one.text
+        elif one.text in PARSED:
+            parse(words)
+        elif one.text in TOLD or (one.kind == "told" and len(words) == 1):
+            assert words[0] in cli.COMMANDS, one.text
+            _, usage, _ = typed([words[0], "--help"], capsys)
+            assert all(word in usage for word in words[1:] if word.startswith("--")), one.text
+        else:
+            status, _, err = typed(resized(words), capsys)
+            assert status == 0, f"{one.text}\nas: vamf {shlex.join(words)}\n{err}"
+
+
+def test_the_tables_are_of_commands_that_are_printed():
+    assert set(PARSED) | set(ELSEWHERE) | TOLD <= EVERY
+
+
+# ------------------------------------------------------------------------------------------------- examples in Python
+
+EXAMPLES = [
+    pytest.param(code, id=f"{page}-{number}")
+    for page, text in PAGES.items()
+    if page != "README.md" and Path(page).stem not in test_readme.PAGES
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+]
+
+
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_example_runs(code, tmp_path, monkeypatch):
+    """Those that the default suite does not run."""
+    monkeypatch.chdir(tmp_path)
+    for part in range(4):  # of an example that reads statistics
+        features = np.random.default_rng(part).normal(size=(8, 3))
+        Moments.of(features).statistics().save(Path(f"part-{part}.npz"))
+    small = re.sub(r"steps=\d+", "steps=4", code.replace("400_000", "1_000"))
+    exec(compile(small, "example", "exec"), {})
+
+
+# --------------------------------------------------------------------------------------------------------- benchmarks
+
+TINY = {
+    "checkpoints.py": "--every 20 --checkpoints 1 --turns 1 --out out.json",
+    "ddpm_check.py": "--data fashion-mnist --steps 10 --held-out 32 --sampler-steps 2 --out out.json --picture out.png",
+    "dit.py": "--size tiny --batch 4 --steps 1 --seconds 0.1 --arms 'beta = 0;beta = 0.5, all rows' "
+    "--official official --out out.json",
+    "fast_flow.py": "--data eight_gaussians --steps 4 --batches 4",
+    "optimisers.py": "--steps 20 --quick --out out.json",
+    "streaming.py": "--pictures 70 --size 8 --steps 2 --turns 1",
+    "toys.py": "--torch ./torch --quick --force --out out.json",
+}
+"""Options that make a benchmark tiny, over those that are printed."""
+WORKERS = {"vamf_worker.py", "torch_reference.py"}
+"""Processes of `toys.py`; `plain_worker.py` beside this file stands for the second, since torch is not installed."""
+OFFICIAL = {
+    "meanflow.py": """
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from models import models_dit
+
+class MeanFlow(nn.Module):
+    model_str: str
+    model_config: dict
+    omega: float
+    kappa: float
+
+    def setup(self):
+        self.net = getattr(models_dit, self.model_str)(name="net", class_dropout_prob=0.0)
+
+    def __call__(self, x, t, y):
+        return self.net(x, t, t, y)
+
+    def forward(self, imgs, labels):
+        e, t = jax.random.normal(self.make_rng("gen"), imgs.shape), jnp.full(len(imgs), 0.5)
+        gap = jnp.clip(2 * t, a_min=0.0, a_max=0.25).reshape(-1, 1, 1, 1)
+        return ((self.net(imgs + e, t, t, labels) - gap * (e - imgs)) ** 2).mean(), {}
+""",
+    "models/models_dit.py": """
+import flax.linen as nn
+
+class DiT(nn.Module):
+    depth: int
+    hidden_size: int
+    patch_size: int
+    num_heads: int
+    class_dropout_prob: float
+
+    @nn.compact
+    def __call__(self, x, t, h, y):
+        return nn.Dense(x.shape[-1])(nn.silu(nn.Dense(self.hidden_size)(x)))
+""",
+}
+"""A folder laid out as the official code, which bounds by names that JAX has dropped; its network is another."""
+
+
+def benchmarks():
+    """(script, printed options) of every printed command of a benchmark, and each script that is printed nowhere."""
+    printed = sorted(text.split(" ", 2)[1:] for text in EVERY if text.startswith("python benchmarks/"))
+    found = [(Path(script).name, "".join(rest)) for script, *rest in printed]
+    return found + [(name, "") for name in sorted(TINY) if name not in dict(found)]
+
+
+def test_every_benchmark_is_run():
+    scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")}
+    assert scripts - WORKERS == set(TINY) == {name for name, _ in benchmarks()}
+
+
+@pytest.mark.parametrize(("name", "printed"), benchmarks())
+def test_benchmark(name, printed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path, code in OFFICIAL.items():
+        (tmp_path / "official" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "official" / path).write_text(code)
+    (tmp_path / "torch").write_text(f"#!{sys.executable}\n{(ROOT / 'tests' / 'plain_worker.py').read_text()}")
+    (tmp_path / "torch").chmod(0o755)
+    write_fashion_mnist(tmp_path / "fashion-mnist")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr(sys, "argv", [name, *shlex.split(printed), *shlex.split(TINY[name])])
+    runpy.run_path(str(ROOT / "benchmarks" / name), run_name="__main__")
+    if "out.json" in TINY[name]:
+        assert "NaN" not in (tmp_path / "out.json").read_text()
+        report = json.loads((tmp_path / "out.json").read_text())
+        if name == "toys.py":
+            assert max(report["differences_of_losses"].values()) < 1e-5
+            assert report["ratios"]["128 x 256: grid per model / torch compile"] > 0
+        if name == "dit.py":
+            assert [arm["arm"] for arm in report["arms"]] == ["beta = 0", "beta = 0.5, all rows", "official MeanFlow"]
