@@ -183,7 +183,7 @@ FILES = {
 RUNS = {
     "runs/given": "train digits",
     "runs/digits-vamf-1": "train digits",
-    "runs/swiss_roll-vamf-1": "train swiss_roll",
+    "runs/swiss_roll-rao_blackwell-1": "train swiss_roll",
     "runs/moons": "train two_moons",
     "runs/teacher": "train swiss_roll --method flow_matching",
     "runs/imagenet_dit_b4-vamf-1": "train digits",

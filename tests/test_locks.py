@@ -134,7 +134,7 @@ def test_two_trainings_started_together(tmp_path):
         return sorted((process.communicate()[1], process.returncode)[::-1] for process in both)
 
     assert [status for status, _ in together(["swiss_roll", *options])] == [0, 0]
-    runs = [tmp_path / "runs" / f"swiss_roll-vamf-{number}" for number in (1, 2)]
+    runs = [tmp_path / "runs" / f"swiss_roll-rao_blackwell-{number}" for number in (1, 2)]
     logs = [[record["loss"] for record in read(run / "metrics.jsonl")] for run in runs]
     assert logs[0] == logs[1]
     assert len(logs[0]) == 40

@@ -36,6 +36,7 @@ CONFIGS = {
     "nothing": dataclasses.replace(DIT, beta=None, method="meanflow", objective=ObjectiveConfig()),
     "much": dataclasses.replace(
         TOY,
+        method="vamf",
         beta="linear:1:0",
         learning_rate=1 / 3,
         conditional=False,
@@ -47,6 +48,7 @@ CONFIGS = {
         ),
         initial="/some where/it's",
     ),
+    "as it is": dataclasses.replace(TOY, beta=1.0, objective=ObjectiveConfig(proxy="bank")),
     "elsewhere": dataclasses.replace(TOY, data="/x y/it's.csv", network=DiTConfig()),
     "unaugmented": dataclasses.replace(presets.PRESETS["cifar10_unet"], network=MLPConfig(), augment=TOY.augment),
 }

@@ -577,6 +577,7 @@ def _settings(arguments: list[str], command: str) -> Any:
     if command == "estimate" and (Path(name) / "config.json").exists() and named:
         return Run.open(Path(name)).config
     settings = presets.for_data(name) if named else TrainConfig(data="CONFIG")
+    settings = presets.mixing(settings, arguments)
     if "--network" in arguments:
         unaugmented = dataclasses.replace(settings.augment, probability=0.0)  # of which no kind is told by default
         settings = dataclasses.replace(settings, network=_network(arguments), augment=unaugmented)

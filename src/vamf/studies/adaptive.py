@@ -195,7 +195,7 @@ class AdaptiveStudy:
         every = self.budget.variance_every
         steps = steps or self.budget.steps
         base = dataclasses.replace(
-            runner.averaged(presets.for_data(name), self.budget.name),
+            runner.averaged(presets.as_in_paper(name), self.budget.name),
             steps=steps,
             learning_rate=self.budget.learning_rate,
             checkpoint_every=max(every, 2000),

@@ -125,7 +125,7 @@ class MethodStudy:
     def config(self, name: str, method: str) -> TrainConfig:
         """A method's training on a data set."""
         budget = self.budget
-        base = runner.averaged(presets.for_data(name), budget.name)
+        base = runner.averaged(presets.as_in_paper(name), budget.name)
         pairs = PAIRS if method == "rectified_meanflow" else 0
         return dataclasses.replace(
             base,

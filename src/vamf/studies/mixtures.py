@@ -133,7 +133,7 @@ class MixtureStudy:
     def _base(self, name: str) -> TrainConfig:
         every = self.budget.variance_every
         return dataclasses.replace(
-            runner.averaged(presets.for_data(name), self.budget.name),
+            runner.averaged(presets.as_in_paper(name), self.budget.name),
             steps=self.budget.steps,
             learning_rate=self.budget.learning_rate,
             checkpoint_every=max(every, 2000),

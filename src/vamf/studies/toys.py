@@ -92,7 +92,7 @@ class ToyStudy:
             progress.say(f"[{index}/{len(trainings)}] {training.name}: {len(training.seeds)} trainings at once")
             members += self.complete(training, progress)
         floors = {name: self._measure(name)(data.load(name).reference(SAMPLES, 1)) for name in self.budget.datasets}
-        base = presets.for_data(self.budget.datasets[0])
+        base = presets.as_in_paper(self.budget.datasets[0])
         timed = {"MeanFlow (beta = 0)": ("meanflow", None), "VaMF (beta = 0.5)": ("vamf", 0.5),
                  "corner recipe": ("vamf_corner", None)}  # fmt: skip
         configs = {
@@ -118,7 +118,7 @@ class ToyStudy:
     def trainings(self, name: str) -> list[Training]:
         """The grid of betas and the recipe for one data set."""
         base = dataclasses.replace(
-            runner.averaged(presets.for_data(name), self.budget.name),
+            runner.averaged(presets.as_in_paper(name), self.budget.name),
             steps=self.budget.steps,
             checkpoint_every=max(self.budget.variance_every, 2000),
             log=LogConfig(every=self.budget.variance_every, variance_every=self.budget.variance_every),

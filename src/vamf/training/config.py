@@ -281,8 +281,9 @@ TOYS_NETWORK = MLPConfig()
 class TrainConfig:
     """One training.
 
-    The defaults are those of the 2-D toys. What `vamf train DATA` starts from is
-    `vamf.training.presets.for_data(DATA)`: for tables, digits and pictures another network, clipping or more.
+    The defaults are those of the paper's 2-D studies. What `vamf train DATA` starts from is
+    `vamf.training.presets.for_data(DATA)`: for toys another method and learning rate, for tables, digits and pictures
+    another network, clipping or more.
     """
 
     data: str

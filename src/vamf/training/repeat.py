@@ -27,12 +27,12 @@ def command(config: TrainConfig) -> str:
 
 def _options(config: TrainConfig, base: TrainConfig) -> list[str]:
     """Options that make one configuration of another."""
-    kind = networks.kind_of(config.network)
-    if kind == networks.kind_of(base.network):
-        return _changes(config, base)
-    unaugmented = dataclasses.replace(base.augment, probability=0.0)  # as the command line has it
-    return ["--network", kind, *_changes(config, dataclasses.replace(
-        base, network=networks.KINDS[kind](), augment=unaugmented))]  # fmt: skip
+    kind, words = networks.kind_of(config.network), []
+    if kind != networks.kind_of(base.network):
+        unaugmented = dataclasses.replace(base.augment, probability=0.0)  # as the command line has it
+        base = dataclasses.replace(base, network=networks.KINDS[kind](), augment=unaugmented)
+        words = ["--network", kind]
+    return words + _changes(config, presets.mixing(base, _changes(config, base)))
 
 
 def _changes(wanted: Any, base: Any, part: str = "") -> list[str]:
