@@ -40,7 +40,7 @@ def claims(config: TrainConfig, folder: Path | None, count: int) -> list[Path | 
 
 
 def test_a_folder_is_claimed_once(tmp_path, monkeypatch):
-    """Eight at once: numbers of their own without --out, one of them with it. What stays empty goes again."""
+    """Eight at once: numbers of their own without --out, one of them with it. Of what fails nothing stays."""
     monkeypatch.chdir(tmp_path)
     found = claims(TrainConfig("swiss_roll"), None, 8)
     assert sorted(map(str, found)) == [f"runs/swiss_roll-vamf-{number}" for number in range(1, 9)]
@@ -51,7 +51,11 @@ def test_a_folder_is_claimed_once(tmp_path, monkeypatch):
         refused = {f"{folder}: is being trained by process {os.getpid()}; wait until that has ended"}
         assert set(found) - {folder} == refused
         assert found.count(folder) == 1
-        assert folder.exists() == (folder.name == "empty")
+        assert list(folder.glob("*")) == []  # who made it may not have been who got it: it may stay, empty
+    for folder in (Path("fresh") / "run", Path("empty")):
+        with pytest.raises(ZeroDivisionError), _claim(TrainConfig("swiss_roll"), folder):
+            raise ZeroDivisionError
+        assert folder.parent.exists() == folder.exists() == (folder.name == "empty")
 
 
 def test_another_process_keeps_us_out_until_it_ends(tmp_path):
