@@ -181,7 +181,7 @@ FILES = {
 """What readers bring, by the name of the file or folder."""
 
 RUNS = {
-    "runs/given": "train digits",
+    "runs/given": "train digits --optimiser.ema-decays 0.99",
     "runs/digits-vamf-1": "train digits",
     "runs/swiss_roll-rao_blackwell-1": "train swiss_roll",
     "runs/moons": "train two_moons",
@@ -197,6 +197,7 @@ PLACEHOLDERS = {
     "N": "8",
     "K": "2",
     "S": "0",
+    "DECAY": "0.999",
     "W": "1",
     "--sampler NAME": "heun",
     "SOURCE": "photos",
@@ -369,7 +370,8 @@ def made_up(text, page, trained):
     words = []
     for word in shlex.split(text):
         word = word.replace("/shared/", "shared/")
-        for name in (f"{words[-1]} {word}" if words else "", word):
+        bare = word.strip("[]")
+        for name in (f"{words[-1]} {bare}" if words else "", word, bare):
             if name in PLACEHOLDERS:
                 word = RUN.get(page, PLACEHOLDERS[name]) if word == "RUN" else PLACEHOLDERS[name]
                 break
