@@ -9,9 +9,9 @@ training (batch, gradient, Adam, moving average):
 
 | arm               | what it is                                                                                 |
 |-------------------|--------------------------------------------------------------------------------------------|
-| `beta = 0`        | MeanFlow with guidance; v_hat from the moving average, in every arm but `online`           |
-| `online`          | the same with v_hat from the network itself, as published: one pass serves two purposes    |
-| `beta = 0.5`      | half of what is left of the tangent's noise replaced                                       |
+| `beta = 0`        | MeanFlow with guidance as published; one pass is prediction and kappa's velocity at r = t  |
+| `beta = 0.5`      | half of the tangent's noise replaced by the moving average's velocity                      |
+| `online`          | the same by the network's own, which guidance has asked already                            |
 | `corner`          | beta = 1 with an anchor on every sixteenth row                                             |
 | `corner, all`     | beta = 1 with an anchor on every row                                                       |
 | `..., all rows`   | the Jacobian-vector product also on the rows with r = t                                    |
@@ -61,8 +61,8 @@ MIX = 0.5
 ANCHOR = {"anchor_weight": 0.1, "anchor_range": (0.0, 1e-3)}
 ARMS = {
     "beta = 0": {},
-    "online": {"proxy": "online"},
     "beta = 0.5": {"beta": 0.5},
+    "online": {"beta": 0.5, "proxy": "online"},
     "corner": {"beta": 1.0, **ANCHOR, "anchor_every": 16},
     "corner, all": {"beta": 1.0, **ANCHOR},
 }
@@ -89,14 +89,14 @@ def sizes(name):
 
 
 def config(args, beta=0.0, **options):
-    """The step of an arm, as `TrainConfig`; beta is the paper's, which mixes what guidance has mixed once more."""
+    """The step of an arm, as `TrainConfig`."""
     base = presets.for_data("imagenet_dit_b4")
     jvp = options.pop("jvp_dtype", base.jvp_dtype)
     return dataclasses.replace(
         base,
         network=DiTConfig(**sizes(args.size) | {"dtype": args.dtype, "remat": args.remat}),
         batch_size=args.batch,
-        beta=MIX + (1 - MIX) * beta,
+        beta=beta,
         objective=dataclasses.replace(base.objective, **{"proxy": "ema", **options}),
         jvp_dtype=jvp,
     )
