@@ -100,7 +100,7 @@ class Dataset:
         return jax.random.choice(key, arrays["labels"], (n,))
 
     def to_original(self, samples: np.ndarray) -> np.ndarray:
-        """Samples (..., *event) in original units, (..., *sample_shape)."""
+        """Samples `(..., *event)` in original units, `(..., *sample_shape)`."""
         samples = np.asarray(samples)
         values = (samples if self.restore is None else self.restore(samples)) * self.scale + self.shift
         if self.constants:
