@@ -273,7 +273,7 @@ def test_whether_the_reference_is_unseen(tmp_path, kind):
 
 
 def test_what_an_evaluation_without_held_out_data_says(capsys):
-    result = {"run": "r", "step": 1, "distances": {"floor": {"sw1": 1.0, "sw2": 2.0}}}
+    result = {"run": "r", "step": 1, "ema": 0.999, "distances": {"floor": {"sw1": 1.0, "sw2": 2.0}}}
     for unseen in (True, False):
         cli._print_distances(result | {"unseen": unseen})
         assert ("to the training data, since none were held out" in capsys.readouterr().out) != unseen
