@@ -8,6 +8,7 @@ cannot be had here (`PARSED`) is read by the command line's own parser and goes 
 `FOREIGN` and `ELSEWHERE`. Nothing else is left out: a new command is typed without anybody's doing, or fails.
 """
 
+import contextlib
 import functools
 import io
 import itertools
@@ -30,10 +31,11 @@ from test_autoencoders import tiny_weights
 from test_autoencoders import write as write_tensors
 from test_fid import write_safetensors
 from test_image_files import BATCHES, cifar, save, write_mnist
-from test_inception import residual_state
 from vamf import cli
+from vamf.autoencoders import tiny
+from vamf.metrics import inception
 from vamf.metrics.moments import Moments
-from vamf.studies import adaptive, comparison, dit, exact_noise, methods, mixtures, mixtures_page, runner, summary, toys
+from vamf.studies import comparison, launcher, runner, summary, toys
 from vamf.training import run
 
 pytestmark = pytest.mark.slow
@@ -159,6 +161,16 @@ def write_autoencoder(path):
     write_tensors(path, tensors)
 
 
+def write_inception(path):
+    """Random weights of the first layers of Inception, up to 192 features."""
+    random, state = np.random.default_rng(0), {}
+    for layer, shape in inception.shapes(192).items():
+        state[f"{layer}.conv.weight"] = random.normal(size=shape).astype(np.float32)
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            state[f"{layer}.bn.{part}"] = random.uniform(0.5, 1, shape[0]).astype(np.float32)
+    write_safetensors(path, state)
+
+
 def write_pictures(path):
     np.savez(path, images=np.random.default_rng(len(path.stem)).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8))
 
@@ -174,7 +186,7 @@ FILES = {
     "fashion-mnist": write_fashion_mnist,
     "cifar-10-binary.tar.gz": write_cifar10,
     "vae.safetensors": write_autoencoder,
-    "extractor.safetensors": lambda path: write_safetensors(path, residual_state(1)),
+    "inception.safetensors": write_inception,
     "a.npz": write_pictures,
     "b.npz": write_pictures,
 }
@@ -185,6 +197,7 @@ RUNS = {
     "runs/digits-vamf-1": "train digits",
     "runs/swiss_roll-rao_blackwell-1": "train swiss_roll",
     "runs/moons": "train two_moons",
+    "runs/measurements-vamf-1": "train measurements.csv",
     "runs/teacher": "train swiss_roll --method flow_matching",
     "runs/imagenet_dit_b4-vamf-1": "train digits",
     "shared/runs/imagenet": "train digits",
@@ -209,12 +222,18 @@ PLACEHOLDERS = {
     "DIR": "made",
     "A": "a.npz",
     "B": "b.npz",
-    "[--field": "",
+    "--field": "",
     "value": "",
-    "...]": "",
-    "pt_inception-2015-12-05-6726825d.pth": "extractor.safetensors",
+    "...": "",
+    "studies/dit-default/judge/fashion_mnist-classifier.npz": "inception.safetensors",
+    "pt_inception-2015-12-05-6726825d.pth": "inception.safetensors",
 }
 """What stands for a word, or for a word after its option."""
+INSTEAD = {
+    "vamf fid samples.npz FOLDER": "vamf fid a.npz photos --weights inception.safetensors",
+}
+"""What stands for a command."""
+NAMES = {*cli.COMMANDS, "latents", "pictures"}
 RUN = {"docs/methods/ddpm.md": "runs/cifar-10-binary.tar-ddpm-1"}
 """RUN of a page that makes its own."""
 
@@ -224,25 +243,37 @@ RUN = {"docs/methods/ddpm.md": "runs/cifar-10-binary.tar-ddpm-1"}
 SIZES = {
     "train": "--steps 4 --batch-size 16 --checkpoint-every 4 --log.every 2 --log.variance-every 0",
     "compare": "--steps 10 --seeds 0",
+    "fid": "--dims 192 --bootstrap 2",
+    "data": "--size 16",
 }
 """Options that every command of a kind gets, over those that are printed."""
 NETWORKS = {
-    "mlp": "--network.width 16",
-    "dit": "--network.depth 1 --network.width 16 --network.heads 2 --network.patch 4",
-    "in_context": "--network.depth 1 --network.width 16 --network.heads 2 --network.patch 4",
-    "unet": "--network.channels 32 --network.multipliers 1 --network.blocks 1 --network.time-features 16",
+    "mlp": "--network.width 16 --network.depth 1 --network.time-features 4",
+    "dit": "--network.depth 1 --network.width 16 --network.heads 2 --network.patch 4 --images.size 8",
+    "latents": "--network.depth 1 --network.width 16 --network.heads 2 --network.patch 1",
+    "in_context": "--network.depth 1 --network.width 16 --network.heads 2 --network.patch 4 --images.size 8 "
+    "--network.head-depth 1",
+    "unet": "--network.channels 4 --network.multipliers 1 --network.blocks 1 --network.time-features 4 --images.size 8",
 }
-KINDS = {"photos": "dit", "pictures": "dit", "photos-latents": "dit", "fashion_mnist": "dit", "ddpm_cifar10": "unet"}
+KINDS = {
+    "photos": "dit",
+    "pictures": "dit",
+    "photos-latents": "latents",
+    "fashion_mnist": "dit",
+    "ddpm_cifar10": "unet",
+}
 """The kind of network of what is trained on, where it is no perceptron and none is named."""
 SMALLER = {
-    "--n": 40,
+    "--n": 12,
     "--couplings.pairs": 256,
-    "--images.size": 16,
-    "--size": 16,
+    "--images.size": 8,
     "--profile": 2,
 }
 """The largest value of an option."""
 
+ADAPTIVE, DIT, METHODS, MIXTURES = (
+    f"test_study_{name}.py runs it" for name in ("adaptive", "dit", "methods", "mixtures")
+)
 PARSED = {
     "vamf train imagenet_dit_b4 --out runs/imagenet": "latents of ImageNet",
     "vamf train imagenet_dit_b4 --mesh.data 0": "latents of ImageNet",
@@ -253,24 +284,26 @@ PARSED = {
     "vamf study toys --launcher local --workers 4": "processes; test_launcher.py trains in them",
     "vamf study toys --launcher slurm --resources gpus_per_node=1 timeout_min=600": "SLURM",
     "vamf study toys --launcher ray --workers 16 --resources num_gpus=0.25": "Ray",
-    "vamf study adaptive --paper": "an accelerator; made small it is `vamf study adaptive`",
-    "vamf study adaptive --quick": "made small it is `vamf study adaptive`",
-    "vamf study dit --paper --data downloads/cifar10": "an accelerator",
-    "vamf study dit --paper --preset imagenet_dit_b4 --data latents": "an accelerator, latents of ImageNet",
-    "vamf study dit --quick --data downloads/fashion-mnist": "made small it is the same without --quick",
-    "vamf study dit --data fashion-mnist": "the same, on another page",
-    "vamf study dit": "the same, without data",
-    "vamf study methods --quick": "made small it is `vamf study methods`",
-    "vamf study mixtures --paper": "an accelerator; made small it is `vamf study mixtures`",
-    "vamf study mixtures --quick": "made small it is `vamf study mixtures`",
+    "vamf study adaptive": ADAPTIVE,
+    "vamf study adaptive --quick": ADAPTIVE,
+    "vamf study adaptive --paper": ADAPTIVE,
+    "vamf study dit": DIT,
+    "vamf study dit --data fashion-mnist": DIT,
+    "vamf study dit --data downloads/fashion-mnist": DIT,
+    "vamf study dit --quick --data downloads/fashion-mnist": DIT,
+    "vamf study dit --paper --data downloads/cifar10": DIT,
+    "vamf study dit --paper --preset imagenet_dit_b4 --data latents": DIT,
+    "vamf study methods": METHODS,
+    "vamf study methods --quick": METHODS,
+    "vamf study mixtures": MIXTURES,
+    "vamf study mixtures --quick": MIXTURES,
+    "vamf study mixtures --paper": MIXTURES,
     "vamf study toys --paper": "an accelerator; made small it is `vamf study toys`",
     "vamf study toys --quick": "made small it is `vamf study toys`",
     "vamf study toys --as-published": "the same, with --out",
     "vamf study toys --quick --as-published": "made small it is the same without --quick",
 }
 """Commands that are only parsed, and why."""
-TOLD = {"vamf train ...", "vamf study --launcher"}
-"""Commands of the running text that are not whole."""
 ELSEWHERE = {
     "make demo": "its study is run here",
     "make test": "the suite",
@@ -289,25 +322,18 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 @pytest.fixture(scope="module", autouse=True)
 def small():
     """Evaluations, studies and timings of a few samples, points and steps."""
-    costs = runner.step_costs
-    network = dit.DiTConfig(depth=1, width=16, heads=2, patch=7)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "EVALUATED", 64)
-        for study in (toys, mixtures, comparison):
+        patch.setattr(run, "EVALUATED", 16)
+        patch.setattr(run, "PICTURES", 4)
+        patch.setattr(run, "SHOWN", 16)
+        for study in (toys, comparison):
             patch.setattr(study, "SAMPLES", 64)
         patch.setattr(summary, "PROJECTIONS", 16)
-        patch.setattr(runner, "step_costs", lambda configs, progress, **_: costs(configs, progress, 2, 1))
-        patch.setattr(exact_noise, "TIMES", (0.5, 0.9))
-        patch.setattr(exact_noise, "ROWS", 16)
-        patch.setattr(mixtures_page, "MAP_TIMES", (0.5,))
-        patch.setattr(methods, "POINTS", 64)
-        patch.setattr(adaptive, "ARMS", tuple(arm for arm in adaptive.ARMS if arm.name == "rao_blackwell"))
+        patch.setattr(tiny, "WIDTH", 8)
+        patch.setattr(runner, "step_costs", lambda configs, *_, **__: dict.fromkeys(configs, 1.0))
+        patch.setattr(runner, "step_memory", lambda _: 0)
+        patch.setattr(runner, "exact_error", functools.partial(runner.exact_error, n=16))
         patch.setattr(toys, "DEFAULT", toys.Budget("default", ("swiss_roll",), 10, (0.0, 0.5, 1.0), (0,), 5))
-        patch.setattr(mixtures, "DEFAULT", mixtures.Budget("default", (2,), 10, (0.0, 1.0), (0,), 5, 1e-3, points=16))
-        patch.setattr(adaptive, "DEFAULT", adaptive.Budget("default", ("pinwheel",), 10, (0,), 5, 1e-3))
-        few = ("meanflow", "shortcut")
-        patch.setattr(methods, "DEFAULT", methods.Budget("default", ("two_moons",), few, False, 10, (0,), 5, 1e-3))
-        patch.setattr(dit, "DEFAULT", dit.Budget("default", 4, (0,), (0.0, 1.0), (), network, 2, 40, 1, 8))
         yield
 
 
@@ -319,14 +345,21 @@ class Parsed(Exception):
 
 
 def parse(words):
-    """Have a command read by its own parser, up to where work would begin; a training's objective is built."""
+    """Have a command read by its own parser, up to where work would begin: the objective of a training is built, and a
+    study with its budget."""
     read = cli._parse
 
     def stop(*arguments, **options):
-        raise Parsed(read(*arguments, **options))
+        raise Parsed(None if words[0] == "study" else read(*arguments, **options))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "_parse", stop)
+        if words[0] == "study":
+            patch.setattr(launcher, "choose", lambda *_: None)
+            patch.setattr(launcher, "run", stop)
+            for name, kind in cli.STUDIES.items():
+                patch.setattr(f"vamf.studies.{name}.{kind}.run", stop)
+        else:
+            patch.setattr(cli, "_parse", stop)
         with pytest.raises(Parsed) as stopped:
             cli.main(words)
     if words[0] == "train":
@@ -339,9 +372,11 @@ def trained(tmp_path_factory):
 
     @functools.cache
     def folder(words):
-        path = tmp_path_factory.mktemp("given") / "run"
-        cli.main([*resized(words.split()), "--out", str(path)])
-        return path
+        path = tmp_path_factory.mktemp("given")
+        with contextlib.chdir(path):
+            supply(words.split())
+            cli.main([*resized(words.split()), "--out", "run"])
+        return path / "run"
 
     return folder
 
@@ -368,25 +403,28 @@ def resized(words):
 def made_up(text, page, trained):
     """The words of a command, with what stands for placeholders; files and runs that it takes are made."""
     words = []
-    for word in shlex.split(text):
-        word = word.replace("/shared/", "shared/")
-        bare = word.strip("[]")
-        for name in (f"{words[-1]} {bare}" if words else "", word, bare):
+    for word in shlex.split(INSTEAD.get(text, text)):
+        word = word.strip("[]").replace("/shared/", "shared/")
+        for name in (f"{words[-1]} {word}" if words else "", word):
             if name in PLACEHOLDERS:
                 word = RUN.get(page, PLACEHOLDERS[name]) if word == "RUN" else PLACEHOLDERS[name]
                 break
-        words.append(word.strip("[]"))
-    words = [word for word in words if word]
+        if word:
+            words.append(word)
+    for before, word in itertools.pairwise(words):
+        if word in RUNS and before != "--out" and not Path(word).exists():
+            shutil.copytree(trained(RUNS[word]), word)
+    supply(words)
+    return words
+
+
+def supply(words):
+    """Make the files that a command takes."""
     for before, word in itertools.pairwise(words):
         path = Path(word)
-        if path.exists() or before == "--out":
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.name in FILES:
+        if path.name in FILES and before != "--out" and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
             FILES[path.name](path)
-        elif word in RUNS:
-            shutil.copytree(trained(RUNS[word]), path)
-    return words
 
 
 def typed(words, capsys):
@@ -416,17 +454,18 @@ def test_commands(page, trained, tmp_path, monkeypatch, capsys):
             assert (status, err.strip().replace(f"{tmp_path}/", "")) == (2, one.ends), one.text
         elif one.text in PARSED:
             parse(words)
-        elif one.text in TOLD or (one.kind == "told" and len(words) == 1):
-            assert words[0] in cli.COMMANDS, one.text
-            _, usage, _ = typed([words[0], "--help"], capsys)
-            assert all(word in usage for word in words[1:] if word.startswith("--")), one.text
+        elif one.kind == "told" and all(word.startswith("--") or word in NAMES for word in words):
+            names = [word for word in words if word in NAMES]  # a mention: a command's name, perhaps with an option's
+            status, usage, _ = typed([*names, "--help"], capsys)
+            assert status == 0, one.text
+            assert all(f"{word} " in usage for word in words if word.startswith("--")), one.text
         else:
             status, _, err = typed(resized(words), capsys)
             assert status == 0, f"{one.text}\nas: vamf {shlex.join(words)}\n{err}"
 
 
 def test_the_tables_are_of_commands_that_are_printed():
-    assert set(PARSED) | set(ELSEWHERE) | TOLD <= EVERY
+    assert set(PARSED) | set(ELSEWHERE) | set(INSTEAD) <= EVERY
 
 
 # ------------------------------------------------------------------------------------------------- examples in Python
@@ -528,6 +567,8 @@ def test_benchmark(name, printed, tmp_path, monkeypatch):
     (tmp_path / "torch").write_text(f"#!{sys.executable}\n{(ROOT / 'tests' / 'plain_worker.py').read_text()}")
     (tmp_path / "torch").chmod(0o755)
     write_fashion_mnist(tmp_path / "fashion-mnist")
+    if name == "toys.py":
+        monkeypatch.setenv("XLA_FLAGS", "")  # its processes work more than they compile
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.setattr(sys, "argv", [name, *shlex.split(printed), *shlex.split(TINY[name])])
     runpy.run_path(str(ROOT / "benchmarks" / name), run_name="__main__")
