@@ -400,8 +400,9 @@ def resized(words):
     return words
 
 
-def made_up(text, page, trained):
-    """The words of a command, with what stands for placeholders; files and runs that it takes are made."""
+def made_up(text, page, trained, refused=False):
+    """The words of a command, with what stands for placeholders; files and runs that it takes are made, and those that
+    it is refused for."""
     words = []
     for word in shlex.split(INSTEAD.get(text, text)):
         word = word.strip("[]").replace("/shared/", "shared/")
@@ -412,7 +413,7 @@ def made_up(text, page, trained):
         if word:
             words.append(word)
     for before, word in itertools.pairwise(words):
-        if word in RUNS and before != "--out" and not Path(word).exists():
+        if word in RUNS and (refused or before != "--out") and not Path(word).exists():
             shutil.copytree(trained(RUNS[word]), word)
     supply(words)
     return words
@@ -448,7 +449,7 @@ def test_commands(page, trained, tmp_path, monkeypatch, capsys):
             assert extra[1] in EXTRAS
             continue
         assert one.text.startswith("vamf "), f"{one.text}: who runs it? see FOREIGN and ELSEWHERE"
-        words = made_up(one.text, page, trained)[1:]
+        words = made_up(one.text, page, trained, one.kind == "shown")[1:]
         if one.kind == "shown":
             status, _, err = typed(words, capsys)
             assert (status, err.strip().replace(f"{tmp_path}/", "")) == (2, one.ends), one.text
