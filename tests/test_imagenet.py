@@ -1,6 +1,7 @@
 """The ImageNet configuration as published, on latents of noise: its size, real steps, resumption from a checkpoint."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -18,11 +19,14 @@ QUIET = Progress(show=False)
 
 
 def as_latents(folder):
-    """36 pictures of 256x256 and four among the 1,000 classes, encoded."""
+    """Latents of 36 pictures of 256x256; the index says 1,000 classes, as it does where each of them has a picture."""
     random = np.random.default_rng(0)
     pictures = random.integers(0, 256, (36, 256, 256, 3), np.uint8)
     np.savez(folder / "pictures.npz", images=pictures, labels=np.resize([0, 207, 500, 999], 36))
     encoding.encode(folder / "pictures.npz", autoencoder(), folder / "latents", LatentConfig(size=256))
+    index = json.loads((folder / "latents" / "latents.json").read_text())
+    assert index.pop("classes") == [0, 207, 500, 999]
+    (folder / "latents" / "latents.json").write_text(json.dumps(index | {"num_classes": 1000}))
     return folder / "latents"
 
 

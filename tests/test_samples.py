@@ -142,7 +142,7 @@ def test_latents_become_pictures(latents_run, tmp_path, capsys, weights):
 
 @pytest.mark.slow
 def test_latents_remember_their_autoencoder(latents_run, tmp_path, capsys, monkeypatch):
-    evaluation = {"samples": 4, "reference": 4, "projections": 4, "distances": {}}
+    evaluation = {"samples": 4, "reference": 4, "projections": 4, "floors": 2, "distances": {}}
     assert "Distributions of the first 4 channels" in report.write(Run.open(latents_run), evaluation).read_text()
     weights = latents_run.parent / "vae.safetensors"
     weights.touch()

@@ -13,7 +13,7 @@ from vamf.training.config import TrainConfig
 from vamf.training.grid import Grid
 
 PLACES = [(t, t * share) for t in (0.3, 0.5, 0.7, 0.9) for share in (0.0, 0.4, 0.8)]
-ROWS = 4000
+ROWS = 5000
 ANGLES = 2 * np.pi * np.arange(8) / 8
 MIXTURE = oracles.Mixture(np.full(8, 1 / 8), 3 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1), 0.25)
 

@@ -63,7 +63,7 @@ def test_pictures_and_labels_keep_their_shape():
 @pytest.mark.slow
 def test_training_in_whitened_coordinates(tmp_path):
     np.save(tmp_path / "skewed.npy", np.random.default_rng(0).normal(size=(2000, 3)) @ MIX.T + [5.0, -3.0, 0.0])
-    config = TrainConfig(str(tmp_path / "skewed.npy"), method="meanflow", steps=400, whiten=0.001, learning_rate=3e-3)
+    config = TrainConfig(str(tmp_path / "skewed.npy"), method="meanflow", steps=1000, whiten=0.001, learning_rate=1e-2)
     run = Run.create(dataclasses.replace(config, network=MLPConfig(width=32, depth=2)), tmp_path / "run")
     run.train(Progress(show=False))
     state, _ = Run.open(tmp_path / "run").load(Progress(show=False))
