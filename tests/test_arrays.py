@@ -563,3 +563,19 @@ def test_an_unknown_name_lists_what_there_is():
     assert "did you mean" not in message
     for name in (*data.toys.NAMES, "digits", ".npy", ".npz", ".csv"):
         assert name in message
+
+
+def test_classes_of_samples_are_the_last_column():
+    text = csv_table.text(np.array([[1.5, 2.0], [0.5, 3.0]]), ("a", "b"), np.array(["cat", "a,dog"]))
+    assert list(csv.reader(text.splitlines())) == [["a", "b", "label"], ["1.5", "2", "cat"], ["0.5", "3", "a,dog"]]
+
+
+@pytest.mark.parametrize("header", ["2019,2020", "1,2", '"1","2"', "0.0,1.0", "10,20"])
+def test_whole_numbers_above_decimals_are_not_learnt_as_a_row(header, tmp_path):
+    path = tmp_path / "x.csv"
+    rows = np.random.default_rng(0).normal(size=(50, 2)).tolist()
+    path.write_text("\n".join([header, *(",".join(map(repr, row)) for row in rows)]))
+    with pytest.raises(UserError, match="holds integers above decimals, as column names do"):
+        csv_table.read(path)
+    path.write_text("\n".join([*(",".join(map(repr, row)) for row in rows), "1,2"]))
+    assert csv_table.read(path).numbers.shape == (51, 2)

@@ -107,6 +107,17 @@ def test_a_training_too_short_for_its_average_is_told_so():
     assert "--optimiser.ema-decays" in (said(20_000, ema_warmup=False, ema_decays=(0.9999,)) or "")
 
 
+def test_averages_that_warm_up_alike_are_told_so():
+    """In 500 steps warm-up lets no decay above 501/510 = .982 be reached: 0.999 and 0.9999 are then one average."""
+
+    def said(steps, *decays):
+        options = OptimiserConfig(ema_decays=decays)
+        return averages.caution(TrainConfig(data="two_moons", steps=steps, optimiser=options))
+
+    assert "0.999, 0.9999: the same in 500 steps" in (said(500, 0.9999) or "")
+    assert said(500, 0.9) is said(20_000, 0.9999) is said(500) is None
+
+
 OLD = {
     "data": "swiss_roll", "method": "vamf", "beta": None, "steps": 20000, "batch_size": 256, "learning_rate": 0.001,
     "seed": 42, "checkpoint_every": 2000, "conditional": True, "holdout": 0.1,

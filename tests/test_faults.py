@@ -35,7 +35,7 @@ from vamf.training.grid import Grid
 from vamf.training.guards import HUNG, Diverged, Guard, Watchdog
 from vamf.training.logs import NOT_REPEATED, read
 from vamf.training.run import Run
-from vamf.training.signals import RESUMABLE
+from vamf.training.signals import ECHO, RESUMABLE
 from vamf.training.step import Bad, Metrics
 
 QUIET = Progress(show=False)
@@ -195,6 +195,9 @@ with Stop(lambda line: print(line, flush=True)):
     time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline().startswith("SIGTERM: the state is saved")
+    process.send_signal(signal.SIGTERM)  # the first one's echo, as `timeout` sends it to a process and its group
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=ECHO + 0.1)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 128 + signal.SIGTERM
 

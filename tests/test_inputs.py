@@ -160,6 +160,16 @@ def test_a_run_is_sampled_without_its_data(made, moved, capsys):
     assert "other data than those of the run: columns mass, height" in err
 
 
+def test_samples_do_not_replace_a_table_that_has_moved(moved, capsys):
+    before = (moved / "renamed.csv").read_text()
+    status, _, err = vamf("sample", moved / "run", "--n", 3, "--out", moved / "renamed.csv", capsys=capsys)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "holds the rows that the run was trained on" in err
+    assert (moved / "renamed.csv").read_text() == before
+    for _ in range(2):  # what vamf itself has written may be
+        assert vamf("sample", moved / "run", "--n", 3, "--out", moved / "drawn.csv", capsys=capsys)[0] == 0
+
+
 def test_data_with_a_name_have_no_place(tmp_path):
     run = Run.create(config("swiss_roll"), tmp_path / "run")
     with pytest.raises(UserError, match="was trained on swiss_roll, which has no file"):

@@ -82,7 +82,8 @@ def test_classes_are_called_as_in_the_data(pictures_run, tmp_path, capsys):
     found = {}
     for label in ("7", "each", None):
         options = [] if label is None else ["--label", label]
-        assert vamf("sample", pictures_run, "--n", 60, *options, "--out", tmp_path / "s.npz", capsys=capsys)[0] == 0
+        status, _, err = vamf("sample", pictures_run, "--n", 60, *options, "--out", tmp_path / "s.npz", capsys=capsys)
+        assert status == 0, err
         with np.load(tmp_path / "s.npz") as written:
             found[label] = written["labels"].tolist()
     assert found["7"] == [7] * 60
@@ -92,12 +93,23 @@ def test_classes_are_called_as_in_the_data(pictures_run, tmp_path, capsys):
     samples, again, other = (run.grid.draw(state, 60, seed=0, label=k)[0][0] for k in (None, numbers, 1 - numbers))
     own = np.abs(again - samples).reshape(60, -1).max(axis=1)
     assert np.all(100 * own < np.abs(other - samples).reshape(60, -1).max(axis=1))  # these labels are the samples' own
-    assert vamf("sample", pictures_run, "--n", 9, "--out", tmp_path / "s.npy", capsys=capsys)[0] == 0
-    assert json.loads((tmp_path / "s.json").read_text())["labels"] == run.labels(9, 0).tolist()
+    assert vamf("sample", pictures_run, "--n", 9, "--out", tmp_path / "one.npy", capsys=capsys)[0] == 0
+    assert json.loads((tmp_path / "one.json").read_text())["labels"] == run.labels(9, 0).tolist()
     for label in ("0", "1", "cat", "-3"):
         status, _, err = vamf("sample", pictures_run, "--label", label, "--out", tmp_path / "t.npz", capsys=capsys)
         assert (status, err.count("\n")) == (2, 1)
         assert f"label = {label}: allowed is 3, 7, or each" in err
+
+
+def test_files_do_not_share_what_is_said_of_them(pictures_run, tmp_path, capsys):
+    """`h.json` tells of one file: another of that name is refused, and a comparison does not take it for its own."""
+    assert vamf("sample", pictures_run, "--n", 9, "--seed", 1, "--out", tmp_path / "h.npz", capsys=capsys)[0] == 0
+    status, _, err = vamf("sample", pictures_run, "--n", 9, "--seed", 9, "--out", tmp_path / "h.npy", capsys=capsys)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "says how h.npz was made" in err
+    assert json.loads((tmp_path / "h.json").read_text())["seed"] == 1
+    (tmp_path / "h.npz").rename(tmp_path / "k.npz")
+    assert vamf("sample", pictures_run, "--n", 9, "--seed", 9, "--out", tmp_path / "h.npy", capsys=capsys)[0] == 0
 
 
 def test_all_files_hold_the_same_pictures(pictures_run, tmp_path, capsys):
@@ -109,7 +121,7 @@ def test_all_files_hold_the_same_pictures(pictures_run, tmp_path, capsys):
     sheet = np.asarray(Image.open(tmp_path / "d.png"))
     assert sheet.shape == (8 * (2 * 9 + 1), 8 * (10 * 9 + 1), 3)  # ten across, enlarged eight times, lines between
     np.testing.assert_array_equal(sheet[8 : 8 + 64 : 8, 8 : 8 + 64 : 8], first[0])
-    numbers = np.loadtxt(tmp_path / "e.csv", delimiter=",")
+    numbers = np.loadtxt(tmp_path / "e.csv", delimiter=",")[:, :-1]  # the last column is the class
     np.testing.assert_array_equal(first.reshape(12, -1), np.clip(np.rint(numbers), 0, 255))
 
 

@@ -17,9 +17,10 @@ import optax
 import pytest
 
 from vamf import data
+from vamf.data import images
 from vamf.errors import UserError
 from vamf.metrics import sliced_wasserstein
-from vamf.networks import MLPConfig
+from vamf.networks import DiTConfig, MLPConfig
 from vamf.progress import Progress
 from vamf.training import loop, presets
 from vamf.training.config import (
@@ -102,12 +103,31 @@ def test_chunks_do_not_change_the_result():
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_a_chunk_of_a_transformer_can_be_left():
+    """It is made of pieces; what is done when it is left is what as many steps do."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
+    config = TrainConfig("noise.npy", batch_size=4, network=DiTConfig(depth=1, width=8, heads=1, patch=4))
+    grid = Grid(config, images.from_pixels("noise", pixels), [0])
+    asked = []
+
+    def stops(done):
+        asked.append(done)
+        return done >= 20
+
+    state, metrics = grid.advance(grid.init(), 40, stops)
+    assert (asked, metrics.loss.shape, int(state.step[0])) == ([20], (1, 20), 20)
+    expected, _ = grid.advance(grid.init(), 20)  # the same program
+    for ours, theirs in zip(leaves(state), leaves(expected), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.slow
 def test_members_are_padded_over_devices():
     """Three trainings on two devices: a subprocess, since devices are counted once."""
     code = """
 import dataclasses, jax, numpy as np
 from vamf import data
+from vamf.data import images
 from vamf.training.config import TrainConfig
 from vamf.training.grid import Grid
 jax.config.update("jax_num_cpu_devices", 2)

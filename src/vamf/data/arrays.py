@@ -148,6 +148,7 @@ def from_table(
         integers=units.integers,
         held_out=lambda: stored[test],
         summary=f"{name}: {table.shape[1]} columns{in_classes(num_classes, classes)}, {used}"
+        + _tell_integers(units.integers, columns)
         + _tell_constants(units.constants, columns),
         reread=units.reread,
     )
@@ -204,6 +205,12 @@ def _standard(source: str, rows: Float[np.ndarray, "n d"], stored: np.ndarray, c
         tuple((int(column), float(rows[0, column])) for column in np.flatnonzero(~varies)),
         tuple(np.flatnonzero(np.all(rows == np.rint(rows), axis=0)).tolist()),
         " and ".join(reason for reason, holds in reasons.items() if holds),
+    )
+
+
+def _tell_integers(integers: tuple[int, ...], columns: tuple[str, ...]) -> str:
+    return (
+        f"; integers, and rounded in samples: {listed([_column(at, columns) for at in integers])}" if integers else ""
     )
 
 

@@ -89,14 +89,15 @@ def without_index(table: Table) -> Table:
     return table
 
 
-def text(rows: np.ndarray, columns: Sequence[str] = ()) -> str:
+def text(rows: np.ndarray, columns: Sequence[str] = (), label: np.ndarray | None = None) -> str:
     """Rows (n, d) as a file's content: every number in the fewest digits that give it back, a column of integers as
-    integers."""
+    integers; classes (n,) as the last column, `label`."""
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
     if columns:
-        writer.writerow(columns)
-    writer.writerows(zip(*(_digits(column) for column in np.asarray(rows).T), strict=True))
+        writer.writerow([*columns, *(["label"] if label is not None else [])])
+    classes = [] if label is None else [label.tolist()]
+    writer.writerows(zip(*(_digits(column) for column in np.asarray(rows).T), *classes, strict=True))
     return written.getvalue()
 
 
@@ -130,6 +131,11 @@ def _names(path: Path, lines: list[_Line]) -> tuple[tuple[str, ...], str]:
                 f"{path}: {where} ({short}) looks like column names; if so, write them with a letter (c{first[0]}); "
                 "if it is a row of numbers, move it down"
             )
+    if _is_decimal_below_all(first, rest):
+        raise UserError(
+            f"{path}: {where} ({short}) holds integers above decimals, as column names do; if so, write them "
+            f"with a letter (c{first[0]}); if it is a row of numbers, move it down"
+        )
     if first == counting:
         return (), f"{where} ({short}) is taken for numbers (if it holds column names, write them with a letter)"
     return (), ""
@@ -144,6 +150,19 @@ def _is_decimal_below(width: int, rest: list[_Line]) -> bool:
     """Whether a column is one of decimals in all lines but the first, which is then no part of it."""
     columns = itertools.islice(itertools.zip_longest(*(line.entries for line in rest), fillvalue=""), width)
     return any(not any(INTEGER.fullmatch(entry) for entry in column) for column in columns)
+
+
+def _is_decimal_below_all(first: list[str], rest: list[_Line]) -> bool:
+    """Whether a line of whole numbers stands above columns of which each holds decimals almost throughout."""
+    if not all(_is_number(entry) and float(entry).is_integer() for entry in first):
+        return False
+    seen = rest[:LOOKED_AT]
+    columns = list(itertools.zip_longest(*(line.entries for line in seen), fillvalue=""))[: len(first)]
+    return bool(seen) and all(sum(map(_is_whole, column)) <= 0.1 * len(column) for column in columns)
+
+
+def _is_whole(entry: str) -> bool:
+    return _is_number(entry) and float(entry).is_integer()
 
 
 def _is_even(entries: list[str]) -> bool:

@@ -146,7 +146,9 @@ def _provenance(path: Path) -> dict[str, Any]:
         known = {}
     except (OSError, ValueError) as error:
         raise UserError(f"{note}: not readable as JSON ({' '.join(str(error).split())[:80]})") from None
-    return {key: known.get(key) if isinstance(known, dict) else None for key in PROVENANCE}
+    if not isinstance(known, dict) or (path.is_file() and known.get("file", path.name) != path.name):
+        known = {}  # of other samples
+    return {key: known.get(key) for key in PROVENANCE}
 
 
 def _warnings(side: Side) -> list[str]:

@@ -73,6 +73,8 @@ def panels(
             axis.set_ylim(
                 1.08 * axis.dataLim.y0 if below else 0, 1.08 * axis.dataLim.y1 if np.isfinite(axis.dataLim.y1) else 1
             )
+        if len({float(x) for curve in plot.curves for x in curve.x}) == 1:  # no scale around a single point
+            axis.set_xticks(plot.curves[0].x[:1])
         if integers:
             axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
     for axis in axes.flat[len(plots) :]:

@@ -123,7 +123,8 @@ def _by_time(records: list[dict]) -> bytes:
             kept = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
             if kept:
                 shown, means = zip(*kept, strict=True)
-                curves.append(figures.Curve(shown, means, None, f"t to {end[2:]}", colors[end], ""))
+                marker = "" if len(shown) > 1 else "o"
+                curves.append(figures.Curve(shown, means, None, f"t to {end[2:]}", colors[end], marker))
         if curves:
             plots.append(figures.Panel("r = t" if gap == "diagonal" else f"gap to {gap[4:]}", curves))
     return figures.panels(plots, "step", "residual", integers=True)

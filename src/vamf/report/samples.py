@@ -142,6 +142,7 @@ def _write(
     cost = Cost(sum(part.calls for part in costs), sum(part.batches for part in costs), costs[0].batch_size)
     if note is not None and distributed.is_first():
         made = dataclasses.asdict(wanted) | {
+            "file": out.name,
             "run": str(run.folder.resolve()),
             "training_step": int(np.asarray(state.step)[0]),
             "nfe": cost.each,
@@ -170,16 +171,31 @@ def _check_free(run: Run, out: Path, note: Path | None) -> None:
             raise UserError(f"out = {out}: exists and is not an empty folder")
     elif out.is_dir():
         raise UserError(f"out = {out}: is a folder")
-    elif note is not None and note.exists() and not _is_note(note):
-        raise UserError(f"out = {out}: {note} is there, which says something else; choose another name")
+    elif note is not None and note.exists() and (of := _note_of(note)) != out.name and out.with_name(of).exists():
+        said = f"says how {of} was made" if of else "says something else"
+        raise UserError(f"out = {out}: {note} is there, which {said}; choose another name")
+    elif out.exists() and _holds_data(run, out):
+        raise UserError(f"out = {out}: holds the rows that the run was trained on; choose another name")
 
 
-def _is_note(path: Path) -> bool:
-    """Whether a JSON file is what `write` leaves beside samples."""
+def _note_of(path: Path) -> str:
+    """The name of the samples of which a JSON file tells; nothing where it is no such file."""
     try:
-        return "training_step" in json.loads(path.read_text())
-    except (OSError, ValueError, TypeError):
+        note = json.loads(path.read_text())
+        return str(note["file"]) if "training_step" in note else ""
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""
+
+
+def _holds_data(run: Run, out: Path) -> bool:
+    """Whether a file that is in the way is the run's own data, moved to another place or renamed."""
+    if run.inputs is None:
         return False
+    try:
+        run.inputs.check(str(out), dataclasses.replace(run.config, data=str(out)).load_data())
+    except (UserError, OSError):
+        return False
+    return True
 
 
 def draw(run: Run, state: State, wanted: Wanted) -> Iterator[tuple[np.ndarray, np.ndarray | None, Cost]]:
@@ -206,7 +222,7 @@ def _write_file(path: Path, arrays: dict[str, np.ndarray], columns: tuple[str, .
     elif path.suffix == ".png":
         write_atomic(path, figures.pictures(samples, min(len(samples), 10), figures.enlargement(samples), 0, 255))
     else:
-        write_atomic(path, csv_table.text(samples.reshape(len(samples), -1), columns))
+        write_atomic(path, csv_table.text(samples.reshape(len(samples), -1), columns, arrays.get("labels")))
 
 
 def _write_folder(folder: Path, parts: Iterable[UInt8[np.ndarray, "n h w c"]]) -> None:

@@ -50,7 +50,16 @@ def caution(config: TrainConfig) -> str | None:
     optimiser, steps = config.optimiser, config.steps
     kept = max((optimiser.ema_decay, *optimiser.ema_decays))
     share = initial_share(kept, optimiser.ema_warmup, steps)
-    if optimiser.ema_warmup or share <= NOTICED:
+    if optimiser.ema_warmup:
+        reached = (1 + steps) / (10 + steps)
+        alike = [decay for decay in config.averages if decay >= reached]
+        if len(alike) < 2:
+            return None
+        return (
+            f"moving averages {', '.join(f'{decay:g}' for decay in alike)}: the same in {steps:,} steps, in which "
+            f"warm-up lets a decay reach {reached:.3g}; better --optimiser.no-ema-warmup, or lower decays"
+        )
+    if share <= NOTICED:
         return None
     better = max(0.0, 1 - 30 / steps)  # a thirtieth of the training, as 0.9999 is of the papers' 300,000 steps
     option = "ema-decay" if kept == optimiser.ema_decay else "ema-decays"

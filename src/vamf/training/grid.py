@@ -15,7 +15,7 @@ other: it has neither, and may be spread over many devices itself (`mesh.py`).
 import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -48,6 +48,8 @@ BLOCK_BYTES = 2**20
 """Memory for batches drawn ahead, for each member."""
 BLOCK_ROWS = 256
 """Samples that a large network draws together."""
+PIECE = 25
+"""Most steps of a network other than a perceptron between two looks of the host: at progress and at signals."""
 SMALL = 2**15
 """Largest width times batch size of a training that is better off on one core."""
 
@@ -282,22 +284,28 @@ class Grid:
         shared = jax.tree.map(partial(self.layout.share, first=1), self._shapes)
         return shared._replace(memory=jax.tree.map(lambda _: self.layout.everywhere, self._shapes.memory))
 
-    def advance(self, state: State, steps: int) -> tuple[State, Metrics]:
+    def advance(
+        self, state: State, steps: int, stops: Callable[[int], bool] = lambda done: False
+    ) -> tuple[State, Metrics]:
         """The state `steps` later, and host arrays (size, steps) of what each step reported. `state` is used up.
+
+        Args:
+            stops: asked now and then with the number of steps that are done; these are then all where it says so.
 
         Raises:
             UserError: streamed data that cannot be used.
         """
         if self._windows is None:
-            return self._advance(self._arrays, state, steps)
-        step, reported = self._step(state), []
-        end = step + steps
-        while step < end:
+            return self._advance(self._arrays, state, steps, stops)
+        start, reported = self._step(state), []
+        step, end, stopped = start, start + steps, False
+        while step < end and not stopped:
             window = self._windows.at(step)
             stop = min(end, window.end)
-            state, metrics = self._advance(window.arrays, state, stop - step)
+            state, metrics = self._advance(window.arrays, state, stop - step, lambda done: stops(step - start + done))  # noqa: B023
             reported.append(metrics)
-            step = stop
+            step += metrics.loss.shape[1]
+            stopped = step < stop
         return state, jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *reported)
 
     def gradient_variance(self, state: State) -> np.ndarray:
@@ -423,17 +431,25 @@ class Grid:
     def _step(self, state: State) -> int:
         return int(np.asarray(state.step)[0])
 
-    def _advance(self, arrays, state: State, steps: int) -> tuple[State, Metrics]:
-        # XLA's CPU backend takes gradients of convolutions tens of times slower inside a loop than outside.
-        alone = self.devices[0].platform == "cpu" and isinstance(self.config.network, networks.UNetConfig)
-        length = 1 if alone else steps
+    def _advance(self, arrays, state: State, steps: int, stops: Callable[[int], bool]) -> tuple[State, Metrics]:
+        length = self._piece(steps)
         outputs = (self.shardings, self._everywhere)
         program = self._program(("advance", length), lambda: partial(self._chunk, length), donate=2, outputs=outputs)
         reported = []
-        for _ in range(steps // length):
+        for done in range(length, steps + 1, length):
             state, metrics = program(arrays, self.members, state)
             reported.append(self.collect(metrics))
+            if done < steps and stops(done):
+                break
         return state, jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *reported)
+
+    def _piece(self, steps: int) -> int:
+        """How many of some steps are one call."""
+        if isinstance(self.config.network, networks.MLPConfig):
+            return steps
+        # XLA's CPU backend takes gradients of convolutions tens of times slower inside a loop than outside.
+        alone = self.devices[0].platform == "cpu" and isinstance(self.config.network, networks.UNetConfig)
+        return 1 if alone else max(n for n in range(1, min(PIECE, steps) + 1) if steps % n == 0)
 
     def _program(self, name, function, donate: int | None = None, outputs=None):
         """The compiled form of what `function()` returns, made once for each name; its results are everywhere if

@@ -76,8 +76,15 @@ def train(grid: Grid, folder: Path, progress: Progress, on_checkpoint=None) -> O
         with progress.task(title, config.steps * grid.size, step * grid.size, "model steps") as task:
             while step < config.steps:
                 length = _next_stop(step, config) - step
+
+                def stops(done: int, step=step) -> bool:
+                    task.update((step + done) * grid.size)
+                    watchdog.beat()
+                    return anywhere(stop.asked)
+
                 start = time.perf_counter()
-                state, metrics = grid.advance(state, length)
+                state, metrics = grid.advance(state, length, stops)
+                length = metrics.loss.shape[1]
                 seconds = time.perf_counter() - start
                 if length in lengths:  # its program was compiled before
                     pace.append(seconds / length)

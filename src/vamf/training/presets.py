@@ -270,6 +270,9 @@ def update(config: Any, changes: Mapping[str, Any]) -> Any:
 
 
 def _for_data(name: str) -> TrainConfig:
+    if not isinstance(name, str | Path):
+        TrainConfig(data=name)  # which says what is allowed
+    name = str(name)
     if name in PRESETS:
         return PRESETS[name]
     path = Path(name)

@@ -4,12 +4,18 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 ASKING = (signal.SIGTERM, signal.SIGINT)
 RESUMABLE = 75
 """Exit status of a training that was asked to stop and has saved its state: EX_TEMPFAIL, "try again later"."""
+
+
+ECHO = 1.0
+"""Seconds in which another signal counts as the first one again: `timeout` and schedulers signal a process and then its
+group."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -20,9 +26,9 @@ class Stop:
     """Whether this process was asked to stop, from `with Stop(say) as stop` on.
 
     Python runs handlers between two of its instructions, which a chunk of compiled steps can delay for long. Here a
-    thread hears of each signal when it comes: a second one ends the process in the middle of anything, with the
-    status that shells know, 128 and the signal's number. Signals that were ignored before still are. Outside the main
-    thread nothing is listened to.
+    thread hears of each signal when it comes: a second one, a second or more later, ends the process in the middle of
+    anything, with the status that shells know, 128 and the signal's number. Signals that were ignored before still are.
+    Outside the main thread nothing is listened to.
     """
 
     def __init__(self, say: Callable[[str], None], then: str = "the state is saved when this chunk of steps is done"):
@@ -53,11 +59,14 @@ class Stop:
         self._ears.close()
 
     def _listen(self) -> None:
+        first = 0.0
         while heard := self._ears.recv(1):
             if heard[0] not in self._handlers:
                 continue
             if self.asked:
+                if time.monotonic() - first < ECHO:
+                    continue
                 os._exit(128 + heard[0])
-            self.asked = True
+            self.asked, first = True, time.monotonic()
             name = signal.Signals(heard[0]).name
             self._say(f"{name}: {self._then}; once more to stop at once")
