@@ -142,7 +142,7 @@ def test_latents_become_pictures(latents_run, tmp_path, capsys, weights):
     assert latent.shape == (9, 2, 2, 4)
     colours = np.stack([latent[..., 0], (latent[..., 1] - 20) / 5, latent[..., 2] * 100], axis=3)
     levels = np.clip(np.rint((colours + 1) * 127.5), 0, 255)
-    for name in ("s.npz", "s.npy", "folder"):
+    for name in ("s.npz", "t.npy", "folder"):
         out = tmp_path / name
         assert vamf("sample", latents_run, "--n", 9, "--autoencoder", weights, "--out", out, capsys=capsys)[0] == 0
         found = pixels_in(out)
