@@ -108,6 +108,10 @@ def test_files_do_not_share_what_is_said_of_them(pictures_run, tmp_path, capsys)
     assert (status, err.count("\n")) == (2, 1)
     assert "says how h.npz was made" in err
     assert json.loads((tmp_path / "h.json").read_text())["seed"] == 1
+    (tmp_path / "k.json").write_text('{"mine": 1}')
+    status, _, err = vamf("sample", pictures_run, "--n", 9, "--out", tmp_path / "k.npy", capsys=capsys)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "says something else" in err
     (tmp_path / "h.npz").rename(tmp_path / "k.npz")
     assert vamf("sample", pictures_run, "--n", 9, "--seed", 9, "--out", tmp_path / "h.npy", capsys=capsys)[0] == 0
 

@@ -171,20 +171,22 @@ def _check_free(run: Run, out: Path, note: Path | None) -> None:
             raise UserError(f"out = {out}: exists and is not an empty folder")
     elif out.is_dir():
         raise UserError(f"out = {out}: is a folder")
-    elif note is not None and note.exists() and (of := _note_of(note)) != out.name and out.with_name(of).exists():
-        said = f"says how {of} was made" if of else "says something else"
+    elif note is not None and note.exists() and (said := _other_note(note, out)):
         raise UserError(f"out = {out}: {note} is there, which {said}; choose another name")
     elif out.exists() and _holds_data(run, out):
         raise UserError(f"out = {out}: holds the rows that the run was trained on; choose another name")
 
 
-def _note_of(path: Path) -> str:
-    """The name of the samples of which a JSON file tells; nothing where it is no such file."""
+def _other_note(path: Path, out: Path) -> str:
+    """What a JSON file says that is not the note of these samples; nothing where it is theirs, or of a file gone."""
     try:
         note = json.loads(path.read_text())
-        return str(note["file"]) if "training_step" in note else ""
-    except (OSError, ValueError, TypeError, KeyError):
-        return ""
+        of = str(note.get("file", out.name)) if "training_step" in note else ""
+    except (OSError, ValueError, TypeError, AttributeError):
+        of = ""
+    if not of:
+        return "says something else"
+    return "" if of == out.name or not out.with_name(of).exists() else f"says how {of} was made"
 
 
 def _holds_data(run: Run, out: Path) -> bool:
