@@ -14,7 +14,7 @@ demo: $(VENV)/.runtime  ## the 2-D study on a small budget, with a report to loo
 	$(BIN)/vamf study toys --quick
 
 test: $(VENV)/.dev  ## the test suite
-	$(BIN)/python -m pytest -n auto -m "not slow and not long"
+	VAMF_QUICK_COMPILATION=1 $(BIN)/python -m pytest -n auto -m "not slow and not long"
 
 test-slow: $(VENV)/.dev  ## the long tests
 	$(BIN)/python -m pytest -n auto -m slow

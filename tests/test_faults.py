@@ -587,6 +587,7 @@ def test_members_of_a_grid_are_not_guarded(tmp_path):
     assert "skipped" not in json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
 
 
+@pytest.mark.bits
 def test_guards_change_no_bit_of_a_healthy_training():
     grids = [Grid(small(method="vamf"), data.load("swiss_roll"), [1]) for _ in range(2)]
     grids[1].trainer = dataclasses.replace(grids[1].trainer, guarded=False)

@@ -90,6 +90,7 @@ def test_strategies_agree():
     np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-3)
 
 
+@pytest.mark.bits
 def test_chunks_do_not_change_the_result():
     """Twice 15 steps, in blocks of another length, give the very bits of 30 steps."""
     whole = make_grid()
