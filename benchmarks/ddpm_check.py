@@ -86,15 +86,15 @@ def held_out_loss(grid, count):
     """State -> loss on `count` test pictures, the same ones with the same noise at every call."""
     dataset, objective = grid.dataset, grid.trainer.objective
     x = jnp.asarray((dataset.reference(count, 0) - dataset.shift) / dataset.scale, jnp.float32)
-    draw = objective.draw(jax.random.key(SEED + 1), x)
+    sample = objective.sample(jax.random.key(SEED + 1), x)
 
     @jax.jit
     def loss(params):
         def block(part):
-            x, draw = part
-            return objective.evaluate(grid.network.bind(params), x, draw, None, 0, equal=len(x))[0]
+            x, sample = part
+            return objective.loss(grid.network.bind(params), x, sample, None, 0, split=len(x))[0]
 
-        blocks = jax.tree.map(lambda leaf: leaf.reshape(-1, min(256, count), *leaf.shape[1:]), (x, draw))
+        blocks = jax.tree.map(lambda leaf: leaf.reshape(-1, min(256, count), *leaf.shape[1:]), (x, sample))
         return jax.lax.map(block, blocks).mean()
 
     return lambda state: float(loss(jax.tree.map(lambda leaf: leaf[0], state.average)))

@@ -58,13 +58,13 @@ SIZES = {
     "tiny": {"depth": 1, "width": 48, "heads": 3, "patch": 8},
 }
 MIX = 0.5
-ANCHOR = {"anchor_weight": 0.1, "anchor_range": (0.0, 1e-3)}
+ANCHOR = {"weight": 0.1, "interval": [0.0, 1e-3]}
 ARMS = {
     "beta = 0": {},
     "beta = 0.5": {"beta": 0.5},
     "online": {"beta": 0.5, "proxy": "online"},
-    "corner": {"beta": 1.0, **ANCHOR, "anchor_every": 16},
-    "corner, all": {"beta": 1.0, **ANCHOR},
+    "corner": {"beta": 1.0, "anchor": {**ANCHOR, "every": 16}},
+    "corner, all": {"beta": 1.0, "anchor": ANCHOR},
 }
 
 
@@ -96,8 +96,7 @@ def config(args, beta=0.0, **options):
         base,
         network=DiTConfig(**sizes(args.size) | {"dtype": args.dtype, "remat": args.remat}),
         batch_size=args.batch,
-        beta=beta,
-        objective=dataclasses.replace(base.objective, **{"proxy": "ema", **options}),
+        objective={**base.objective, "beta": beta, "proxy": "ema", **options},
         jvp_dtype=jvp,
     )
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from vamf import data
 from vamf.networks import MLPConfig
-from vamf.training.config import LogConfig, OptimiserConfig, TimesConfig, TrainConfig
+from vamf.training.config import LogConfig, OptimiserConfig, TrainConfig
 from vamf.training.grid import Grid, keep_on_one_core, spread_over_cores
 from vamf.training.step import Member
 
@@ -35,18 +35,17 @@ def build(width, batch, beta=0.5, grid=False, strategy="auto", equal=0.25, varia
     """A grid of one training or of all betas and seeds; a variant changes one part of the step."""
     config = TrainConfig(
         "swiss_roll",
-        beta=beta,
+        objective={"beta": beta, "times": {"flow_matching_ratio": equal}},
         batch_size=batch,
         steps=steps,
         network=MLPConfig(width),
-        times=TimesConfig(equal_fraction=equal),
         optimiser=OptimiserConfig(ema_decay=decay, ema_warmup=False),
     )
     members = [(seed, i / (BETAS - 1)) for i in range(BETAS) for seed in range(SEEDS)] if grid else [(0, None)]
     seeds, betas = zip(*members, strict=True)
     if not grid:
         keep_on_one_core(config)  # as `vamf train` does
-    built = Grid(config, data.load("swiss_roll"), seeds, betas if grid else None, strategy)
+    built = Grid(config, data.load("swiss_roll"), seeds, {"beta": betas} if grid else None, strategy)
     if variant:
         built.trainer = VARIANTS[variant](built.trainer)
     return built
@@ -54,15 +53,16 @@ def build(width, batch, beta=0.5, grid=False, strategy="auto", equal=0.25, varia
 
 def all_rows(trainer):
     """The Jacobian-vector product also on the rows with r = t."""
-    signature = inspect.signature(trainer.objective.evaluate)
+    signature, parts = inspect.signature(trainer.objective.loss), dataclasses.fields(trainer.objective)
 
     class AllRows(type(trainer.objective)):
-        def evaluate(self, *args, **options):
+        def loss(self, *args, **options):
             bound = signature.bind(*args, **options)
-            bound.arguments["equal"] = 0
-            return super().evaluate(*bound.args, **bound.kwargs)
+            bound.arguments["split"] = 0
+            return super().loss(*bound.args, **bound.kwargs)
 
-    return dataclasses.replace(trainer, objective=AllRows(**vars(trainer.objective)))
+    objective = AllRows(**{part.name: getattr(trainer.objective, part.name) for part in parts})
+    return dataclasses.replace(trainer, objective=objective)
 
 
 def no_metrics(trainer):
@@ -77,7 +77,7 @@ def no_metrics(trainer):
 
 def drawn_before(trainer, count=64):
     """Batches looked up by the step instead of drawn. (One constant batch would let the compiler fold its work.)"""
-    draw = jax.jit(jax.vmap(lambda step: trainer.batch((), Member(np.uint32(0), None), step)))
+    draw = jax.jit(jax.vmap(lambda step: trainer.batch((), Member(np.uint32(0)), step)))
     batches = draw(np.arange(count))
 
     class DrawnBefore(type(trainer)):
@@ -155,12 +155,12 @@ def trajectory(width, batch, steps=5):
     state = grid.init()
     state = state._replace(params=disturbed(state.params), average=disturbed(state.average))
     start = {"params": listed(state.params), "average": listed(state.average)}
-    arrays = [np.asarray(leaf).tolist() for leaf in (given.x, given.draw.e, given.draw.r, given.draw.t)]
+    arrays = [np.asarray(leaf).tolist() for leaf in (given.x, given.sample.e, given.sample.r, given.sample.t)]
     _, metrics = grid.advance(grid.place(state), steps)
     start |= {
         "batch": arrays,
         "beta": 0.5,
-        "equal": grid.trainer.objective.times.count_equal(batch),
+        "equal": grid.trainer.objective.times.num_diagonal(batch),
         "steps": steps,
         "ema_decay": 0.5,
     }

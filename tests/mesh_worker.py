@@ -20,7 +20,7 @@ from PIL import Image
 
 from vamf.data.images import ImageConfig
 from vamf.networks import DiTConfig, MLPConfig
-from vamf.training.config import LogConfig, ObjectiveConfig, OptimiserConfig, TrainConfig
+from vamf.training.config import LogConfig, OptimiserConfig, TrainConfig
 from vamf.training.grid import Grid
 from vamf.training.mesh import MeshConfig
 
@@ -45,7 +45,7 @@ def config_of(network: str, mesh: MeshConfig, **changes) -> TrainConfig:
         batch_size=32,
         network=kind,
         mesh=mesh,
-        objective=ObjectiveConfig(proxy="ema"),
+        objective={"proxy": "ema"},
         optimiser=OptimiserConfig(clip_norm=1.0, ema_decay=0.5),
         log=LogConfig(variance_replicas=2),
     )

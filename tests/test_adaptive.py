@@ -14,7 +14,9 @@ from vamf import data, networks, objectives
 from vamf.average_velocity import total_derivative
 from vamf.errors import UserError
 from vamf.networks import MLPConfig
-from vamf.objectives.adaptive import KINDS, Binned, Local, PerDirection, PerSample
+from vamf.objectives.adaptive import KINDS, BinnedBeta, PerDirectionBeta, PerPointMix, PerSampleBeta
+from vamf.objectives.batch import Context, PathBatch
+from vamf.objectives.velocity import Conditional, Model, Velocity
 from vamf.progress import Progress
 from vamf.schedules import Schedule
 from vamf.training import loop
@@ -39,11 +41,18 @@ def gap_scaled(u, z, r, t):
     return (t - r)[:, None, None] * np.stack(one)
 
 
+def rows_at(z, r, t, v_c, draws=None):
+    """Rows at given points."""
+    return PathBatch(None, None, r, t, z, v_c, None, draws or {})
+
+
 def derivative(kind, u, z, r, t, v_c, v_hat, probe=None):
     with jax.enable_x64(True):
-        arrays = [jnp.asarray(part) for part in (z, r, t, v_c, v_hat)]
-        given = None if probe is None else jnp.asarray(probe)
-        return [np.asarray(part) for part in kind.derivative(u, *arrays, None, given)]
+        z, r, t, v_c, v_hat = (jnp.asarray(part) for part in (z, r, t, v_c, v_hat))
+        rows = rows_at(z, r, t, v_c, {} if probe is None else {"probe": jnp.asarray(probe)})
+        mix = kind.mix(Conditional(), Model(lambda z, r, t, label: v_hat))
+        context = Context(objectives.create("meanflow"), u, rows, 0, split=0)
+        return [np.asarray(part) for part in mix.derivative(rows, context)]
 
 
 def along(u, z, r, t, w):
@@ -59,7 +68,7 @@ def test_per_sample_minimises_the_energy_of_isotropic_noise():
     m = gap_scaled(NETWORK, z, r, t)
     noise = (1 - GRID)[:, None, None, None] * m - np.eye(D)
     best = GRID[np.argmin(np.sum(noise**2, axis=(2, 3)), axis=0)]
-    value, dudt, beta = derivative(PerSample(), NETWORK, z, r, t, v_c, v_hat)
+    value, dudt, beta = derivative(PerSampleBeta(), NETWORK, z, r, t, v_c, v_hat)
     np.testing.assert_allclose(beta, best, atol=1 / 2000)
     assert (beta > 0).any()
     assert (beta < 1).any()
@@ -76,12 +85,14 @@ def test_per_sample_in_many_dimensions_asks_a_probe():
     probe = np.sign(np.random.default_rng(1).normal(size=z.shape))
     moved = np.einsum("nij,nj->ni", gap_scaled(u, z, r, t), probe)
     energy = np.sum(((1 - GRID)[:, None, None] * moved - probe) ** 2, axis=2)
-    _, _, beta = derivative(PerSample(), u, z, r, t, v_c, v_hat, probe)
+    _, _, beta = derivative(PerSampleBeta(), u, z, r, t, v_c, v_hat, probe)
     np.testing.assert_allclose(beta, GRID[np.argmin(energy, axis=0)], atol=1 / 2000)
-    assert PerSample().needs_probe(d)
-    assert not PerSample().needs_probe(2)
-    with pytest.raises(UserError, match="probe"):
-        derivative(PerSample(), u, z, r, t, v_c, v_hat)
+    mix = PerSampleBeta().mix(Conditional(), Conditional())
+    draws = [mix.draw(jax.random.key(0), jnp.zeros((4, size)), None, None, 0) for size in (d, 2)]
+    np.testing.assert_array_equal(np.abs(draws[0]), 1)
+    assert draws[1] is None  # every direction is asked
+    with pytest.raises(KeyError, match="probe"):
+        derivative(PerSampleBeta(), u, z, r, t, v_c, v_hat)
 
 
 @pytest.mark.parametrize("d", [2, pytest.param(3, marks=pytest.mark.slow)])
@@ -89,7 +100,7 @@ def test_per_direction_is_the_best_along_every_singular_direction(d):
     u = oracles.Smooth.random(4, d)
     z, r, t, v_c, v_hat = rows(d=d)
     m = gap_scaled(u, z, r, t)
-    _, dudt, mean = derivative(PerDirection(), u, z, r, t, v_c, v_hat)
+    _, dudt, mean = derivative(PerDirectionBeta(), u, z, r, t, v_c, v_hat)
     expected, shares = [], []
     for i in range(len(z)):
         directions = np.linalg.svd(m[i])[2]
@@ -107,7 +118,7 @@ def test_per_direction_is_the_best_along_every_singular_direction(d):
 def test_per_direction_is_for_few_dimensions():
     u = oracles.Smooth.random(4, 20)
     with pytest.raises(UserError, match="up to 16"):
-        derivative(PerDirection(), u, *rows(d=20))
+        derivative(PerDirectionBeta(), u, *rows(d=20))
 
 
 @pytest.mark.parametrize(("sd", "expected"), [(3.0, 1.0), (0.3, 0.0)])
@@ -115,15 +126,15 @@ def test_binned_finds_the_gaussian_coefficient(sd, expected):
     """S = s_r/s_t: mixing pays where the flow map expands, S > 1, and nowhere else."""
     gaussian = oracles.Gaussian(sd)
     rng = np.random.default_rng(0)
-    kind, n = Binned(bins=4), 4096
+    kind, n = BinnedBeta(bins=4), 4096
     t = rng.uniform(0.01, 1, n)
     r = t * rng.uniform(0, 1, n)
     x, e = sd * rng.normal(size=(n, D)), rng.normal(size=(n, D))
     z = (1 - t)[:, None] * x + t[:, None] * e
     xi = e - x - gaussian.velocity(z, t)
-    arrays = [jnp.asarray(part, jnp.float32) for part in (z, r, t, xi)]
-    memory = kind.update(kind.start(), gaussian.average_velocity, *arrays)
-    beta = np.asarray(kind.values(memory, *arrays[1:3]))
+    z, r, t, xi = (jnp.asarray(part, jnp.float32) for part in (z, r, t, xi))
+    sums = kind.update(kind.init(), gaussian.average_velocity, rows_at(z, r, t, None), xi)
+    beta, r, t = (np.asarray(part) for part in (kind.values(sums, r, t), r, t))
     stretch = gaussian.expansion(r, t)
     clear = np.abs(stretch - 1) > 0.3  # bins hold a range of times
     sign = np.where(stretch > 1, 1.0, 0.0)
@@ -132,17 +143,17 @@ def test_binned_finds_the_gaussian_coefficient(sd, expected):
 
 
 def test_binned_is_the_ratio_of_decayed_sums():
-    kind = Binned(bins=2, decay=0.5)
+    kind = BinnedBeta(bins=2, decay=0.5)
     z, r, t, _, _ = rows(64)
     xi = [np.random.default_rng(s).normal(size=z.shape) for s in (1, 2)]
     m = gap_scaled(NETWORK, z, r, t)
     with jax.enable_x64(True):
         arrays = [jnp.asarray(part) for part in (z, r, t)]
-        memory = kind.start()
-        assert np.all(kind.values(memory, *arrays[1:]) == 0)
+        sums = kind.init()
+        assert np.all(kind.values(sums, *arrays[1:]) == 0)
         for noise in xi:
-            memory = kind.update(memory, NETWORK, *arrays, jnp.asarray(noise))
-        found = np.asarray(kind.values(memory, *arrays[1:]))
+            sums = kind.update(sums, NETWORK, rows_at(*arrays, None), jnp.asarray(noise))
+        found = np.asarray(kind.values(sums, *arrays[1:]))
     above, below = np.zeros((2, 2)), np.zeros((2, 2))
     for weight, noise in zip((0.5, 1.0), xi, strict=True):
         for i in range(len(z)):
@@ -157,7 +168,7 @@ def test_binned_is_the_ratio_of_decayed_sums():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [PerSample(), PerDirection()])
+@pytest.mark.parametrize("kind", [PerSampleBeta(), PerDirectionBeta()])
 def test_coefficient_does_not_see_the_samples_noise(kind):
     """At the same (z, r, t) another x and e change the tangent, not the coefficient."""
     z, r, t, v_c, v_hat = rows()
@@ -166,13 +177,13 @@ def test_coefficient_does_not_see_the_samples_noise(kind):
 
 
 def test_names_and_values_are_checked():
-    config = TrainConfig(data="swiss_roll", beta="binned")
-    assert config.build_objective().beta == Binned()
+    config = TrainConfig(data="swiss_roll", objective={"beta": "binned"})
+    assert config.build_objective().residual.tangent.beta == BinnedBeta()
     with pytest.raises(UserError, match="binned, per_sample, per_direction"):
-        TrainConfig(data="swiss_roll", beta="best")
+        TrainConfig(data="swiss_roll", objective={"beta": "best"})
     for wrong in ({"bins": 0}, {"every": 0}, {"decay": 1.0}):
         with pytest.raises(UserError, match=next(iter(wrong))):
-            Binned(**wrong)
+            BinnedBeta(**wrong)
 
 
 # ------------------------------------------------------------------------------------------------------------ no bias
@@ -186,24 +197,25 @@ def batch_gradients(objective):
     network = networks.build(MLPConfig(width=16, depth=2), (2,))
     flat, rebuild = ravel_pytree(network.init(jax.random.key(0)))
     params = rebuild(flat + 0.4 * jax.random.normal(jax.random.key(1), flat.shape))
-    memory = objective.start()
+    state = objective.init()
 
-    def sample(key):
+    def drawn(key):
         keys = jax.random.split(key)
         x = dataset.draw((), keys[0], BATCH)[0]
-        return x, objective.draw(keys[1], x)
+        return x, objective.sample(keys[1], x)
 
-    if memory is not None:  # learnt from other batches
-        x, draw = sample(jax.random.key(99))
-        memory = objective.adapt(memory, network.bind(params), x, draw, None, 0, dataset.mixture)
+    if state is not None:  # learnt from other batches
+        x, sample = drawn(jax.random.key(99))
+        split = objective.times.num_diagonal(BATCH)
+        state = objective.update(state, network.bind(params), x, sample, None, 0, dataset.mixture, split)
 
     @jax.jit
     def one(key):
-        x, draw = sample(key)
+        x, sample = drawn(key)
 
         def loss(params):
             u = network.bind(params)
-            return objective.evaluate(u, x, draw, None, 300, dataset.mixture, memory=memory)[0].mean()
+            return objective.loss(u, x, sample, None, 300, dataset.mixture, state=state)[0].mean()
 
         return ravel_pytree(jax.grad(loss)(params))[0]
 
@@ -224,17 +236,25 @@ def test_gradient_has_the_plain_mean(name, plain):
     assert gradients.total_variance(plain - mixed)[0] > 0.01 * gradients.total_variance(plain)[0]  # it does something
 
 
-class Cheat(Local):
+@dataclasses.dataclass(frozen=True)
+class CheatMix(PerPointMix):
     """Mixes where the first coordinate of the sample's own noise is positive: what no coefficient may do."""
 
-    def derivative(self, u, z, r, t, v_c, v_hat, label, probe=None):
-        beta = (v_c[:, 0] > v_hat[:, 0]).astype(z.dtype)
-        value, dudt = total_derivative(u, z, r, t, v_c + beta[:, None] * (v_hat - v_c), label)
-        return value, dudt, beta
+    a: Velocity
+    b: Velocity
+
+    def derivative(self, rows, ctx):
+        v_c, v_hat = ctx.velocity(self.a, rows), ctx.velocity(self.b, rows)
+        beta = (v_c[:, 0] > v_hat[:, 0]).astype(rows.z.dtype)
+        tangent = v_c + beta[:, None] * (v_hat - v_c)
+        return *total_derivative(ctx.u, rows.z, rows.r, rows.t, tangent, rows.cond), beta
 
 
 def test_a_coefficient_that_sees_the_noise_is_caught(plain):
-    mixed = batch_gradients(objectives.create("vamf", beta=Cheat(), proxy="oracle"))
+    objective = objectives.create("vamf", beta="per_sample", proxy="oracle")
+    mix = CheatMix(objective.residual.tangent.a, objective.residual.tangent.b)
+    residual = dataclasses.replace(objective.residual, tangent=mix)
+    mixed = batch_gradients(dataclasses.replace(objective, residual=residual))
     square, error = gradients.squared_mean(plain - mixed)
     assert square > 10 * error
 
@@ -247,8 +267,8 @@ def test_a_coefficient_that_sees_the_noise_is_caught(plain):
 )
 def test_training_logs_the_coefficient_and_resumes_bit_identically(beta, tmp_path):
     config = TrainConfig(
-        data="pinwheel", beta=beta, steps=40, batch_size=32, checkpoint_every=20, network=MLPConfig(width=16),
-        log=LogConfig(every=10, variance_every=20, variance_replicas=2),
+        data="pinwheel", objective={"beta": beta}, steps=40, batch_size=32, checkpoint_every=20,
+        network=MLPConfig(width=16), log=LogConfig(every=10, variance_every=20, variance_replicas=2),
     )  # fmt: skip
     dataset, quiet = data.load("pinwheel"), Progress(show=False)
     grid = Grid(config, dataset, [1])
@@ -269,11 +289,10 @@ def test_training_logs_the_coefficient_and_resumes_bit_identically(beta, tmp_pat
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
     if beta == "binned":
         assert resumed.memory is not None
-        assert np.sum(resumed.memory.denominator) > 0
+        assert np.sum(resumed.memory["beta"].denominator) > 0
 
 
 def test_oracle_needs_a_known_law():
-    config = TrainConfig(data="digits", method="vamf", beta=1.0)
-    config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, proxy="oracle"))
+    config = TrainConfig(data="digits", method="vamf", objective={"beta": 1.0, "proxy": "oracle"})
     with pytest.raises(UserError, match="not known in closed form"):
         Grid(config, data.load("digits"), [0])

@@ -1,6 +1,5 @@
-"""Moving averages of the parameters: warm-up, several at once, older runs, and what is said of them."""
+"""Moving averages of the parameters: warm-up, several at once, and what is said of them."""
 
-import json
 import math
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from vamf import data
 from vamf.errors import UserError
 from vamf.studies import adaptive, methods, mixtures, toys
 from vamf.training import averages, presets
-from vamf.training.config import LogConfig, OptimiserConfig, TrainConfig, identity, read_json, to_json
+from vamf.training.config import LogConfig, OptimiserConfig, TrainConfig
 from vamf.training.estimate import estimate, stand_in
 from vamf.training.grid import Grid
 
@@ -22,9 +21,8 @@ ALL = {"ema_decay": 0.75, "ema_decays": (0.9, 0.05), "ema_target": 0.5}
 
 def config(**options) -> TrainConfig:
     log = LogConfig(every=10, variance_every=0)
-    return TrainConfig(
-        data="swiss_roll", batch_size=8, steps=STEPS, beta=1.0, log=log, optimiser=OptimiserConfig(**options)
-    )
+    shared = {"data": "swiss_roll", "batch_size": 8, "steps": STEPS, "objective": {"beta": 1.0}, "log": log}
+    return TrainConfig(**shared, optimiser=OptimiserConfig(**options))
 
 
 def flat(tree) -> np.ndarray:
@@ -116,36 +114,6 @@ def test_averages_that_warm_up_alike_are_told_so():
 
     assert "0.999, 0.9999: the same in 500 steps" in (said(500, 0.9999) or "")
     assert said(500, 0.9) is said(20_000, 0.9999) is said(500) is None
-
-
-OLD = {
-    "data": "swiss_roll", "method": "vamf", "beta": None, "steps": 20000, "batch_size": 256, "learning_rate": 0.001,
-    "seed": 42, "checkpoint_every": 2000, "conditional": True, "holdout": 0.1,
-    "objective": dict.fromkeys(
-        ("gamma", "proxy", "bank_size", "bank_rest", "anchor_weight", "anchor_range", "weight_power", "weight_constant")
-    ),
-    "times": {"law": "uniform", "mean": -0.4, "std": 1.0, "equal_fraction": 0.25, "max_gap": 1.0, "eps": 0.0001},
-    "network": {"width": 128, "depth": 3, "time_features": 32},
-    "optimiser": {"final_learning_rate": 0.01, "b1": 0.9, "b2": 0.999, "clip_norm": 0.0, "ema_decay": 0.999},
-    "log": {"every": 500, "variance_every": 2000, "variance_replicas": 8},
-}  # fmt: skip
-"""A file of version 0.1.0 before there were other averages; its checkpoints are marked with its text."""
-TERMINAL = {"method": "terminal_velocity", "times": OLD["times"] | {"law": "terminal", "equal_fraction": 0.0}}
-
-
-@pytest.mark.parametrize("changes", [{}, TERMINAL])
-def test_older_runs_are_what_they_were(changes, tmp_path):
-    """They go on with one average at a constant decay, also those whose method has another for its targets now."""
-    path = tmp_path / "config.json"
-    text = json.dumps(OLD | changes, indent=2) + "\n"
-    path.write_text(text)
-    old = read_json(TrainConfig, path)
-    assert (old.optimiser.ema_warmup, old.averages, old.target_decay) == (False, (0.999,), 0.999)
-    assert identity(old) == text
-    now = TrainConfig(data="swiss_roll", method=old.method)
-    assert identity(now) != text  # its numbers are others
-    path.write_text(to_json(now))
-    assert read_json(TrainConfig, path) == now
 
 
 def test_one_average_is_one(trained):

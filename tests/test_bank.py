@@ -13,9 +13,10 @@ import oracles
 from vamf import data, networks, objectives
 from vamf.errors import UserError
 from vamf.networks import MLPConfig
-from vamf.objectives import bank
-from vamf.objectives.objective import Points
-from vamf.training.config import ObjectiveConfig, TrainConfig
+from vamf.objectives import velocity
+from vamf.objectives.batch import BankSamples, Context
+from vamf.objectives.posterior_mean import ClassMemoryBank, PosteriorMean, Shrunk, posterior
+from vamf.training.config import TrainConfig
 from vamf.training.grid import Grid
 
 # ------------------------------------------------------------------------------------------------- the posterior mean
@@ -33,7 +34,7 @@ def test_posterior_is_bayes_rule(d):
     x, e, t, points = rows(9, d)
     z = (1 - t)[:, None] * x + t[:, None] * e
     with jax.enable_x64(True):
-        found = bank.posterior(*(jnp.asarray(part) for part in (x, e, t, points)))
+        found = posterior(*(jnp.asarray(part) for part in (x, e, t, points)))
     np.testing.assert_allclose(found.velocity, oracles.Bank(points).velocity(z, t), rtol=1e-9, atol=1e-10)
     squares = [np.sum(oracles.Bank(points).weights(*row) ** 2) for row in zip(z, t, strict=True)]
     np.testing.assert_allclose(found.effective_size, 1 / np.array(squares), rtol=1e-9)
@@ -44,7 +45,7 @@ def test_rows_see_points_of_their_own_class():
     label, more = np.arange(12) % 3, np.array([0, 1, 2, 0, 1])
     with jax.enable_x64(True):
         arrays = [jnp.asarray(part) for part in (x, e, t, points)]
-        found = bank.posterior(*arrays, jnp.asarray(label), jnp.asarray(np.concatenate([label, more])))
+        found = posterior(*arrays, jnp.asarray(label), jnp.asarray(np.concatenate([label, more])))
     z = (1 - t)[:, None] * x + t[:, None] * e
     allowed = label[:, None] == np.concatenate([label, more])
     np.testing.assert_allclose(found.velocity, oracles.Bank(points).velocity(z, t, allowed), rtol=1e-9)
@@ -53,11 +54,11 @@ def test_rows_see_points_of_their_own_class():
 
 def test_ends_of_time():
     x, e, _, points = (jnp.asarray(part, jnp.float32) for part in rows(16, 2))
-    late = bank.posterior(x, e, jnp.ones(16), points)
+    late = posterior(x, e, jnp.ones(16), points)
     np.testing.assert_allclose(late.velocity, e - points.mean(axis=0), atol=1e-5)
     np.testing.assert_allclose(late.effective_size, len(points), rtol=1e-5)
     for t in (0.0, 1e-6, 1e-4, 1e-3):
-        early = bank.posterior(x, e, jnp.full(16, t), points)
+        early = posterior(x, e, jnp.full(16, t), points)
         np.testing.assert_allclose(early.velocity, e - x, atol=5e-3)
         np.testing.assert_allclose(early.effective_size, 1, atol=1e-4)
 
@@ -66,16 +67,35 @@ def test_single_precision_is_enough():
     for d in (2, 64):
         x, e, t, points = rows(64, d, extra=200)
         z = (1 - t)[:, None] * x + t[:, None] * e
-        found = bank.posterior(*(jnp.asarray(part, jnp.float32) for part in (x, e, t, points)))
+        found = posterior(*(jnp.asarray(part, jnp.float32) for part in (x, e, t, points)))
         assert found.velocity.dtype == jnp.float32
         np.testing.assert_allclose(found.velocity, oracles.Bank(points).velocity(z, t), atol=2e-4)
 
 
-def test_blend_takes_the_average_where_the_bank_knows_nothing():
-    velocity, v_hat = jnp.ones((3, 2)), jnp.full((3, 2), 5.0)
-    known = bank.Posterior(velocity, jnp.array([1.0, 2.0, 1e9]))
-    np.testing.assert_allclose(bank.blend(known, 1.0, v_hat), [[5, 5], [3, 3], [1, 1]], rtol=1e-6)
-    np.testing.assert_allclose(bank.blend(known, 0.0, v_hat), velocity)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Known(velocity.Velocity):
+    """A velocity that a bank knows to some effective size in each row."""
+
+    value: jax.Array
+    size: jax.Array
+
+    def __call__(self, rows, ctx):
+        ctx.log["effective_size"] = self.size
+        return self.value
+
+
+def test_shrunk_takes_the_average_where_the_bank_knows_nothing():
+    mean, average = jnp.ones((3, 2)), jnp.full((3, 2), 5.0)
+    known = Known(mean, jnp.array([1.0, 2.0, 1e9]))
+    objective = objectives.create("meanflow")
+    rows = objective.batch(mean, objective.sample(jax.random.key(0), mean), None)
+
+    def shrunk(share):
+        towards = velocity.Model(lambda z, r, t, label: average)
+        return Shrunk(share, known, PosteriorMean(), towards)(rows, Context(objective, NETWORK, rows, 0))
+
+    np.testing.assert_allclose(shrunk(1.0), [[5, 5], [3, 3], [1, 1]], rtol=1e-6)
+    np.testing.assert_allclose(shrunk(0.0), mean)
 
 
 # ----------------------------------------------------------------------------------------------------- the objective
@@ -89,15 +109,15 @@ def test_loss_has_the_posterior_mean_in_both_roles(anchor_weight):
     x, e, t, points = rows(8, 3)
     r = t * np.random.default_rng(5).uniform(size=8)
     known = oracles.Bank(points)
-    objective = objectives.create("rao_blackwell", bank_size=len(points), anchor_weight=anchor_weight)
+    objective = objectives.create("rao_blackwell", bank={"size": len(points)}, anchor={"weight": anchor_weight})
     roles = {"proxy": lambda z, r, t, label: known.velocity(z, t), "beta": 1.0, "gamma": 1.0}
     residual, _ = oracles.meanflow_terms(NETWORK, x, e, r, t, **roles)
     expected = np.sum(residual**2, axis=1)
     with jax.enable_x64(True):
         arrays = [jnp.asarray(part) for part in (x, e, r, t)]
-        extra = Points(jnp.asarray(points[8:]))
-        delta = jnp.full(8, 0.05)
-        loss = objective.loss_at(NETWORK, *arrays, delta=delta, points=extra)
+        extra = BankSamples(jnp.asarray(points[8:]))
+        draws = {"anchor": jnp.full(8, 0.05)}
+        loss = objective.loss_at(NETWORK, *arrays, draws=draws, bank=extra)
     if anchor_weight:
         z = (1 - t)[:, None] * x + t[:, None] * e
         anchor = NETWORK(z, t - 0.05, t) - known.velocity(z, t)
@@ -115,23 +135,23 @@ def test_rest_mixes_the_tangent_only():
     w = mean + 0.7 * unknown * (average - mean)
     total = oracles.directional(lambda s: NETWORK(z + s * w, r, t + s))
     expected = np.sum((NETWORK(z, r, t) + (t - r)[:, None] * total - mean) ** 2, axis=1)
-    objective = objectives.create("rao_blackwell", bank_size=len(points), bank_rest=0.7)
-    assert objective.needs_average
+    objective = objectives.create("rao_blackwell", bank={"size": len(points)}, bank_ema_share=0.7)
+    assert "ema" in objective.needs
     with jax.enable_x64(True):
         arrays = [jnp.asarray(part) for part in (x, e, r, t)]
-        loss = objective.loss_at(NETWORK, *arrays, proxy=PROXY, points=Points(jnp.asarray(points[8:])))
+        loss = objective.loss_at(NETWORK, *arrays, proxy=PROXY, bank=BankSamples(jnp.asarray(points[8:])))
     np.testing.assert_allclose(loss, expected, rtol=1e-8)
 
 
 def test_bank_options_belong_to_the_bank():
     with pytest.raises(UserError, match="only with the proxy bank"):
-        objectives.create("vamf", bank_size=100)
-    with pytest.raises(UserError, match="bank_size"):
-        objectives.create("rao_blackwell", bank_size=-1)
-    with pytest.raises(UserError, match="bank_rest"):
-        objectives.create("rao_blackwell", bank_rest=1.5)
-    assert objectives.create("rao_blackwell", bank_size=100).extra_points(64) == 36
-    assert objectives.create("rao_blackwell", bank_size=10).extra_points(64) == 0
+        objectives.create("vamf", bank={"size": 100})
+    with pytest.raises(UserError, match=r"bank\.size"):
+        objectives.create("rao_blackwell", bank={"size": -1})
+    with pytest.raises(UserError, match="bank_ema_share"):
+        objectives.create("rao_blackwell", bank_ema_share=1.5)
+    assert objectives.create("rao_blackwell", bank={"size": 100}).extra_bank_samples(64) == 36
+    assert objectives.create("rao_blackwell", bank={"size": 10}).extra_bank_samples(64) == 0
 
 
 # ------------------------------------------------------------------------------------ no bias, and never more variance
@@ -162,11 +182,11 @@ def batch_gradients(network, objective, points, proxy=None):
     def one(key):
         keys = jax.random.split(key, 3)
         x = dataset.draw((), keys[0], BATCH)[0]
-        extra = Points(dataset.draw((), keys[1], points)[0]) if points else None
-        draw = objectives.create("meanflow").draw(keys[2], x)
+        extra = BankSamples(dataset.draw((), keys[1], points)[0]) if points else None
+        sample = objectives.create("meanflow").sample(keys[2], x)
 
         def loss(params):
-            return objective.evaluate(bind(params), x, draw, None, 0, proxy, points=extra)[0].mean()
+            return objective.loss(bind(params), x, sample, None, 0, proxy, bank=extra)[0].mean()
 
         return ravel_pytree(jax.grad(loss)(params))[0]
 
@@ -176,7 +196,7 @@ def batch_gradients(network, objective, points, proxy=None):
 @pytest.mark.parametrize("points", [0, pytest.param(224, marks=pytest.mark.slow)])
 def test_gradient_has_the_plain_mean_and_less_variance(network, points):
     plain = batch_gradients(network, objectives.create("meanflow"), points)
-    quiet = batch_gradients(network, objectives.create("rao_blackwell", bank_size=BATCH + points), points)
+    quiet = batch_gradients(network, objectives.create("rao_blackwell", bank={"size": BATCH + points}), points)
     square, error = gradients.squared_mean(plain - quiet)
     assert abs(square) < 4 * error
     (noisy, noisy_error), (small, small_error) = gradients.total_variance(plain), gradients.total_variance(quiet)
@@ -187,7 +207,7 @@ def test_the_test_sees_a_bias(network):
     """A proxy that is off by a constant, in both roles: the same statistic refuses it."""
     plain = batch_gradients(network, objectives.create("meanflow"), 0)
     exact = data.load("eight_gaussians").mixture
-    biased = dataclasses.replace(objectives.create("vamf", beta=1.0, gamma=1.0), proxy="oracle")
+    biased = objectives.create("vamf", beta=1.0, gamma=1.0, proxy="oracle")
 
     def off(z, r, t, label):
         return exact.velocity(z, t) + 0.5
@@ -200,7 +220,7 @@ def test_the_test_sees_a_bias(network):
 def test_more_points_leave_less_variance(network):
     found = [
         gradients.total_variance(
-            batch_gradients(network, objectives.create("rao_blackwell", bank_size=BATCH + points), points)
+            batch_gradients(network, objectives.create("rao_blackwell", bank={"size": BATCH + points}), points)
         )
         for points in (0, 992)
     ]
@@ -211,9 +231,9 @@ def test_more_points_leave_less_variance(network):
 
 
 def remembered(batches, classes, size):
-    memory = bank.Classes.empty(classes, size, (2,))
+    memory = ClassMemoryBank.empty(classes, size, (2,))
     for x, label in batches:
-        memory = memory.remember(jnp.asarray(x, jnp.float32), None if label is None else jnp.asarray(label))
+        memory = memory.push(jnp.asarray(x, jnp.float32), None if label is None else jnp.asarray(label))
     return memory
 
 
@@ -244,7 +264,7 @@ def test_memory_is_the_bank_of_a_rows_class(labelled):
     memory = remembered(earlier, 2 if labelled else 0, 32)
     x, e, t, _ = rows(5, 2, seed=2)
     label = jnp.array([0, 1, -1, 0, 1]) if labelled else None
-    found = memory.posterior(*(jnp.asarray(part, jnp.float32) for part in (x, e, t)), label)
+    found = memory.posterior_mean(*(jnp.asarray(part, jnp.float32) for part in (x, e, t)), label)
     z = (1 - t)[:, None] * x + t[:, None] * e
     points = np.concatenate([part for part, _ in earlier])
     classes = np.concatenate([part for _, part in earlier]) if labelled else None
@@ -257,7 +277,7 @@ def test_memory_is_the_bank_of_a_rows_class(labelled):
 
 def test_an_empty_memory_is_the_conditional_velocity():
     x, e, t, _ = rows(6, 2)
-    found = bank.Classes.empty(0, 8, (2,)).posterior(*(jnp.asarray(part, jnp.float32) for part in (x, e, t)))
+    found = ClassMemoryBank.empty(0, 8, (2,)).posterior_mean(*(jnp.asarray(part, jnp.float32) for part in (x, e, t)))
     np.testing.assert_allclose(found.velocity, e - x, atol=1e-6)
     np.testing.assert_allclose(found.effective_size, 1, atol=1e-6)
 
@@ -267,16 +287,21 @@ def test_training_with_a_memory_lowers_the_variance():
     """Of the gradient, measured at the end of the same training, and the memory fills up."""
     measured = {}
     for size in (0, 512):
-        options = ObjectiveConfig(rao_blackwell=size > 0, bank_memory=size or None)
+        options = {"rao_blackwell": True, "bank": {"memory": size}} if size else {}
         config = TrainConfig("two_moons", method="meanflow", steps=200, batch_size=64, objective=options)
         grid = Grid(config, data.load("two_moons"), [0])
         state, _ = grid.advance(grid.init(), 200)
         measured[size] = grid.gradient_variance(state)[0]
-        assert size == 0 or np.asarray(state.memory.seen)[0] == 200 * 64
+        assert size == 0 or np.asarray(state.memory["bank"].seen)[0] == 200 * 64
     assert measured[512] < 0.8 * measured[0]
 
 
 def test_a_memory_needs_something_to_average():
-    for options in ({"bank_memory": 8}, {"bank_memory": 8, "rao_blackwell": True, "bank_size": 9}):
-        with pytest.raises(UserError, match="bank_memory"):
-            objectives.create("meanflow", **options)
+    refused = {
+        "only with the proxy bank or rao_blackwell": {},
+        r"bank\.memory: only with rao_blackwell": {"proxy": "bank"},
+        r"bank\.memory: not with bank\.size": {"rao_blackwell": True, "bank.size": 9},
+    }
+    for message, options in refused.items():
+        with pytest.raises(UserError, match=message):
+            objectives.create("vamf", **{"bank.memory": 8, **options})

@@ -10,10 +10,10 @@ import pytest
 from vamf.errors import UserError
 from vamf.files import write_arrays
 from vamf.metrics import classifier
-from vamf.metrics.command import Options
 from vamf.metrics.comparison import compare
 from vamf.metrics.features import extract, open_extractor
 from vamf.metrics.images import from_array
+from vamf.metrics.options import Options
 
 
 def pictures(n=600, channels=1, seed=0, size=(8, 6)):

@@ -13,7 +13,7 @@ from vamf import data
 from vamf.errors import UserError
 from vamf.networks import MLPConfig
 from vamf.progress import Progress
-from vamf.training.config import LogConfig, ObjectiveConfig, TrainConfig
+from vamf.training.config import LogConfig, TrainConfig
 from vamf.training.couplings import CouplingConfig, couple
 from vamf.training.run import Run
 
@@ -128,7 +128,7 @@ def test_a_teacher_of_other_data_is_refused(teacher, tmp_path):
 
 def test_a_bank_of_pairs_is_refused():
     options = {"data": "two_moons", "teacher": "runs/x", "couplings": CouplingConfig(100)}
-    for objective in (ObjectiveConfig(rao_blackwell=True), ObjectiveConfig(proxy="bank")):
+    for objective in ({"rao_blackwell": True}, {"proxy": "bank"}):
         with pytest.raises(UserError, match="not with a bank"):
             TrainConfig(method="vamf", objective=objective, **options)
 
@@ -170,7 +170,7 @@ def test_a_training_starts_from_the_average_of_another(tmp_path):
 def test_what_the_other_training_lacks_starts_afresh(tmp_path):
     first = finished(tmp_path, "first")
     average = flat(first.load(Progress(show=False))[0].average)
-    for method, options in (("improved_meanflow", ObjectiveConfig(proxy="head")), ("flow_consist", ObjectiveConfig())):
+    for method, options in (("improved_meanflow", {"proxy": "head"}), ("flow_consist", {})):
         run = Run.create(small(method=method, initial=str(first.folder), objective=options), tmp_path / method)
         params = flat(run.grid.init().params)
         taken = {name.replace("['network']", ""): leaf for name, leaf in params.items() if "fake" not in name}
@@ -202,7 +202,7 @@ def test_mid_training_then_distillation(tmp_path):
     assert np.isfinite(last.sample(last.load(Progress(show=False))[0], 100)).all()
 
 
-def test_rectification_trains_two_networks(tmp_path):
+def test_distribution_matching_trains_two_networks(tmp_path):
     run = finished(tmp_path, "run", method="flow_consist")
     before, after = flat(run.grid.init().params), flat(run.load(Progress(show=False))[0].params)
     moved = {name for name in before if np.any(before[name] != after[name])}

@@ -1,6 +1,5 @@
 """The doctor against Gaussian data, where S = s_r / s_t makes every number known, and against its own measurements."""
 
-import dataclasses
 import json
 
 import jax
@@ -17,11 +16,13 @@ from vamf.diagnosis.measure import Curve
 from vamf.diagnosis.run import gradients_of, in_both_roles, mixing
 from vamf.errors import UserError
 from vamf.networks import MLPConfig
+from vamf.objectives import METHODS
+from vamf.objectives.velocity import Mix
 from vamf.report import figures
 from vamf.theory.estimate import Estimate
 from vamf.theory.estimators import gradient_contrasts
-from vamf.times import TimeLaw
-from vamf.training.config import ObjectiveConfig, OptimiserConfig, TrainConfig
+from vamf.times import Uniform
+from vamf.training.config import OptimiserConfig, TrainConfig
 from vamf.training.run import Run
 
 D = 3
@@ -185,7 +186,7 @@ def test_pairs_keep_their_noise():
 def test_times_with_a_largest_gap():
     oracle = oracles.Gaussian(2.0)
     with jax.enable_x64(True):
-        found = diagnose(oracle.average_velocity, gaussian(2.0, 500), times=TimeLaw(max_gap=0.5), cells=4, samples=64)
+        found = diagnose(oracle.average_velocity, gaussian(2.0, 500), times=Uniform(max_gap=0.5), cells=4, samples=64)
     assert sum(cell.weight for cell in found.cells if cell.gap > 0.5) == 0
     assert sum(cell.weight for cell in found.cells if 0.25 < cell.gap < 0.5) > 0.3  # the capped gaps among them
 
@@ -357,7 +358,7 @@ CONFIG = TrainConfig(data="swiss_roll", steps=2000)
         (log(), "good", "healthy: the largest gradient norm is 2.5 times the median", ""),
         (log(3), "warning", "ends at step 300 of 2,000", "--learning-rate 0.0003"),
         (log(grad_norm_max={12: 40.0}), "warning", "spikes: 40 times its median of 1 before step 1,300", "clip-norm 3"),
-        (log(jvp_norm=lambda i: 1.2**i), "warning", "keeps growing: 6.2 times", "--objective.weight-power 1"),
+        (log(jvp_norm=lambda i: 1.2**i), "warning", "keeps growing: 6.2 times", "--weighting.power 1"),
         (log(loss={7: None}), "problem", "loss is not finite in the steps before 800", "--optimiser.clip-norm 1"),
         (log(residual={7: float("nan")}), "problem", "residual is not finite", "--learning-rate 0.0003"),
         (log(residual=lambda i: 2.0 + 0.1 * i), "warning", "risen by 16% over the last quarter", "--learning-rate"),
@@ -409,16 +410,18 @@ def run(*arguments, capsys):
     return status, out, err
 
 
-GUIDED = {"guidance": 2.0, "label_dropout": 0.3, "guidance_range": (0.0, 0.8), "weight_power": 1.0}
+GUIDED = {"guidance": {"scale": 2.0, "dropout": 0.3, "interval": [0.0, 0.8]}, "weighting": {"power": 1.0}}
 
 
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        ("vamf", {"gamma": 0.5, "proxy": "online", **GUIDED}),
-        ("meanflow", {"anchor_weight": 0.3, "anchor_every": 2, "weight_gap": 0.5, **GUIDED}),
+        ("vamf", {"beta": 0.5, "gamma": 0.5, "proxy": "online", **GUIDED}),
+        ("meanflow", {"anchor": {"weight": 0.3, "every": 2}, "gap_weight": 0.5, **GUIDED}),
         pytest.param("decoupled_meanflow", GUIDED, marks=pytest.mark.slow),
-        pytest.param("consistency", {"correction": 0.5, "reduction": "mean", **GUIDED}, marks=pytest.mark.slow),
+        pytest.param(
+            "consistency", {"residual": {"jvp_scale": 0.5}, "reduction": "mean", **GUIDED}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_the_curve_is_of_the_gradient_that_is_trained(method, options, tmp_path):
@@ -426,8 +429,7 @@ def test_the_curve_is_of_the_gradient_that_is_trained(method, options, tmp_path)
     config = TrainConfig(
         "digits",
         method=method,
-        beta=0.5 if method == "vamf" else None,
-        objective=ObjectiveConfig(**options),
+        objective=options,
         network=MLPConfig(width=16, depth=1),
         batch_size=32,
     )
@@ -454,20 +456,34 @@ def test_the_curve_is_of_the_gradient_that_is_trained(method, options, tmp_path)
 
 def test_other_residuals_lend_all_that_they_share():
     """Of terminal velocity matching, a flow map and a bank; what cannot be combined is said."""
-    options = {"guidance": 2.0, "label_dropout": 0.1, "anchor_weight": 0.2, "matching_times": TimeLaw(max_gap=0.5)}
+    shared = {
+        "guidance": {"scale": 2.0, "dropout": 0.1},
+        "anchor": {"weight": 0.2},
+        "flow_matching": {"times": {"type": "uniform", "max_gap": 0.5}},
+    }
     for name in ("terminal_velocity", "progressive_map", "alphaflow", "flow_matching", "rao_blackwell"):
-        own = objectives.create(name, **options)
-        found = mixing(own)
-        assert type(found) is type(objectives.create("meanflow"))
-        expected = {field.name: getattr(own, field.name) for field in dataclasses.fields(objectives.Objective)}
-        if expected["proxy"] in ("none", "bank"):
-            expected |= {"proxy": "ema", "gamma": 0.0}
-        assert {name: getattr(found, name) for name in expected} == expected
-        assert found.beta == 0.0
-        bank = in_both_roles(found)
-        assert (bank.beta, bank.gamma, bank.proxy, bank.guidance) == (1.0, 1.0, "bank", 2.0)
-    with pytest.raises(UserError, match="rectify_weight: needs the proxy"):
-        in_both_roles(mixing(objectives.create("flow_consist")))
+        config = TrainConfig("digits", method=name, objective=shared, network=MLPConfig())
+        own, found = config.build_objective(), mixing(config, 0.25)
+        method = METHODS[name].values(config.steps, config.objective)
+        proxy = method.get("proxy", "bank")
+        expected = objectives.create(
+            "vamf",
+            **{part: method[part] for part in METHODS["vamf"].options if part in method}
+            | {"beta": 0.25, "gamma": 0.0, "proxy": "ema" if proxy == "bank" else proxy},
+        )
+        assert found == expected
+        assert (found.times, found.weighting, found.terms, found.guidance, found.reduction) == (
+            own.times, own.weighting, own.terms if name != "terminal_velocity" else found.terms, own.guidance,
+            own.reduction,
+        )  # fmt: skip
+        assert isinstance(found.residual.tangent, Mix)
+        assert found.residual.tangent.beta == 0.25
+        bank = in_both_roles(config)
+        assert bank.target.beta == bank.residual.tangent.beta == 1.0
+        assert "bank" in bank.needs
+        assert bank.guidance.scale == 2.0
+    with pytest.raises(UserError, match="distribution_matching: needs the proxy"):
+        in_both_roles(TrainConfig("digits", method="flow_consist", network=MLPConfig()))
 
 
 @pytest.mark.slow
@@ -475,7 +491,7 @@ def test_diagnose_a_run(tmp_path, capsys, monkeypatch):
     """Labels, and a beta that finds itself."""
     folder = tmp_path / "run"
     small = ["--network.width", "16", "--network.depth", "1", "--batch-size", "32", "--log.every", "5", "--steps", "40"]
-    guided = ["--objective.guidance", "2", "--objective.label-dropout", "0.2", "--objective.gamma", "0.3"]
+    guided = ["--guidance.scale", "2", "--guidance.dropout", "0.2", "--gamma", "0.3"]
     assert run("train", "digits", *small, *guided, "--beta", "binned", "--out", folder, capsys=capsys)[0] == 0
     status, out, _ = run("diagnose", folder, "--json", "--seed", 3, capsys=capsys)
     assert status == 0

@@ -9,11 +9,10 @@ import oracles
 from vamf.diffusion import DDPM, Diffusion
 from vamf.errors import UserError
 from vamf.objectives import create
-from vamf.objectives.flow_matching import FlowMatching
 from vamf.sampling import ancestral, ddim, integrate
 from vamf.sampling.named import draw
 from vamf.theory import GaussianMixture
-from vamf.times import TimeLaw
+from vamf.times import LogitNormal
 
 SHORT = Diffusion(20, 1e-3, 0.3)
 M, S = 0.7, 0.4
@@ -300,7 +299,7 @@ def test_loss_is_the_noises_mean_squared_error():
     def e_hat(z, k, label):
         return jnp.sin(3 * z) * jnp.cos(k)[:, None, None, None]
 
-    sample = objective.draw(jax.random.key(0), x)
+    sample = objective.sample(jax.random.key(0), x)
     k = np.searchsorted(DDPM.times, np.asarray(sample.t) - 1e-9)
     np.testing.assert_array_equal(sample.r, sample.t)
     z = DDPM.diffuse(x, sample.e, jnp.asarray(k))
@@ -331,7 +330,7 @@ def test_best_network_has_the_known_least_loss():
 
 
 def test_steps_are_drawn_uniformly():
-    t = create("ddpm").draw(jax.random.key(0), jnp.zeros((50_000, 1))).t
+    t = create("ddpm").sample(jax.random.key(0), jnp.zeros((50_000, 1))).t
     k = np.searchsorted(DDPM.times, np.asarray(t) - 1e-9)
     np.testing.assert_allclose(DDPM.times[k], t, rtol=1e-9)
     counts = np.bincount(k // 100, minlength=10)
@@ -342,8 +341,8 @@ def test_it_is_weighted_flow_matching():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(10, 3)))
     u = oracles.Smooth.random(0, 3)
     objective = create("ddpm")
-    sample = objective.draw(jax.random.key(0), x)
-    plain = FlowMatching(gamma=0.0, proxy="none", reduction="mean").loss_at(u, x, sample.e, sample.r, sample.t)
+    sample = objective.sample(jax.random.key(0), x)
+    plain = create("flow_matching", reduction="mean").loss_at(u, x, sample.e, sample.r, sample.t)
     np.testing.assert_allclose(objective(u, x, None, jax.random.key(0), 0)[0], (1 - sample.t) ** 2 * plain, rtol=1e-8)
 
 
@@ -371,4 +370,4 @@ def test_other_refusals():
     with pytest.raises(UserError, match="1 to 1000 with ddim"):
         draw("ddim", through(best(DDPM)), noise, 1001, jax.random.key(0))
     with pytest.raises(UserError, match="times: the method ddpm"):
-        create("ddpm", times=TimeLaw("logit_normal", equal_fraction=1.0))
+        create("ddpm", times=LogitNormal(flow_matching_ratio=1.0))

@@ -14,7 +14,6 @@ from vamf.errors import UserError
 from vamf.networks import DiTConfig
 from vamf.report.cost import Named
 from vamf.training import counting, estimate, presets
-from vamf.training.config import ObjectiveConfig
 from vamf.training.estimate import CHIPS
 
 F32 = jnp.float32
@@ -63,9 +62,7 @@ def test_step_of_a_transformer_is_three_times_its_forward_pass():
 
     The first layer's input has no gradient, nor have the times.
     """
-    config = dataclasses.replace(
-        presets.for_data("imagenet_dit_b4"), method="flow_matching", beta=None, objective=ObjectiveConfig()
-    )
+    config = dataclasses.replace(presets.for_data("imagenet_dit_b4"), method="flow_matching", objective={})
     found = estimate.estimate(config, estimate.stand_in(config))
     assert isinstance(config.network, DiTConfig)
     by_hand = 3 * dit_products(config.network, (32, 32, 4), config.batch_size, 1)

@@ -499,12 +499,13 @@ def poisoned(grid: Grid, steps, value=np.nan, where=lambda r, t: t > 0.5) -> Gri
     """A grid whose losses are not finite at certain steps, in certain rows."""
 
     class Poisoned(type(grid.trainer.objective)):
-        def evaluate(self, u, x, draw, label, step, *given):
-            loss, aux = super().evaluate(u, x, draw, label, step, *given)
-            struck = jnp.isin(step, jnp.asarray(steps)) & where(draw.r, draw.t)
+        def loss(self, u, x, sample, label, step, *given):
+            loss, aux = super().loss(u, x, sample, label, step, *given)
+            struck = jnp.isin(step, jnp.asarray(steps)) & where(sample.r, sample.t)
             return loss * jnp.where(struck, value, 1.0), aux
 
-    objective = Poisoned(**vars(grid.trainer.objective))
+    own = grid.trainer.objective
+    objective = Poisoned(**{field.name: getattr(own, field.name) for field in dataclasses.fields(own)})
     grid.trainer = dataclasses.replace(grid.trainer, objective=objective)
     return grid
 
@@ -539,7 +540,7 @@ def test_a_training_stops_after_a_row_of_such_steps_and_says_where_they_come_fro
     said = str(caught.value)
     assert said.startswith("loss or gradient not finite at step 19 and the 3 after it, in rows with r in [")
     assert said.endswith(f"; last good checkpoint: {run.folder.absolute() / 'checkpoints' / '10'}")
-    batch = jax.device_get(grid.trainer.batch((), jax.tree.map(lambda leaf: leaf[0], grid.members), 18)).draw
+    batch = jax.device_get(grid.trainer.batch((), jax.tree.map(lambda leaf: leaf[0], grid.members), 18)).sample
     struck = (batch.t > 0.6) & (batch.r < 0.4)
     expected = [f(x[struck]) for x in (batch.r, batch.t) for f in (np.min, np.max)]
     found = [float(number) for number in re.findall(r"[\d.]+(?:e-\d+)?(?=[,\]])", said.split("rows with")[1])]

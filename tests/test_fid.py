@@ -16,7 +16,6 @@ from pytorch_files import call, name, write_zip
 from test_inception import labels, residual_state, sheet
 from vamf.errors import UserError
 from vamf.metrics import command, frechet_distance, inception
-from vamf.metrics.command import Options
 from vamf.metrics.comparison import compare
 from vamf.metrics.features import Extractor, extract, open_extractor
 from vamf.metrics.identity import GENUINE, Identity
@@ -24,6 +23,7 @@ from vamf.metrics.images import Images, from_array, open_images
 from vamf.metrics.inception_score import inception_score
 from vamf.metrics.kid import kid
 from vamf.metrics.moments import Moments, Statistics
+from vamf.metrics.options import Options
 from vamf.metrics.precision_recall import precision_recall
 
 SHARED = Path(os.environ.get("VAMF_TEST_DATA", Path(__file__).parents[1].parent / "shared" / "data"))

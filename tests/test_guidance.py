@@ -15,14 +15,18 @@ from modules import quick
 from official import meanflow_dit
 from vamf import objectives
 from vamf.average_velocity import total_derivative
-from vamf.condition import Condition, Scale
+from vamf.conditioning import Conditioning, GuidanceScale
 from vamf.errors import UserError
 from vamf.networks import DiTConfig, build
-from vamf.objectives import guidance
-from vamf.objectives.objective import Draw
+from vamf.objectives.batch import LossSample
+from vamf.objectives.guidance import Guidance, draw_scale
+from vamf.objectives.residuals import Eulerian
+from vamf.objectives.terms import VelocityHead
+from vamf.objectives.velocity import Conditional
+from vamf.objectives.weighting import Power
 from vamf.sampling import integrate
 from vamf.schedules import Schedule
-from vamf.times import TimeLaw
+from vamf.times import Uniform
 from vamf.training import presets
 
 DATA = Path(os.environ.get("VAMF_TEST_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
@@ -38,14 +42,8 @@ def float64():
 
 def paper(omega, kappa, start, end, **options):
     """MeanFlow in the paper's own constants."""
-    return objectives.create(
-        "meanflow",
-        guidance=omega / (1 - kappa),
-        guidance_mix=kappa,
-        guidance_range=(start, end),
-        label_dropout=0.1,
-        **options,
-    )
+    guidance = Guidance(omega / (1 - kappa), kappa, (start, end), dropout=0.1)
+    return objectives.create("meanflow", guidance=guidance, **options)
 
 
 @pytest.mark.slow
@@ -59,11 +57,12 @@ def test_the_official_guided_losses():
     params = jax.tree.map(jnp.asarray, meanflow_dit(given, 3))
     for case, row in enumerate(given["cases"].tolist()):
         omega, kappa, start, end, hidden, p, c = row
-        objective = paper(omega, kappa, start, end, weight_power=p, weight_constant=c)
+        objective = paper(omega, kappa, start, end, weighting=Power(p, c))
         dropped = jnp.arange(len(x)) < hidden
 
         def loss(params, objective=objective, dropped=dropped):
-            return objective.loss_at(network.bind(params), x, e, r, t, label, dropped=dropped).mean()
+            draws = {"guidance": {"dropped": dropped}}
+            return objective.loss_at(network.bind(params), x, e, r, t, label, draws=draws).mean()
 
         value, gradient = quick(jax.value_and_grad(loss))(params)
         np.testing.assert_allclose(value, given["loss"][case], rtol=1e-5)
@@ -109,8 +108,8 @@ def test_guidance_row_by_row(rule, equal):
     dropped = jnp.arange(8) % 3 == 0
     assert np.any((t < rule[2]) | (t > rule[3])) or rule[2:] == (0.0, 1.0)
     objective = paper(*rule)
-    draw = objective._complete(Draw(e, r, t, dropped=dropped), x)
-    found, _ = objective.evaluate(NETWORK, x, draw, label, 0, None, equal)
+    sample = LossSample(e, r, t, {"guidance": {"dropped": dropped}})
+    found, _ = objective.loss(NETWORK, x, sample, label, 0, None, equal)
     for row in range(8):
         parts = (part[row] for part in (x, e, r, t, label, dropped))
         np.testing.assert_allclose(found[row], meanflow_row(*parts, *rule), rtol=1e-9, err_msg=f"row {row}")
@@ -126,36 +125,34 @@ def test_published_rules_of_the_mix(scale):
     targets = {"unit": v_c + (1 - 1 / scale) * (shown - hidden), "capped": w * v_c + k * shown + (1 - w - k) * hidden}
     for rule, target in targets.items():
         # the largest scale is 2.5, and the batch's lies where share_of_scale says
-        objective = objectives.create(
-            "meanflow", guidance=2.5, guidance_mix=rule, guidance_per_batch=True, label_dropout=0.1
-        )
+        objective = objectives.create("meanflow", guidance=Guidance(2.5, rule, per_batch=True, dropout=0.1))
         share = jnp.full(8, (scale - 1) / 1.5)
-        found = objective.loss_at(NETWORK, x, e, t, t, label, share_of_scale=share)
+        found = objective.loss_at(NETWORK, x, e, t, t, label, draws={"guidance": {"share_of_scale": share}})
         np.testing.assert_allclose(found, np.sum((shown - target) ** 2, axis=1), rtol=1e-8)
 
 
 def test_re_meanflow_s_guided_run():
     """Its scale: none in the first half of the training, then one for each batch, uniform on [1, 2.5]; its code guides
     the rows without a label too, with the label hidden in both passes."""
-    options = {"guidance": Schedule("step", 1.0, 2.5, 0, 100), "guidance_mix": "capped", "guidance_per_batch": True}
-    objective = objectives.create("rectified_meanflow", **options, guidance_without_label=True, label_dropout=0.1)
+    scale = Schedule("step", 1.0, 2.5, 0, 100)
+    guidance = Guidance(scale, "capped", per_batch=True, unlabelled=True, dropout=0.1)
+    objective = objectives.create("rectified_meanflow", guidance=guidance)
     x, e, _, t, label = batch()
     z, v_c = x + t[:, None] * (e - x), e - x
-    shares = jax.vmap(lambda key: objective.draw(key, x).share_of_scale)(jax.random.split(jax.random.key(0), 400))
+    samples = jax.vmap(lambda key: objective.sample(key, x))(jax.random.split(jax.random.key(0), 400))
+    shares = samples.draws["guidance"]["share_of_scale"]
     np.testing.assert_array_equal(np.ptp(shares, axis=1), 0.0)  # one number a batch
     assert abs(shares.mean() - 0.5) < 5 / np.sqrt(12 * 400)
-    bare = {"weight_power": 0.0, "reduction": "sum"}
-    objective = objectives.create(
-        "rectified_meanflow", **options, **bare, guidance_without_label=True, label_dropout=0.1
-    )
+    objective = objectives.create("rectified_meanflow", guidance=guidance, weighting=Power(), reduction="sum")
     share, dropped = jnp.full(8, 0.8), jnp.arange(8) < 3
     seen = jnp.where(dropped, -1, label)
     shown, hidden = NETWORK(z, t, t, seen), NETWORK(z, t, t, jnp.full(8, -1))
+    draws = {"guidance": {"share_of_scale": share, "dropped": dropped}}
     for step, scale in ((0, 1.0), (99, 1 + 0.8 * 1.5)):
         w = max(1.0, scale - 1)
         k = 1 - w / scale
         target = w * v_c + k * shown + (1 - w - k) * hidden
-        found = objective.loss_at(NETWORK, x, e, t, t, label, step=step, share_of_scale=share, dropped=dropped)
+        found = objective.loss_at(NETWORK, x, e, t, t, label, step=step, draws=draws)
         np.testing.assert_allclose(found, np.sum((shown - target) ** 2, axis=1), rtol=1e-8)
 
 
@@ -163,12 +160,10 @@ def test_alphaflow_s_guided_run():
     """arXiv:2510.20771: MeanFlow's v_g in the finite step and in its target, labels dropped where guidance acts."""
     x, e, r, t, label = batch()
     alpha, (omega, kappa), until = 0.3, (0.2, 0.92), 0.7
-    options = {"guidance": omega / (1 - kappa), "guidance_mix": kappa, "guidance_range": (0.0, until), "clip": 4.0}
-    objective = objectives.create(
-        "alphaflow", alpha=alpha, **options, label_dropout=0.5, label_dropout_range=(0.0, until)
-    )
-    draws = jax.vmap(lambda key: objective.draw(key, x))(jax.random.split(jax.random.key(0), 50))
-    dropped, times = np.asarray(draws.dropped), np.asarray(draws.t)
+    guidance = Guidance(omega / (1 - kappa), kappa, interval=(0.0, until), dropout=0.5, dropout_interval=(0.0, until))
+    objective = objectives.create("alphaflow", alpha=alpha, clip=4.0, guidance=guidance)
+    samples = jax.vmap(lambda key: objective.sample(key, x))(jax.random.split(jax.random.key(0), 50))
+    dropped, times = np.asarray(samples.draws["guidance"]["dropped"]), np.asarray(samples.t)
     assert dropped.any()
     assert not dropped[times > until].any()
     z, v_c = x + t[:, None] * (e - x), e - x
@@ -209,9 +204,9 @@ def test_beta_mixes_on_top_of_guidance():
     w = 0.7 * v_g + 0.3 * PROXY(z, t, t, seen)
     value, dudt = total_derivative(NETWORK, z, r, t, w, seen)
     expected = np.sum((value - v_g + (t - r)[:, None] * dudt) ** 2, axis=1)
-    options = {"guidance": 2.0, "guidance_mix": 0.5, "label_dropout": 0.1}
-    objective = objectives.create("vamf", beta=0.3, **options)
-    found = objective.loss_at(NETWORK, x, e, r, t, label, proxy=PROXY, dropped=dropped)
+    objective = objectives.create("vamf", beta=0.3, guidance=Guidance(2.0, 0.5, dropout=0.1))
+    draws = {"guidance": {"dropped": dropped}}
+    found = objective.loss_at(NETWORK, x, e, r, t, label, proxy=PROXY, draws=draws)
     np.testing.assert_allclose(found, expected, rtol=1e-8)
 
 
@@ -223,9 +218,8 @@ def test_sources_that_know_nothing_of_guidance_are_guided():
     hidden, shown = NETWORK(z, t, t, jnp.full(8, -1)), NETWORK(z, t, t, label)
     bank = oracles.Bank(np.asarray(x)).velocity(np.asarray(z), np.asarray(t))
     for name, v_hat in (("rao_blackwell", bank), ("meanflow_rae", PROXY(z, t, t, label))):
-        objective = objectives.create(
-            name, guidance=2.0, guidance_mix=0.25, label_dropout=0.1, weight_power=0.0, times=TimeLaw()
-        )
+        guidance = Guidance(2.0, 0.25, dropout=0.1)
+        objective = objectives.create(name, guidance=guidance, weighting=Power(), times=Uniform())
         target = 0.75 * (2 * v_hat - hidden) + 0.25 * shown
         found = objective.loss_at(NETWORK, x, e, t, t, label, proxy=PROXY)
         np.testing.assert_allclose(found, np.sum((shown - target) ** 2, axis=1), rtol=1e-8)
@@ -242,10 +236,13 @@ def test_published_presets_hold_their_guidance():
     }
     for name, (omega, kappa, interval) in published.items():
         objective = presets.PRESETS[name].build_objective()
-        assert objective.guidance * (1 - objective.guidance_mix) == pytest.approx(omega)
-        found = (objective.guidance_mix, objective.guidance_range, objective.beta, objective.gamma)
-        assert found == (kappa, interval, 0.0, 0.0)
-        assert (objective.label_dropout, objective.weight_power, objective.weight_constant) == (0.1, 1.0, 0.01)
+        guidance = objective.guidance
+        assert guidance.scale * (1 - guidance.mix) == pytest.approx(omega)
+        assert (guidance.mix, guidance.interval, guidance.dropout) == (kappa, interval, 0.1)
+        assert isinstance(objective.residual, Eulerian)
+        assert objective.residual.tangent == objective.target
+        assert objective.target.v == Conditional()
+        assert objective.weighting == Power(1.0, 0.01)
 
 
 # ------------------------------------------------------------------------------------- a network that is told its scale
@@ -270,32 +267,38 @@ class Scaled:
 
 
 def told(label, omega, low, high):
-    return Condition(jnp.array([label]), scale=Scale(*(jnp.array([value]) for value in (omega, low, high))))
+    scale = GuidanceScale(*(jnp.array([value]) for value in (omega, low, high)))
+    return Conditioning(jnp.array([label]), scale=scale)
 
 
 @pytest.mark.slow
 def test_drawn_scales_are_improved_meanflow_s():
     """arXiv:2512.02012, row by row: the guided target, the head in u's own pass, the tangent that knows no interval."""
     x, label = batch()[0], jnp.arange(8) % 3
-    objective = objectives.create(
-        "improved_meanflow",
-        proxy="head",
-        guidance=8.0,
-        guidance_power=1.0,
-        label_dropout=0.3,
-        times=TimeLaw(equal_fraction=0.25),
-    )
-    draw = objective.draw(jax.random.key(2), x)
-    assert np.any(draw.dropped)
-    assert np.any(draw.scale.at(draw.t)[2:] > 1)
-    assert np.all(draw.scale.t_max[:2] - draw.scale.t_min[:2] == 1)
-    for where in ("row", "diagonal"):
-        chosen = dataclasses.replace(objective, head_pass=where)
-        for equal in (2, None):
-            found, _ = chosen.evaluate(Scaled(), x, draw, label, 0, None, equal)
+    guidance = Guidance(8.0, scale_power=1.0, dropout=0.3)
+
+    def improved(**options):
+        times = Uniform(flow_matching_ratio=0.25)
+        return objectives.create("improved_meanflow", proxy="head", times=times, **options)
+
+    chosen = {
+        "row": improved(guidance=guidance),
+        "diagonal": improved(
+            guidance=dataclasses.replace(guidance, dropped_scale="one"), head=VelocityHead(trained_in="diagonal")
+        ),
+    }
+    sample = chosen["row"].sample(jax.random.key(2), x)
+    drawn = sample.draws["guidance"]
+    dropped, scale = drawn["dropped"], drawn["scale"]
+    assert np.any(dropped)
+    assert np.any(scale.at(sample.t)[2:] > 1)
+    assert np.all(scale.t_max[:2] - scale.t_min[:2] == 1)
+    for where, objective in chosen.items():
+        for split in (2, None):
+            found, _ = objective.loss(Scaled(), x, sample, label, 0, None, split)
             for row in range(8):
-                parts = (draw.r, draw.t, draw.scale.omega, draw.scale.t_min, draw.scale.t_max)
-                given = (x[row], draw.e[row], label[row], draw.dropped[row], *(part[row] for part in parts))
+                parts = (sample.r, sample.t, scale.omega, scale.t_min, scale.t_max)
+                given = (x[row], sample.e[row], label[row], dropped[row], *(part[row] for part in parts))
                 np.testing.assert_allclose(found[row], improved_loss(where, *given), rtol=1e-8)
 
 
@@ -323,8 +326,8 @@ def test_a_velocity_is_told_its_scale_at_its_time():
     """Wherever u is asked at r = t: the flow-matching term, the pair, an end of a jump, and samplers of the ODE."""
     x, e, r, t, label = batch()
     z = x + t[:, None] * (e - x)
-    scale = Scale(jnp.full(8, 3.0), jnp.full(8, 0.3), jnp.full(8, 0.6))
-    condition = Condition(label, scale=scale)
+    scale = GuidanceScale(jnp.full(8, 3.0), jnp.full(8, 0.3), jnp.full(8, 0.6))
+    cond = Conditioning(label, scale=scale)
     asked = []
 
     def u(z, r, t, told):
@@ -332,12 +335,12 @@ def test_a_velocity_is_told_its_scale_at_its_time():
             asked.append((np.asarray(told.scale.omega), np.asarray(t), np.asarray(told.scale.t_max - told.scale.t_min)))
         return NETWORK(z, r, t, told.label)
 
-    terms = {"matching_weight": 1.0, "pair_weight": 0.5}
-    objectives.create("vamf", beta=0.5, proxy="online", **terms).loss_at(u, x, e, r, t, condition, matching_t=0.9 * t)
-    objectives.create("lagrangian_map", weight="power").loss_at(u, x, e, r, t, condition)
-    objectives.create("flow_matching").loss_at(u, x, e, r, t, condition)
+    terms, at = {"flow_matching.weight": 1.0, "temporal_pair.weight": 0.5}, {"flow_matching": {"t": 0.9 * t}}
+    objectives.create("vamf", beta=0.5, proxy="online", **terms).loss_at(u, x, e, r, t, cond, draws=at)
+    objectives.create("lagrangian_map", weighting="power").loss_at(u, x, e, r, t, cond)
+    objectives.create("flow_matching").loss_at(u, x, e, r, t, cond)
     with jax.disable_jit():
-        integrate(u, z, 4, condition)
+        integrate(u, z, 4, cond)
     assert len(asked) > 10
     for omega, at, length in asked:
         np.testing.assert_array_equal(omega, np.where((at >= 0.3) & (at <= 0.6), 3.0, 1.0))
@@ -347,7 +350,7 @@ def test_a_velocity_is_told_its_scale_at_its_time():
 @pytest.mark.parametrize("power", [0.0, 1.0, 2.5])
 def test_drawn_scales_have_their_density(power):
     t = jnp.full(20_000, 0.7)
-    scale = guidance.draw(jax.random.key(0), 0 * t, t, 8.0, power)
+    scale = draw_scale(jax.random.key(0), 0 * t, t, 8.0, power)
     edges = np.linspace(1.0, 8.0, 2001)
     mass = np.cumsum(((edges[1:] + edges[:-1]) / 2) ** -power)
     expected = np.interp([0.1, 0.5, 0.9], np.concatenate([[0], mass]) / mass[-1], edges)
@@ -359,23 +362,19 @@ def test_drawn_scales_have_their_density(power):
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("improved_meanflow", {"guidance_power": 1.0}, "largest scale"),
-        ("meanflow", {"guidance_mix": 0.5}, "above 1"),
-        ("meanflow", {"guidance": 2.0}, "label_dropout above 0"),
-        (
-            "meanflow",
-            {"guidance": 2.0, "label_dropout": 0.1, "guidance_mix": 1.0},
-            r"guidance_mix = 1.0: allowed is \[0",
-        ),
-        ("meanflow", {"guidance": Schedule("step", 0.5, 2.0, 0, 9), "label_dropout": 0.1}, "1 .none. or more"),
-        ("vamf", {"guidance": 8.0, "guidance_power": 1.0, "label_dropout": 0.1}, "not that of 'ema'"),
-        ("meanflow", {"guidance": 8.0, "guidance_power": 1.0, "guidance_per_batch": True}, "each row"),
-        ("meanflow", {"label_dropout_range": (0.5, 0.2)}, "low <= high"),
+        ("improved_meanflow", {"scale_power": 1.0}, "largest scale"),
+        ("meanflow", {"mix": 0.5}, "above 1"),
+        ("meanflow", {"scale": 2.0}, r"guidance\.dropout above 0"),
+        ("meanflow", {"scale": 2.0, "dropout": 0.1, "mix": 1.0}, r"guidance\.mix = 1.0: allowed is \[0"),
+        ("meanflow", {"scale": Schedule("step", 0.5, 2.0, 0, 9), "dropout": 0.1}, "1 .none. or more"),
+        ("vamf", {"scale": 8.0, "scale_power": 1.0, "dropout": 0.1}, "not that of 'ema'"),
+        ("meanflow", {"scale": 8.0, "scale_power": 1.0, "per_batch": True}, "each row"),
+        ("meanflow", {"dropout_interval": (0.5, 0.2)}, "low <= high"),
     ],
 )
 def test_what_guidance_cannot_be(method, options, message):
     with pytest.raises(UserError, match=message):
-        objectives.create(method, **options)
+        objectives.create(method, guidance=options)
 
 
 def test_the_flow_matching_term_has_the_target_of_the_diagonal():
@@ -387,10 +386,11 @@ def test_the_flow_matching_term_has_the_target_of_the_diagonal():
     v_g = jnp.where(dropped[:, None], v_c, v_c + 0.6 * (shown - hidden))
     seen = jnp.where(dropped, -1, label)
     squared = np.sum((NETWORK(z, t, t, seen) - v_g) ** 2, axis=1)
-    options = {"guidance": 2.5, "guidance_mix": "unit", "label_dropout": 0.1, "weight": "power", "reduction": "sum"}
+    options = {"guidance": Guidance(2.5, "unit", dropout=0.1), "weighting": Power(), "reduction": "sum"}
+    draws = {"guidance": {"dropped": dropped}, "flow_matching": {"t": t, "e": e}}
     with_term, without = (
-        objectives.create("decoupled_meanflow", **options, matching_weight=weight).loss_at(
-            NETWORK, x, e, r, t, label, dropped=dropped, matching_t=t, matching_e=e
+        objectives.create("decoupled_meanflow", **options, flow_matching={"weight": weight}).loss_at(
+            NETWORK, x, e, r, t, label, draws=draws
         )
         for weight in (1.0, 0.0)
     )
@@ -399,8 +399,8 @@ def test_the_flow_matching_term_has_the_target_of_the_diagonal():
 
 def test_labels_are_dropped_at_their_rate():
     x = jnp.zeros((4000, 2))
-    objective = objectives.create("meanflow", label_dropout=0.25)
-    dropped = objective.draw(jax.random.key(0), x).dropped
+    objective = objectives.create("meanflow", guidance={"dropout": 0.25})
+    dropped = objective.sample(jax.random.key(0), x).draws["guidance"]["dropped"]
     assert np.mean(dropped) == pytest.approx(0.25, abs=5 * np.sqrt(0.1875 / 4000))
     seen = []
 

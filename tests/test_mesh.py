@@ -13,7 +13,7 @@ import pytest
 from vamf import distributed
 from vamf.errors import UserError
 from vamf.networks import MLPConfig
-from vamf.training.config import ObjectiveConfig, OptimiserConfig, TrainConfig, identity
+from vamf.training.config import OptimiserConfig, TrainConfig, identity
 from vamf.training.grid import Grid
 from vamf.training.mesh import MeshConfig
 
@@ -87,7 +87,7 @@ def test_a_batch_in_parts_is_the_whole_batch():
     """Losses, every reported mean and the parameters: rows with r = t and the others are dealt out evenly."""
     found = {}
     for parts in (1, 4):
-        config = tiny(accumulate=parts, objective=ObjectiveConfig(proxy="ema", anchor_weight=0.1))
+        config = tiny(accumulate=parts, objective={"proxy": "ema", "anchor_weight": 0.1})
         grid = Grid(config, config.load_data(), [1])
         found[parts] = grid.advance(grid.init(), 4)
     (state, metrics), (other, reported) = found[1], found[4]
@@ -110,8 +110,8 @@ def _flat(tree):
         ({"accumulate": 5}, "batch-size"),
         ({"accumulate": 16}, "r = t"),
         ({"accumulate": 2, "method": "rao_blackwell"}, "bank"),
-        ({"accumulate": 2, "beta": "binned"}, "learns"),
-        ({"accumulate": 2, "objective": ObjectiveConfig(anchor_weight=0.1, anchor_every=2)}, "anchor-every"),
+        ({"accumulate": 2, "objective": {"beta": "binned"}}, "learns"),
+        ({"accumulate": 2, "objective": {"anchor": {"weight": 0.1, "every": 2}}}, "anchor.every"),
         ({"accumulate": 0}, "accumulate"),
     ],
 )

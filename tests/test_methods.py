@@ -1,6 +1,7 @@
 """The shared table: every named method goes through the same checks. A new method is one more row."""
 
 import dataclasses
+import operator
 import types
 import typing
 
@@ -14,9 +15,14 @@ from gradients import squared_mean
 from vamf import objectives
 from vamf.errors import UserError
 from vamf.networks import MLPConfig, build
-from vamf.objectives import METHODS, rectification
+from vamf.objectives import METHODS
+from vamf.objectives.batch import Context, LossSample
+from vamf.objectives.residuals import Eulerian
+from vamf.objectives.terms import Anchor, DistributionMatching, FlowMatching
+from vamf.objectives.velocity import EMA, Conditional, Mix, Model, Online
+from vamf.objectives.weighting import Cauchy, Learned, Norm, Power, Trace
 from vamf.schedules import Schedule
-from vamf.times import TimeLaw
+from vamf.times import Dyadic, LogitNormal, Shifted, TeacherGrid, Terminal, ToData, Uniform, UShaped
 
 D = 2
 NETWORK, PROXY, BASIS = (oracles.Smooth.random(seed, D) for seed in (0, 1, 2))
@@ -32,9 +38,9 @@ def float64():
 
 def plain(name, **options):
     """A method with its derivative and roles alone: squared errors, no further terms."""
-    bare = {"weight": "power", "weight_power": 0.0, "weight_velocity": "none", "weight_gap": 0.0, "reduction": "sum"}
-    bare |= {"anchor_weight": 0.0, "matching_weight": 0.0, "guidance": 1.0, "rectify_weight": 0.0}
-    if "clip" in METHODS[name].options():
+    bare = {"weighting": Power(), "diagonal_weight": "none", "gap_weight": 0.0, "reduction": "sum"}
+    bare |= {term: {"weight": 0.0} for term in ("anchor", "flow_matching", "distribution_matching")}
+    if "clip" in METHODS[name].options:
         bare["clip"] = 0.0
     return objectives.create(name, **{**bare, **options})
 
@@ -94,7 +100,7 @@ TABLE = {
     "rao_blackwell": Row(noise=None),
     "alphaflow": Row({"alpha": 0.4}, alpha_noise(0.4), alpha_bias(0.4)),
     "improved_meanflow": Row({"proxy": "ema"}, beta_noise(1)),
-    "modular_meanflow": Row({"through": 0.7}, beta_noise(0), gradient_biased=True),
+    "modular_meanflow": Row({"residual": {"jvp_gradient_fraction": 0.7}}, beta_noise(0), gradient_biased=True),
     "accelerated_meanflow": Row({}, beta_noise(0)),
     "terminal_velocity": Row({}, quiet),
     "rectified_meanflow": Row({}, beta_noise(0)),
@@ -104,10 +110,10 @@ TABLE = {
     "progressive_map": Row({}, quiet),
     "lagrangian_map": Row({}, quiet),
     "eulerian_map": Row({"proxy": "ema"}, quiet),
-    "meanflow_rae": Row({"difference": 1e-4}, quiet),
+    "meanflow_rae": Row({"residual": {"difference_step": 1e-4}}, quiet),
     "mid_training": Row({"pairs": 1}, bias=quiet, gradient_biased=True),  # by its Euler steps
     "flow_consist": Row({}, quiet),
-    "consistency": Row({"correction": 1.0}, beta_noise(0)),
+    "consistency": Row({"residual": {"jvp_scale": 1.0}}, beta_noise(0)),
     "ddpm": Row(noise=None),
 }
 
@@ -215,7 +221,7 @@ def test_the_exact_average_velocity_is_stationary(name):
             def u(z, r, t, label=None):
                 return exact(z, r, t) + BASIS.phi(z, r, t) @ matrix
 
-            return objective.loss_at(u, x, e, r, t, proxy=exact, share=share).mean()
+            return objective.loss_at(u, x, e, r, t, proxy=exact, draws={"split_fraction": share}).mean()
 
         return jax.grad(mean_loss)(jnp.zeros_like(jnp.asarray(BASIS.matrix))).ravel()
 
@@ -269,13 +275,14 @@ def test_alpha_to_zero_is_meanflow():
 
 
 @pytest.mark.parametrize(
-    ("weight", "power"),
-    [("power", 0.5), ("power", 1.0), ("norm", 0.0), ("trace", 0.0), ("cauchy", 1.0), ("learned", 0.0)],
+    "weighting",
+    [Power(0.5, 1e-12), Power(1.0, 1e-12), Norm(1e-12), Trace(), Cauchy(1e-12), Learned()],
+    ids=lambda weighting: f"{type(weighting).__name__}-{weighting.normalisation:g}",
 )
-def test_alpha_to_zero_is_meanflow_under_every_weight(weight, power):
+def test_alpha_to_zero_is_meanflow_under_every_weight(weighting):
     """The factor beside the weight keeps the gradient at MeanFlow's; learned scales follow the size of the residual."""
     alpha = 1e-4
-    options = {"weight": weight, "weight_power": power, "weight_constant": 1e-12, "reduction": "sum"}
+    options = {"weighting": weighting, "reduction": "sum"}
 
     def found(alpha, size):
         class Scaled(oracles.Smooth):
@@ -286,7 +293,7 @@ def test_alpha_to_zero_is_meanflow_under_every_weight(weight, power):
             u = Scaled(NETWORK.features, matrix)
             objective = objectives.create("alphaflow", alpha=alpha, eta=1e-9, **options)
             x, e, r, t = (part[2:] for part in batch())  # the rows with r < t
-            return objective.loss_at(u, x, e, r, t, probe=jnp.ones_like(x)).mean()
+            return objective.loss_at(u, x, e, r, t, draws={"probe": jnp.ones_like(x)}).mean()
 
         return np.asarray(jax.grad(mean_loss)(jnp.asarray(NETWORK.matrix)))
 
@@ -304,8 +311,8 @@ def test_alpha_follows_its_schedule_down_to_the_derivative(step):
 
 def test_an_alpha_below_eta_is_meanflow():
     np.testing.assert_array_equal(gradient(plain("alphaflow", alpha=1e-3, eta=5e-3)), gradient(plain("meanflow")))
-    with pytest.raises(UserError, match="through"):
-        objectives.create("alphaflow", through=0.5)
+    with pytest.raises(UserError, match="residual"):
+        objectives.create("alphaflow", residual={"jvp_gradient_fraction": 0.5})
 
 
 def test_the_shortest_jumps_of_a_teacher_are_asked_on_the_diagonal():
@@ -334,7 +341,7 @@ def test_alpha_one_is_flow_matching_along_the_trajectory():
 def test_a_short_first_jump_is_the_meanflow_identity():
     """R_split / lambda -> u - u(z, t, t) + (t - r) D u along the network's own velocity."""
     share = 1e-5
-    split = residuals(plain("split_meanflow"), NETWORK, *batch(), share=jnp.full(8, share)) / share
+    split = residuals(plain("split_meanflow"), NETWORK, *batch(), draws={"split_fraction": jnp.full(8, share)}) / share
     own = plain("vamf", beta=1.0, gamma=1.0, proxy="online")
     np.testing.assert_allclose(split[2:], residuals(own, NETWORK, *batch())[2:], rtol=2e-3, atol=2e-3)
 
@@ -343,8 +350,9 @@ def test_shortcut_is_the_midpoint_of_progressive_maps():
     shortcut = plain("shortcut", proxy="online").loss_at(NETWORK, *batch())
     midpoint = plain("progressive_map", split="midpoint").loss_at(NETWORK, *batch())
     np.testing.assert_array_equal(shortcut, midpoint)
-    uniform = plain("progressive_map", split="uniform").loss_at(NETWORK, *batch(), share=jnp.full(8, 0.25))
-    split = plain("split_meanflow").loss_at(NETWORK, *batch(), share=jnp.full(8, 0.25))
+    draws = {"split_fraction": jnp.full(8, 0.25)}
+    uniform = plain("progressive_map", split="uniform").loss_at(NETWORK, *batch(), draws=draws)
+    split = plain("split_meanflow").loss_at(NETWORK, *batch(), draws=draws)
     np.testing.assert_array_equal(uniform, split)
     assert np.all(uniform[2:] != midpoint[2:])
 
@@ -369,17 +377,21 @@ def test_improved_meanflow_is_the_corner_with_the_networks_own_velocity():
 
 
 def test_differences_tend_to_the_derivative():
-    exact = residuals(plain("meanflow_rae", difference=0.0), NETWORK, *batch(), proxy=PROXY)
-    errors = [
-        np.max(np.abs(residuals(plain("meanflow_rae", difference=h), NETWORK, *batch(), proxy=PROXY) - exact))
-        for h in (2e-2, 1e-2)
-    ]
+    def found(h):
+        objective = plain("meanflow_rae", residual={"difference_step": h})
+        return residuals(objective, NETWORK, *batch(), proxy=PROXY)
+
+    errors = [np.max(np.abs(found(h) - found(0.0))) for h in (2e-2, 1e-2)]
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)  # second order
     assert errors[1] > 1e-6
 
 
+def modular(fraction):
+    return plain("modular_meanflow", residual={"jvp_gradient_fraction": fraction})
+
+
 def test_modular_meanflow_starts_as_meanflow_and_ends_with_the_full_gradient():
-    np.testing.assert_array_equal(gradient(plain("modular_meanflow", through=0.0)), gradient(plain("meanflow")))
+    np.testing.assert_array_equal(gradient(modular(0.0)), gradient(plain("meanflow")))
     x, e, r, t = batch()
 
     def full(matrix):
@@ -390,18 +402,18 @@ def test_modular_meanflow_starts_as_meanflow_and_ends_with_the_full_gradient():
         return jnp.mean(jnp.sum((u(z, r, t) + (t - r)[:, None] * total - v_c) ** 2, axis=1))
 
     expected = jax.grad(full)(jnp.asarray(NETWORK.matrix))
-    np.testing.assert_allclose(gradient(plain("modular_meanflow", through=1.0)), expected, rtol=1e-7)
-    ends = [gradient(plain("modular_meanflow", through=value)) for value in (0.0, 0.25, 1.0)]
+    np.testing.assert_allclose(gradient(modular(1.0)), expected, rtol=1e-7)
+    ends = [gradient(modular(value)) for value in (0.0, 0.25, 1.0)]
     np.testing.assert_allclose(ends[1], 0.75 * ends[0] + 0.25 * ends[2], rtol=1e-10)
 
 
-@pytest.mark.parametrize("moving", [(0.0, 0.0), (1.0, 0.0), (1.0, 1.0)])
-def test_the_tangents_of_meanflows_ablation(moving):
+@pytest.mark.parametrize("along", [(0.0, 0.0), (1.0, 0.0), (1.0, 1.0)])
+def test_the_tangents_of_meanflows_ablation(along):
     x, e, r, t = (np.asarray(a) for a in batch())
     v_c, z = e - x, x + t[:, None] * (e - x)
-    along = oracles.directional(lambda s: NETWORK(z + s * v_c, r + s * moving[0], t + s * moving[1]))
-    expected = NETWORK(z, r, t) + (t - r)[:, None] * along - v_c
-    found = residuals(plain("meanflow", moving=moving), NETWORK, *batch())
+    total = oracles.directional(lambda s: NETWORK(z + s * v_c, r + s * along[0], t + s * along[1]))
+    expected = NETWORK(z, r, t) + (t - r)[:, None] * total - v_c
+    found = residuals(plain("meanflow", residual={"time_tangent": along}), NETWORK, *batch())
     np.testing.assert_allclose(found, expected, rtol=1e-7)
 
 
@@ -439,8 +451,8 @@ def test_mid_training_regresses_the_teachers_trajectory(points, shift, told, pai
     def teacher(z, r, t, label):
         return GAUSSIAN.velocity(z, t) + 0.1 * label[:, None] * z
 
-    law = TimeLaw("grid", points=points, shift=shift)
-    objective = plain("mid_training", times=law, pairs=pairs, student_times=told)
+    times = TeacherGrid(points=points, shift=shift)
+    objective = plain("mid_training", times=times, pairs=pairs, student_times=told)
     asked = [jnp.asarray(a) for a in (x, e, grid[end], grid[start])]
     found = residuals(objective, NETWORK, *asked, label=jnp.asarray(label), proxy=teacher)
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
@@ -454,7 +466,7 @@ def test_trajectories_of_many_points_leave_the_exact_average_velocity_stationary
     )
     u, errors = exact_average(GAUSSIAN), []
     for steps in (64, 128, 256):
-        objective = plain("mid_training", times=TimeLaw("grid", points=steps + 1), pairs=1)
+        objective = plain("mid_training", times=TeacherGrid(points=steps + 1), pairs=1)
         errors.append(np.abs(residuals(objective, u, x, e, r, t, proxy=u)).max())
     np.testing.assert_allclose([errors[0] / errors[1], errors[1] / errors[2]], 2, rtol=0.1)  # Euler's order
 
@@ -486,7 +498,7 @@ def test_a_distilled_consistency_model_follows_the_teacher():
     """With the teacher in both roles (sCD) nothing of the pair (x, e) but z is left."""
     x, e, r, t = batch()
     z = x + t[:, None] * (e - x)
-    objective = plain("consistency", proxy="teacher", beta=1.0, gamma=1.0, correction=1.0)
+    objective = plain("consistency", proxy="teacher", beta=1.0, gamma=1.0, residual={"jvp_scale": 1.0})
     found = residuals(objective, NETWORK, x, e, r, t, proxy=PROXY)
     v = PROXY(z, t, t)
     total = oracles.directional(lambda s: NETWORK(z + s * v, r, t + s))
@@ -535,30 +547,36 @@ def test_losses_and_gradients_are_finite_at_the_ends_of_time(name):
 
 # --------------------------------------------------------------------------------------------------------- constants
 
-IMAGES = ("logit_normal", -0.4, 1.0)
+HALF = LogitNormal(mean=-0.4, std=1.0, flow_matching_ratio=0.5)
+MOSTLY = LogitNormal(mean=-0.4, std=1.0, flow_matching_ratio=0.75)
+MAPS = Uniform(eps=0.0, flow_matching_ratio=0.75)
+MIXED = Eulerian(Mix(1.0, Conditional(), EMA()))
 CONSTANTS = {
-    "alphaflow": {"weight_power": 1.0, "weight_constant": 1e-3, "eta": 5e-3, "times": (*IMAGES, 0.5)},
-    "improved_meanflow": {"beta": 1.0, "gamma": 0.0, "weight_power": 1.0, "weight_constant": 1e-2,
-                          "times": (*IMAGES, 0.5)},
-    "accelerated_meanflow": {"weight_power": 1.0, "weight_constant": 1e-2, "times": (*IMAGES, 0.75)},
-    "terminal_velocity": {"reduction": "mean", "matching_weight": 1.0, "weight_guidance": 2.0,
-                          "times": ("terminal", -0.4, 1.0, 0.0)},
-    "rectified_meanflow": {"weight_power": 0.5, "weight_constant": 1e-2, "reduction": "mean",
-                           "times": ("u_shaped", -0.4, 1.0, 0.75)},
-    "decoupled_meanflow": {"weight": "cauchy", "weight_constant": 1e-2, "matching_noise": "fresh",
-                           "times": ("logit_normal", 0.4, 1.0, 0.0)},
-    "shortcut": {"clip": 4.0, "reduction": "mean", "times": ("dyadic", -0.4, 1.0, 7 / 8)},
-    "progressive_map": {"weight": "learned", "times": ("uniform", -0.4, 1.0, 0.75)},
-    "lagrangian_map": {"weight": "learned", "times": ("uniform", -0.4, 1.0, 0.75)},
-    "eulerian_map": {"weight": "learned", "times": ("uniform", -0.4, 1.0, 0.75)},
-    "meanflow_rae": {"difference": 5e-3, "weight_power": 1.0, "weight_constant": 1e-3,
-                     "times": ("shifted", -0.4, 1.0, 0.75)},
-    "split_meanflow": {"times": (*IMAGES, 0.5)},
-    "flow_consist": {"beta": 1.0, "gamma": 1.0, "anchor_weight": 1.0, "anchor_range": (0.0, 0.0),
-                     "rectify_weight": 1.0},
-    "mid_training": {"pairs": 64, "student_times": "shifted", "times": ("grid", -0.4, 1.0, 0.0)},
-    "consistency": {"weight": "norm", "weight_constant": 0.1, "times": ("to_data", -1.0 + np.log(2.0), 1.4, 0.0)},
-    "vamf_corner": {"anchor_weight": 0.5, "anchor_range": (1e-4, 1e-2), "times": ("uniform", -0.4, 1.0, 0.25)},
+    "alphaflow": {"weighting": Power(1.0, 1e-3), "residual.eta": 5e-3, "times": HALF},
+    "improved_meanflow": {"residual": Eulerian(Mix(1.0, Conditional(), Online())), "target": Conditional(),
+                          "weighting": Power(1.0, 1e-2), "times": HALF},
+    "accelerated_meanflow": {"weighting": Power(1.0, 1e-2), "times": MOSTLY},
+    "terminal_velocity": {"reduction": "mean", "terms": (FlowMatching(1.0, LogitNormal(mean=-0.4, std=1.0)),),
+                          "times": Terminal(mean=-0.4, std=1.0, gap_mean=-0.8, gap_std=1.0, flow_matching_ratio=0.0)},
+    "rectified_meanflow": {"weighting": Power(0.5, 1e-2), "reduction": "mean",
+                           "times": UShaped(gap_mean=-0.8, gap_std=1.0, flow_matching_ratio=0.75)},
+    "decoupled_meanflow": {"weighting": Cauchy(1e-2),
+                           "terms": (FlowMatching(1.0, LogitNormal(mean=0.0, std=1.0), "fresh"),),
+                           "times": LogitNormal(mean=0.4, r_mean=-1.2, std=1.0, flow_matching_ratio=0.0)},
+    "shortcut": {"residual.clip": 4.0, "reduction": "mean", "times": Dyadic(flow_matching_ratio=7 / 8)},
+    "progressive_map": {"weighting": Learned(), "times": MAPS},
+    "lagrangian_map": {"weighting": Learned(), "times": MAPS},
+    "eulerian_map": {"weighting": Learned(), "times": MAPS},
+    "meanflow_rae": {"residual.difference_step": 5e-3, "weighting": Power(1.0, 1e-3),
+                     "times": Shifted(shift=6.93, flow_matching_ratio=0.75)},
+    "split_meanflow": {"times": HALF},
+    "flow_consist": {"residual": MIXED, "target": MIXED.tangent,
+                     "terms": (Anchor(1.0, (0.0, 0.0)), DistributionMatching(1.0, EMA()))},
+    "mid_training": {"residual.pairs": 64, "residual.student_times": "shifted",
+                     "times": TeacherGrid(points=16, shift=6.93, flow_matching_ratio=0.0)},
+    "consistency": {"weighting": Norm(0.1),
+                    "times": ToData(mean=-1.0 + np.log(2.0), std=1.4, flow_matching_ratio=0.0)},
+    "vamf_corner": {"terms": (Anchor(0.5, (1e-4, 1e-2)),), "times": Uniform(flow_matching_ratio=0.25)},
 }  # fmt: skip
 
 
@@ -566,11 +584,10 @@ CONSTANTS = {
 def test_defaults_are_the_published_constants(name):
     objective = objectives.create(name)
     assert METHODS[name].ema_target == (0.99 if name == "terminal_velocity" else None)
-    for option, value in CONSTANTS[name].items():
-        found = getattr(objective, option)
-        if option == "times":
-            found = (found.law, found.mean, found.std, found.equal_fraction)
-        assert found == value
+    for place, value in CONSTANTS[name].items():
+        assert operator.attrgetter(place)(objective) == value
+    if name == "terminal_velocity":
+        assert METHODS[name].defaults()["guided_weight_power"] == 2.0
 
 
 def test_the_published_grid_of_mid_training():
@@ -590,10 +607,10 @@ def test_consistency_draws_the_noise_levels_of_trigflow(deviation):
     rng = np.random.default_rng(0)
     angle = np.arctan(np.exp(-1.0 + 1.4 * rng.normal(size=100_000)) / 0.5)
     relative = (np.sin(angle) * 0.5) / (np.cos(angle) * 0.5)
-    law = objectives.create("consistency").times
+    times = objectives.create("consistency").times
     if deviation == 0.5:  # pictures in [-1, 1]
-        law = dataclasses.replace(law, mean=-1.0)
-    r, t = law.draw(jax.random.key(0), 20_000)
+        times = dataclasses.replace(times, mean=-1.0)
+    r, t = times.draw(jax.random.key(0), 20_000)
     assert np.all(r == 0)
     shares = [0.05, 0.25, 0.5, 0.75, 0.95]
     found, expected = np.quantile(t / ((1 - t) * deviation), shares), np.quantile(relative, shares)
@@ -601,19 +618,22 @@ def test_consistency_draws_the_noise_levels_of_trigflow(deviation):
 
 
 def test_schedules_are_the_published_ones():
-    alpha = objectives.create("alphaflow").alpha
+    alpha = objectives.create("alphaflow").residual.alpha
     for step in (0, 100_000, 200_000, 300_000, 400_000):
         expected = 1 - 1 / (1 + np.exp(-25 * (step - 200_000) / 400_000))
         np.testing.assert_allclose(alpha(step), expected, rtol=1e-4, atol=1e-6)
-    assert METHODS["alphaflow"].stretched(6000)["alpha"] == Schedule("sigmoid", 1.0, 0.0, 0, 6000)
-    assert METHODS["consistency"].stretched(4000)["correction"] == Schedule("linear", 0.0, 1.0, 0, 100)
-    assert METHODS["modular_meanflow"].stretched(1000)["through"] == Schedule("linear", 0.0, 1.0, 0, 500)
+    assert METHODS["alphaflow"].defaults(6000)["alpha"] == Schedule("sigmoid", 1.0, 0.0, 0, 6000)
+    assert METHODS["consistency"].defaults(4000)["residual"].jvp_scale == Schedule("linear", 0.0, 1.0, 0, 100)
+    assert METHODS["modular_meanflow"].defaults(1000)["residual"] == Eulerian(
+        jvp_gradient_fraction=Schedule("linear", 0.0, 1.0, 0, 500)
+    )
 
 
 def test_every_method_has_a_summary_and_its_options():
     for name, method in METHODS.items():
         assert method.summary
-        assert set(method.options()) | set(method.fixed) >= {"gamma", "proxy", "weight_power", "anchor_weight", "times"}
+        assert set(method.options) >= {"times", "weighting", "reduction", "guidance", "bank", "anchor", "terms", "path"}
+        assert all(option.help for option in method.options.values())
         assert objectives.create(name) == method()
 
 
@@ -633,17 +653,17 @@ def test_weights_by_hand():
 
     phi = np.asarray(0.3 + r - t)
     expected = {
-        "norm": squared / (np.sqrt(squared) + 0.2),
-        "cauchy": np.log(np.exp(-phi) * squared + 0.2) + phi,
-        "learned": np.exp(-phi) * squared + phi,
+        Norm(0.2): squared / (np.sqrt(squared) + 0.2),
+        Cauchy(0.2): np.log(np.exp(-phi) * squared + 0.2) + phi,
+        Learned(): np.exp(-phi) * squared + phi,
     }
-    for weight, values in expected.items():
-        objective = plain("meanflow", weight=weight, weight_constant=0.2)
+    for weighting, values in expected.items():
+        objective = plain("meanflow", weighting=weighting)
         np.testing.assert_allclose(objective.loss_at(Scaled(), x, e, r, t), values, rtol=1e-10)
     mean = plain("meanflow", reduction="mean").loss_at(NETWORK, x, e, r, t)
     np.testing.assert_allclose(mean, squared / D, rtol=1e-12)
     with pytest.raises(UserError, match="log_variance"):
-        plain("meanflow", weight="learned").loss_at(lambda z, r, t, label: z, x, e, r, t)
+        plain("meanflow", weighting=Learned()).loss_at(lambda z, r, t, label: z, x, e, r, t)
 
 
 def test_the_trace_weight_measures_the_noise_amplification():
@@ -654,28 +674,27 @@ def test_the_trace_weight_measures_the_noise_amplification():
     scales = {"one": 1.0, "t": t, "t_squared": t**2, "bridge": np.sqrt(t * (1 - t)),
               "interpolant": 1 / np.sqrt((1 - t) ** 2 + t**2)}  # fmt: skip
     for name, scale in scales.items():
-        found = plain("meanflow", weight="trace", trace_scale=name).loss_at(u, x, e, r, t)
+        found = plain("meanflow", weighting={"type": "trace", "scale": name}).loss_at(u, x, e, r, t)
         np.testing.assert_allclose(found, squared / (1 + (scale * expansion(r, t)) ** 2), rtol=1e-8)
-    assert objectives.create("meanflow", weight="trace").trace_scale == "t"
+    assert objectives.create("meanflow", weighting="trace").weighting == Trace("t")
 
 
 def test_long_gaps_weigh_less_at_first():
     x, e, r, t = batch()
-    law = TimeLaw("logit_normal", mean=-0.4, std=1.0, equal_fraction=0.75)
-    assert 1 / (1 - law.mean_gap()) == pytest.approx(1.3046, abs=2e-3)  # methods of arXiv:2511.19065
+    assert 1 / (1 - MOSTLY.mean_gap()) == pytest.approx(1.3046, abs=2e-3)  # methods of arXiv:2511.19065
     squared = plain("meanflow").loss_at(NETWORK, x, e, r, t)
-    objective = plain("accelerated_meanflow", weight_gap=Schedule("linear", 1.0, 0.0, 0, 100))
+    objective = plain("accelerated_meanflow", gap_weight=Schedule("linear", 1.0, 0.0, 0, 100))
     early, late = (objective.loss_at(NETWORK, x, e, r, t, step=step) for step in (0, 100))
     np.testing.assert_allclose(late, squared, rtol=1e-6)
     np.testing.assert_allclose(early[2:], (squared * 1.3046 * (1 - (t - r)))[2:], rtol=3e-3)
     np.testing.assert_allclose(early[:2], squared[:2], rtol=1e-6)
 
 
-def test_min_snr_has_mean_one_over_the_law_of_the_diagonal():
-    law = TimeLaw("logit_normal", mean=-0.4, std=1.0, equal_fraction=1.0)
-    t = law.draw(jax.random.key(5), 100_000)[1]
+def test_min_snr_has_mean_one_over_the_times_of_the_diagonal():
+    times = LogitNormal(mean=-0.4, std=1.0, flow_matching_ratio=1.0)
+    t = times.draw(jax.random.key(5), 100_000)[1]
     x = jnp.zeros((len(t), D))
-    objective = plain("accelerated_meanflow", weight_velocity="min_snr", times=law)
+    objective = plain("accelerated_meanflow", diagonal_weight="min_snr", times=times)
     found = objective.loss_at(lambda z, r, t, label: jnp.ones_like(z) + z, x, x, t, t) / D
     assert np.mean(found) == pytest.approx(1, abs=0.02)
     np.testing.assert_allclose(found[0] / found[1], np.minimum((1 - t[0]) ** 2, 5 * t[0] ** 2)
@@ -688,11 +707,13 @@ def test_a_flow_matching_term_of_its_own():
     z = x + at[:, None] * (e - x)
     term = np.sum((NETWORK(z, at, at) - (e - x)) ** 2, axis=1)
     base = plain("lagrangian_map").loss_at(NETWORK, x, e, r, t)
-    found = plain("lagrangian_map", matching_weight=0.5).loss_at(NETWORK, x, e, r, t, matching_t=at)
+    objective = plain("lagrangian_map", flow_matching={"weight": 0.5})
+    found = objective.loss_at(NETWORK, x, e, r, t, draws={"flow_matching": {"t": at}})
     np.testing.assert_allclose(found, base + 0.5 * term, rtol=1e-10)
-    drawn = objectives.create("decoupled_meanflow").draw(jax.random.key(0), x)
-    assert np.all(drawn.matching_e != drawn.e)
-    assert objectives.create("terminal_velocity").draw(jax.random.key(0), x).matching_e is None
+    sample = objectives.create("decoupled_meanflow").sample(jax.random.key(0), x)
+    assert np.all(sample.draws["flow_matching"]["e"] != sample.e)
+    sample = objectives.create("terminal_velocity").sample(jax.random.key(0), x)
+    assert set(sample.draws["flow_matching"]) == {"t"}
 
 
 def test_the_velocity_head_is_trained_and_makes_the_tangent():
@@ -717,11 +738,11 @@ def test_the_velocity_head_is_trained_and_makes_the_tangent():
     Headed.log_variance = lambda self, r, t: 0.3 * t - 0.2 * r
     squared = plain("vamf", beta=1.0, proxy="ema").loss_at(NETWORK, x, e, r, t, proxy=PROXY)
     weighed = {  # the head's error under the weight of the residual's
-        "norm": lambda square, phi: square / (np.sqrt(square) + 1e-2),
-        "learned": lambda square, phi: np.exp(-phi) * square + phi,
+        Norm(): lambda square, phi: square / (np.sqrt(square) + 1e-2),
+        Learned(): lambda square, phi: np.exp(-phi) * square + phi,
     }
-    for weight, of in weighed.items():
-        found = plain("improved_meanflow", proxy="head", weight=weight).loss_at(Headed(), x, e, r, t)
+    for weighting, of in weighed.items():
+        found = plain("improved_meanflow", proxy="head", weighting=weighting).loss_at(Headed(), x, e, r, t)
         expected = of(squared, 0.3 * t - 0.2 * r) + of(head, 0.1 * t)
         np.testing.assert_allclose(found, expected, rtol=1e-10)
 
@@ -743,19 +764,24 @@ def test_terminal_velocity_weighs_guided_rows_as_its_code():
     z = x + at[:, None] * (e - x)
     target = w * (e - x) + (1 - w) * NETWORK(z, at, at, np.full(6, -1))
     matching = ((w * network(z, at, at) - target) / w) ** 2
-    objective = objectives.create("terminal_velocity", guidance=scale, label_dropout=0.1)
+    objective = objectives.create("terminal_velocity", guidance={"scale": scale, "dropout": 0.1})
     asked = [jnp.asarray(a) for a in (x, e, r, t)]
-    found = objective.loss_at(NETWORK, *asked, jnp.asarray(label), PROXY, matching_t=jnp.asarray(at))
+    draws = {"flow_matching": {"t": jnp.asarray(at)}}
+    found = objective.loss_at(NETWORK, *asked, jnp.asarray(label), PROXY, draws=draws)
     np.testing.assert_allclose(found, (terminal + matching).mean(axis=1), rtol=1e-6)
 
 
 def test_a_bank_with_nothing_to_average_is_refused():
     with pytest.raises(UserError, match="no v_c left"):
         objectives.create("meanflow_rae", rao_blackwell=True)
-    swept = jax.jit(lambda beta: objectives.create("vamf", beta=beta, gamma=1.0, rao_blackwell=True).beta)
+
+    @jax.jit
+    def swept(beta):
+        return objectives.create("vamf", beta=beta, gamma=1.0, rao_blackwell=True).residual.tangent.beta
+
     assert swept(1.0) == 1  # a coefficient inside a program is not known
-    assert objectives.create("flow_consist", rao_blackwell=True).has_bank  # its anchor has v_c
-    assert objectives.create("eulerian_map", rao_blackwell=True).has_bank  # and so has its diagonal
+    assert "bank" in objectives.create("flow_consist", rao_blackwell=True).needs  # its anchor has v_c
+    assert "bank" in objectives.create("eulerian_map", rao_blackwell=True).needs  # and so has its diagonal
 
 
 # ------------------------------------------------------------------------------------------------ a method from outside
@@ -764,27 +790,32 @@ def test_a_bank_with_nothing_to_average_is_refused():
 def test_a_method_can_be_added_from_outside():
     """The example of docs/extending.md, as a user's module would have it."""
     from vamf.average_velocity import flow_map
+    from vamf.objectives.compose import Common, compose, roles
     from vamf.objectives.methods import Method
-    from vamf.objectives.objective import Found, Objective, Rows
+    from vamf.objectives.residuals import Residual, ResidualOutput
+    from vamf.objectives.velocity import ModelVelocity
     from vamf.studies.methods import operator
 
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class EndPoint(Objective):
-        """The jump lands where the proxy's jump lands."""
+    @dataclasses.dataclass(frozen=True)
+    class EndPoint(Residual):
+        """The jump lands where a model's jump lands."""
 
-        def off_diagonal(self, u, rows: Rows, step, proxy, memory) -> Found:
-            landing = jax.lax.stop_gradient(flow_map(proxy, rows.z, rows.t, rows.r, rows.label))
-            target = (rows.z - landing) / (rows.t - rows.r)[:, None]
-            error = u(rows.z, rows.r, rows.t, rows.label) - target
-            return Found(error, jnp.zeros_like(error))
+        model: ModelVelocity = EMA()
 
-        @property
-        def needs_average(self):
-            return True
+        def __call__(self, rows, target, ctx):
+            jump = flow_map(self.model.model(ctx), rows.z, rows.t, rows.r, rows.cond)
+            landing = (rows.z - jax.lax.stop_gradient(jump)) / (rows.t - rows.r)[:, None]
+            return ResidualOutput(ctx.u(rows.z, rows.r, rows.t, rows.cond) - landing)
+
+    def end_point(common: Common = Common()):
+        """lands with the moving average"""
+        return compose(EndPoint(), common, roles(common))
 
     try:
-        METHODS["end_point"] = Method("lands with the moving average", EndPoint, defaults={"proxy": "ema"})
-        objective = objectives.create("end_point", weight_power=0.5)
+        METHODS["end_point"] = Method(end_point)
+        assert METHODS["end_point"].summary == "lands with the moving average"
+        objective = objectives.create("end_point", weighting={"power": 0.5})
+        assert "ema" in objective.needs
         u = exact_average(GAUSSIAN)
         x, e, r, t = batch()
         r = jnp.minimum(r, 0.9 * t)
@@ -798,7 +829,7 @@ def test_a_method_can_be_added_from_outside():
         METHODS.pop("end_point", None)
 
 
-# ---------------------------------------------------------------------------------- temporal pairs and rectification
+# ----------------------------------------------------------------------------- temporal pairs and distribution matching
 
 
 def test_temporal_pairs_add_the_mirrored_time_and_pull_the_two_together():
@@ -807,7 +838,8 @@ def test_temporal_pairs_add_the_mirrored_time_and_pull_the_two_together():
     here, there = NETWORK(z, t, t), NETWORK(mirrored, 1 - t, 1 - t)
     base = plain("meanflow").loss_at(NETWORK, x, e, r, t)
     extra = np.sum((there - (e - x)) ** 2, axis=1) + 0.1 * np.sum((here - there) ** 2, axis=1)
-    np.testing.assert_allclose(plain("meanflow", pair_weight=0.1).loss_at(NETWORK, x, e, r, t), base + extra, rtol=1e-9)
+    found = plain("meanflow", temporal_pair={"weight": 0.1}).loss_at(NETWORK, x, e, r, t)
+    np.testing.assert_allclose(found, base + extra, rtol=1e-9)
 
 
 def test_temporal_pairs_are_biased_where_flows_curve():
@@ -817,7 +849,7 @@ def test_temporal_pairs_are_biased_where_flows_curve():
     exact = exact_average(GAUSSIAN)
 
     def pull(weight):
-        objective = plain("flow_matching", pair_weight=weight)
+        objective = plain("flow_matching", temporal_pair={"weight": weight})
 
         def total(shift):  # at time t alone, so that the mirrored velocity stays
             def u(z, r, t_, label):
@@ -848,15 +880,24 @@ class Twofold:
         return self.fake_velocity(z, t)
 
 
-def rectified(shift, scale, fake, n=20_000):
-    """Mean gradient of the rectification in the generator's shift and scale, of data N(0, 4 I)."""
+MATCHING = DistributionMatching(1.0, Model(exact_average(GAUSSIAN)))
+
+
+def matching_loss(u, e, draw):
+    """The term's loss of rows with noise e, of data N(0, 4 I)."""
+    objective, t = objectives.create("meanflow"), jnp.ones(len(e))
+    rows = objective.batch(jnp.zeros_like(e), LossSample(e, t, t, {MATCHING.name: draw}), None)
+    return MATCHING(Context(objective, u, rows, 0))
+
+
+def matched(shift, scale, fake, n=20_000):
+    """Mean gradient of the distribution matching in the generator's shift and scale."""
     keys = jax.random.split(jax.random.key(0), 2)
-    x = jnp.zeros((n, D))
-    e = jax.random.normal(keys[0], x.shape)
-    renoised = rectification.renoise(keys[1], x)
+    e = jax.random.normal(keys[0], (n, D))
+    draw = MATCHING.draw(keys[1], e, jnp.zeros(n), jnp.ones(n), 0)
 
     def loss(shift, scale):
-        return rectification.loss(Twofold(shift, scale, fake), exact_average(GAUSSIAN), e, None, renoised).mean()
+        return matching_loss(Twofold(shift, scale, fake), e, draw).mean()
 
     return [np.asarray(part) for part in jax.grad(loss, argnums=(0, 1))(jnp.asarray(shift), jnp.asarray(scale))]
 
@@ -873,22 +914,22 @@ def gaussian_velocity(shift, scale):
     return velocity
 
 
-def test_rectification_moves_samples_towards_the_data():
-    still = rectified(0.0, 2.0, gaussian_velocity(0.0, 2.0))
-    assert max(np.max(np.abs(part)) for part in still) < 1e-9  # samples with the law of the data are left alone
-    right = rectified(0.7, 2.0, gaussian_velocity(0.7, 2.0))[0]
+def test_distribution_matching_moves_samples_towards_the_data():
+    still = matched(0.0, 2.0, gaussian_velocity(0.0, 2.0))
+    assert max(np.max(np.abs(part)) for part in still) < 1e-9  # samples distributed like the data are left alone
+    right = matched(0.7, 2.0, gaussian_velocity(0.7, 2.0))[0]
     assert right > 0.1  # too far right: descent moves left
-    wide, narrow = (rectified(0.0, scale, gaussian_velocity(0.0, scale))[1] for scale in (3.0, 1.0))
+    wide, narrow = (matched(0.0, scale, gaussian_velocity(0.0, scale))[1] for scale in (3.0, 1.0))
     assert wide > 0.1
     assert narrow < -0.1
 
 
 def test_the_fake_velocity_learns_the_samples_flow():
-    """Its loss is stationary at the velocity of the samples' law, in any direction of function space."""
+    """Its loss is stationary at the velocity of the samples, in any direction of function space."""
     n, shift, scale = 60_000, 0.5, 1.5
     keys = jax.random.split(jax.random.key(1), 2)
     e = jax.random.normal(keys[0], (n, D))
-    renoised = rectification.renoise(keys[1], e)
+    draw = MATCHING.draw(keys[1], e, jnp.zeros(n), jnp.ones(n), 0)
     exact = gaussian_velocity(shift, scale)
 
     def gradient(wrong):
@@ -897,11 +938,10 @@ def test_the_fake_velocity_learns_the_samples_flow():
                 return exact(z, t) + wrong + BASIS.phi(z, t, t) @ matrix
 
             u = Twofold(shift, scale, fake)
-            row = rectification.Renoised(noise[None], tau[None])
-            return rectification.loss(u, exact_average(GAUSSIAN), e[None], None, row)[0]
+            return matching_loss(u, e[None], {"e": noise[None], "tau": tau[None]})[0]
 
         zero = jnp.zeros_like(jnp.asarray(BASIS.matrix))
-        rows = jax.vmap(jax.grad(per_row), (None, 0, 0, 0))(zero, e, *renoised)
+        rows = jax.vmap(jax.grad(per_row), (None, 0, 0, 0))(zero, e, draw["e"], draw["tau"])
         return np.asarray(rows).reshape(n, -1)
 
     found = gradient(0.0)
@@ -909,11 +949,11 @@ def test_the_fake_velocity_learns_the_samples_flow():
     assert np.any(np.abs(gradient(0.3).mean(axis=0)) > 5 * found.std(axis=0) / np.sqrt(n))
 
 
-def test_rectification_asks_for_a_second_network():
+def test_distribution_matching_asks_for_a_second_network():
     objective = objectives.create("flow_consist")
     assert objective.heads == ("fake",)
-    assert objective.needs_average
+    assert "ema" in objective.needs
     with pytest.raises(UserError, match="fake"):
         objective(NETWORK, jnp.zeros((4, D)), None, jax.random.key(0), 0, proxy=NETWORK)
-    with pytest.raises(UserError, match="rectify_weight"):
-        objectives.create("meanflow", rectify_weight=1.0)
+    with pytest.raises(UserError, match="distribution_matching"):
+        objectives.create("meanflow", distribution_matching={"weight": 1.0})

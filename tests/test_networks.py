@@ -7,11 +7,11 @@ import pytest
 
 from modules import quick
 from vamf.average_velocity import total_derivative
-from vamf.condition import Condition, Scale
+from vamf.conditioning import Conditioning, GuidanceScale
 from vamf.errors import UserError
 from vamf.networks import KINDS, DiTConfig, InContextConfig, MLPConfig, UNetConfig, build, kind_of, overlay
 from vamf.networks.embeddings import sinusoidal
-from vamf.training.config import ObjectiveConfig, OptimiserConfig, TrainConfig
+from vamf.training.config import OptimiserConfig, TrainConfig
 from vamf.training.grid import Grid
 
 EVENTS = [(2,), (64,), (8, 8)]
@@ -257,7 +257,7 @@ def test_drawn_scales_of_guidance_reach_the_network(tmp_path):
     config = TrainConfig(
         data=str(tmp_path / "p.npz"),
         method="improved_meanflow",
-        objective=ObjectiveConfig(proxy="head", guidance=8.0, guidance_power=1.0, label_dropout=0.1),
+        objective={"proxy": "head", "guidance": {"scale": 8.0, "scale_power": 1.0, "dropout": 0.1}},
         network=InContextConfig(depth=2, width=12, heads=2, patch=4, head_depth=1),
         batch_size=8,
         steps=20,
@@ -269,8 +269,8 @@ def test_drawn_scales_of_guidance_reach_the_network(tmp_path):
     assert np.all(np.isfinite(metrics.loss))
     u = grid.network.bind(jax.tree.map(lambda leaf: leaf[0], state.params))
     z, r, t = arguments((8, 8, 1))
-    asked = [Scale(jnp.full(5, omega), jnp.zeros(5), jnp.ones(5)) for omega in (1.0, 8.0)]
-    one, eight = (u(z, r, t, Condition(jnp.zeros(5, int), scale=scale)) for scale in asked)
+    asked = [GuidanceScale(jnp.full(5, omega), jnp.zeros(5), jnp.ones(5)) for omega in (1.0, 8.0)]
+    one, eight = (u(z, r, t, Conditioning(jnp.zeros(5, int), scale=scale)) for scale in asked)
     assert np.max(np.abs(one - eight)) > 1e-4
     np.testing.assert_allclose(u(z, r, t, jnp.zeros(5, int)), one, rtol=1e-4, atol=1e-5)
     drawn = [grid.draw(state, 5, label=np.zeros(5), scale=(omega, 0.0, 1.0))[0] for omega in (1.0, 8.0)]

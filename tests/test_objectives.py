@@ -8,12 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracles
-from vamf import condition, objectives
+from vamf import conditioning, objectives
 from vamf.errors import UserError
 from vamf.networks import MLPConfig, build
-from vamf.objectives import rectification
+from vamf.objectives.objective import Objective
+from vamf.objectives.residuals import Eulerian
+from vamf.objectives.terms import Anchor
+from vamf.objectives.velocity import EMA, Conditional, Mix
+from vamf.objectives.weighting import Power
 from vamf.schedules import Schedule
-from vamf.times import TimeLaw
+from vamf.times import Uniform
 
 D = 3
 NETWORK = oracles.Smooth.random(0, D)
@@ -63,7 +67,7 @@ METHODS = [("meanflow", 0.0), ("vamf", 0.0), ("vamf", 0.5), ("vamf", 1.0)]
 def test_loss_is_the_definition(name, beta, gamma, power):
     options = {} if name == "meanflow" else {"beta": beta, "gamma": gamma}
     gamma = 0.0 if name == "meanflow" else gamma
-    objective = objectives.create(name, weight_power=power, weight_constant=0.05, **options)
+    objective = objectives.create(name, weighting=Power(power, 0.05), **options)
     expected = oracles.meanflow_loss(NETWORK, *batch(), proxy=PROXY, beta=beta, gamma=gamma, power=power, constant=0.05)
     np.testing.assert_allclose(objective.loss_at(NETWORK, *device(*batch()), proxy=PROXY), expected, rtol=1e-8)
 
@@ -73,10 +77,10 @@ def test_loss_is_the_definition(name, beta, gamma, power):
 def test_corner_adds_the_anchor(anchor_weight, power):
     delta = np.random.default_rng(3).uniform(1e-4, 0.3, 8)
     delta[3] = batch()[3][3] + 0.1  # t - delta below 0 is cut there
-    objective = objectives.create("vamf_corner", anchor_weight=anchor_weight, weight_power=power)
+    objective = objectives.create("vamf_corner", anchor={"weight": anchor_weight}, weighting=Power(power))
     terms = {"proxy": PROXY, "beta": 1.0, "delta": delta}
     expected = oracles.meanflow_loss(NETWORK, *batch(), power=power, anchor_weight=anchor_weight, **terms)
-    actual = objective.loss_at(NETWORK, *device(*batch()), proxy=PROXY, delta=jnp.asarray(delta))
+    actual = objective.loss_at(NETWORK, *device(*batch()), proxy=PROXY, draws={"anchor": jnp.asarray(delta)})
     np.testing.assert_allclose(actual, expected, rtol=1e-8)
 
 
@@ -85,7 +89,7 @@ def test_an_anchor_of_some_rows_counts_for_all(every):
     """Averaged over all orders of the batch it is the anchor of every row."""
     delta = np.random.default_rng(3).uniform(1e-4, 0.3, 8)
     sparse, whole, none = (
-        objectives.create("vamf_corner", anchor_every=k, anchor_weight=weight)
+        objectives.create("vamf_corner", anchor={"every": k, "weight": weight})
         for k, weight in ((every, 0.5), (1, 0.5), (1, 0.0))
     )
     total = {}
@@ -94,7 +98,7 @@ def test_an_anchor_of_some_rows_counts_for_all(every):
         for turn in range(8):
             turned = [np.roll(part, turn, axis=0) for part in (*batch(), delta)]
             *rows, offset = device(*turned)
-            losses = objective.loss_at(NETWORK, *rows, proxy=PROXY, delta=offset)
+            losses = objective.loss_at(NETWORK, *rows, proxy=PROXY, draws={"anchor": offset})
             total[objective] += np.mean(np.asarray(losses)) / 8
     assert total[whole] > total[none]
     np.testing.assert_allclose(total[sparse], total[whole], rtol=1e-8)
@@ -102,14 +106,13 @@ def test_an_anchor_of_some_rows_counts_for_all(every):
 
 def test_corner_has_the_published_constants():
     objective = objectives.create("vamf_corner")
-    assert (objective.beta, objective.gamma, objective.proxy) == (1.0, 0.0, "ema")
-    assert objective.anchor_range == (1e-4, 1e-2)
-    assert objective.anchor_weight == 0.5
+    assert (objective.residual, objective.target) == (Eulerian(Mix(1.0, Conditional(), EMA())), Conditional())
+    assert objective.terms == (Anchor(0.5, (1e-4, 1e-2)),)
 
 
 def test_anchor_offset_is_the_middle_where_none_is_given():
-    objective = objectives.create("vamf_corner", anchor_range=(0.1, 0.3))
-    expected = objective.loss_at(NETWORK, *device(*batch()), proxy=PROXY, delta=jnp.full(8, 0.2))
+    objective = objectives.create("vamf_corner", anchor={"interval": (0.1, 0.3)})
+    expected = objective.loss_at(NETWORK, *device(*batch()), proxy=PROXY, draws={"anchor": jnp.full(8, 0.2)})
     np.testing.assert_allclose(objective.loss_at(NETWORK, *device(*batch()), proxy=PROXY), expected, rtol=1e-12)
 
 
@@ -123,10 +126,10 @@ def test_anchor_offset_is_the_middle_where_none_is_given():
 )
 def test_any_mix_is_the_definition(seed, beta, gamma, power, anchor_weight):
     delta = np.random.default_rng(seed).uniform(0, 0.2, 8)
-    objective = objectives.create("vamf", beta=beta, gamma=gamma, weight_power=power, anchor_weight=anchor_weight)
+    objective = objectives.create("vamf", beta=beta, gamma=gamma, weighting=Power(power), anchor=Anchor(anchor_weight))
     terms = {"proxy": PROXY, "beta": beta, "gamma": gamma, "power": power, "delta": delta}
     expected = oracles.meanflow_loss(NETWORK, *batch(seed=seed), anchor_weight=anchor_weight, **terms)
-    actual = objective.loss_at(NETWORK, *device(*batch(seed=seed)), proxy=PROXY, delta=jnp.asarray(delta))
+    actual = objective.loss_at(NETWORK, *device(*batch(seed=seed)), proxy=PROXY, draws={"anchor": jnp.asarray(delta)})
     np.testing.assert_allclose(actual, expected, rtol=1e-7, atol=1e-9)
 
 
@@ -153,7 +156,7 @@ def test_pictures_are_summed_over_all_axes(shape):
     def u(z, r, t, label):
         return flat(z.reshape(8, -1), r, t, label).reshape(z.shape)
 
-    objective = objectives.create("vamf", beta=0.5, proxy="online", weight_power=0.5)
+    objective = objectives.create("vamf", beta=0.5, proxy="online", weighting=Power(0.5))
     rows = [a.reshape(8, -1) for a in (x, e)]
     expected = oracles.meanflow_loss(flat, *rows, r, t, proxy=flat, beta=0.5, power=0.5)
     np.testing.assert_allclose(objective.loss_at(u, *device(x, e, r, t)), expected, rtol=1e-8)
@@ -162,11 +165,11 @@ def test_pictures_are_summed_over_all_axes(shape):
 def test_label_reaches_network_proxy_and_anchor():
     label = np.arange(8) % 3
     delta = np.full(8, 0.05)
-    objective = objectives.create("vamf", beta=0.5, gamma=0.25, anchor_weight=0.5)
+    objective = objectives.create("vamf", beta=0.5, gamma=0.25, anchor=Anchor(0.5))
     terms = {"proxy": PROXY, "beta": 0.5, "gamma": 0.25, "delta": delta, "anchor_weight": 0.5}
     expected = oracles.meanflow_loss(NETWORK, *batch(), label, **terms)
     arrays = device(*batch(), label)
-    actual = objective.loss_at(NETWORK, *arrays, proxy=PROXY, delta=jnp.asarray(delta))
+    actual = objective.loss_at(NETWORK, *arrays, proxy=PROXY, draws={"anchor": jnp.asarray(delta)})
     np.testing.assert_allclose(actual, expected, rtol=1e-8)
     assert np.all(np.abs(actual - objective.loss_at(NETWORK, *arrays[:4], proxy=PROXY))[1:] > 1e-6)
 
@@ -188,11 +191,11 @@ def test_sources_of_the_proxy(source, given_proxy, reference):
 
 
 def test_moving_average_has_to_be_passed_in():
-    assert objectives.create("vamf", beta=0.5).needs_average
-    assert objectives.create("vamf", beta=0.0, gamma=0.5).needs_average
-    assert not objectives.create("vamf", beta=0.5, proxy="online").needs_average
-    assert not objectives.create("vamf", beta=0.0).needs_average
-    assert not objectives.create("meanflow").needs_average
+    assert "ema" in objectives.create("vamf", beta=0.5).needs
+    assert "ema" in objectives.create("vamf", beta=0.0, gamma=0.5).needs
+    assert "ema" not in objectives.create("vamf", beta=0.5, proxy="online").needs
+    assert "ema" not in objectives.create("vamf", beta=0.0).needs
+    assert "ema" not in objectives.create("meanflow").needs
     with pytest.raises(UserError, match="proxy"):
         objectives.create("vamf", beta=0.5).loss_at(NETWORK, *device(*batch()))
 
@@ -210,7 +213,7 @@ def test_coefficients_follow_their_schedule(name, step):
 
 def test_coefficient_may_be_traced():
     def loss(beta):
-        objective = dataclasses.replace(objectives.create("vamf"), beta=beta)
+        objective = objectives.create("vamf", beta=beta)
         return objective.loss_at(NETWORK, *device(*batch()), proxy=PROXY)
 
     betas = [0.0, 0.3, 1.0]
@@ -231,12 +234,12 @@ def test_gradient_is_the_semi_gradient(source, beta, gamma, power, anchor_weight
     x, e, r, t = batch()
     delta = np.full(8, 0.03)
     objective = objectives.create(
-        "vamf", beta=beta, gamma=gamma, proxy=source, weight_power=power, anchor_weight=anchor_weight
+        "vamf", beta=beta, gamma=gamma, proxy=source, weighting=Power(power), anchor=Anchor(anchor_weight)
     )
 
     def mean_loss(matrix, proxy_matrix):
         u, proxy = (oracles.Smooth(NETWORK.features, m) for m in (matrix, proxy_matrix))
-        return objective.loss_at(u, *device(x, e, r, t), proxy=proxy, delta=jnp.asarray(delta)).mean()
+        return objective.loss_at(u, *device(x, e, r, t), proxy=proxy, draws={"anchor": jnp.asarray(delta)}).mean()
 
     of_network, of_proxy = jax.grad(mean_loss, argnums=(0, 1))(*device(NETWORK.matrix, PROXY.matrix))
 
@@ -245,7 +248,7 @@ def test_gradient_is_the_semi_gradient(source, beta, gamma, power, anchor_weight
     terms = oracles.meanflow_terms(NETWORK, x, e, r, t, proxy=proxy, beta=beta, gamma=gamma, delta=delta)
     expected = 0.0
     for error, start, share in [(terms[0], r, 1.0), (terms[1], t - delta, anchor_weight)]:
-        fixed = share * oracles.weight(np.sum(error**2, axis=1), power, objective.weight_constant)
+        fixed = share * oracles.weight(np.sum(error**2, axis=1), power, objective.weighting.constant)
         # u = phi @ matrix, so the derivative of u_j in matrix_ij is phi_i.
         expected += 2 / 8 * NETWORK.phi(z, start, t).T @ (fixed[:, None] * error)
     np.testing.assert_allclose(of_network, expected, rtol=1e-7, atol=1e-10)
@@ -355,7 +358,7 @@ def test_a_point_mass_is_learned_without_noise(name):
 TRAINED = {
     "meanflow": {},
     "vamf": {"beta": 0.5, "gamma": 0.25},
-    "vamf_corner": {"weight_power": 1.0, "anchor_range": (0.01, 0.2)},
+    "vamf_corner": {"weighting": Power(1.0), "anchor": Anchor(0.5, (0.01, 0.2))},
 }
 
 
@@ -366,10 +369,10 @@ def test_training_averages_the_very_losses_of_loss_at(name, fraction, labelled):
     n, key = 8, jax.random.key(5)
     x = jnp.asarray(np.random.default_rng(1).normal(size=(n, D)))
     label = jnp.arange(n) % 2 if labelled else None
-    objective = objectives.create(name, times=TimeLaw(equal_fraction=fraction), **TRAINED[name])
+    objective = objectives.create(name, times=Uniform(flow_matching_ratio=fraction), **TRAINED[name])
     loss, aux = objective(NETWORK, x, label, key, 0, proxy=PROXY)
-    e, r, t, delta = objective.draw(key, x)[:4]
-    expected = objective.loss_at(NETWORK, x, e, r, t, label, proxy=PROXY, delta=delta)
+    e, r, t, draws = objective.sample(key, x)
+    expected = objective.loss_at(NETWORK, x, e, r, t, label, proxy=PROXY, draws=draws)
     np.testing.assert_allclose(loss, expected, rtol=1e-12)
 
     equal = round(fraction * n)
@@ -378,7 +381,7 @@ def test_training_averages_the_very_losses_of_loss_at(name, fraction, labelled):
     for name, drawn in (("r", r), ("t", t)):
         np.testing.assert_array_equal(aux[name], drawn)
     assert {value.shape for value in aux.values()} == {(n,)}
-    plain = dataclasses.replace(objective, weight_power=0.0, anchor_weight=0.0)
+    plain = dataclasses.replace(objective, weighting=Power(), terms=())
     residual = plain.loss_at(NETWORK, x, e, r, t, label, proxy=PROXY)
     np.testing.assert_allclose(aux["residual"], residual, rtol=1e-12)
     assert np.all(aux["jvp_norm"][:equal] == 0)
@@ -395,21 +398,21 @@ class Whole:
         return self._of(PROXY, z, t, t, told)
 
     def _of(self, network, z, r, t, told):
-        scale = condition.scale_of(told)
+        scale = conditioning.scale_of(told)
         factor = (
             1.0 if scale is None else 1 + 0.1 * jnp.log(scale.omega)[:, None] * (1 + scale.t_max - scale.t_min)[:, None]
         )
-        return factor * network(z, r, t, condition.label_of(told))
+        return factor * network(z, r, t, conditioning.label_of(told))
 
 
 DRAWN = {
-    "anchor": {"anchor_weight": 0.5},
-    "probe": {"weight": "trace"},
-    "fresh noise": {"matching_weight": 0.5, "matching_noise": "fresh"},
-    "dropped labels": {"label_dropout": 0.5},
-    "rectification": {"rectify_weight": 0.5},
-    "scales": {"guidance": 4.0, "guidance_power": 1.0, "label_dropout": 0.3, "proxy": "online"},
-    "scale of a batch": {"guidance": 4.0, "guidance_per_batch": True, "label_dropout": 0.3},
+    "anchor": {"anchor": {"weight": 0.5}},
+    "probe": {"weighting": {"type": "trace"}},
+    "fresh noise": {"flow_matching": {"weight": 0.5, "noise": "fresh"}},
+    "dropped labels": {"guidance": {"dropout": 0.5}},
+    "distribution matching": {"distribution_matching": {"weight": 0.5}},
+    "scales": {"guidance": {"scale": 4.0, "scale_power": 1.0, "dropout": 0.3}, "proxy": "online"},
+    "scale of a batch": {"guidance": {"scale": 4.0, "per_batch": True, "dropout": 0.3}},
 }
 
 
@@ -418,37 +421,40 @@ def test_whatever_training_draws_loss_at_has(name):
     """At the values of a draw it is the loss of that draw; where they are not given it has the values it states."""
     n, label = 8, jnp.arange(8) % 3
     x = jnp.asarray(np.random.default_rng(1).normal(size=(n, D)))
-    objective = objectives.create("vamf", beta=0.5, times=TimeLaw(equal_fraction=0.25), **DRAWN[name])
-    draw = objective.draw(jax.random.key(3), x)
-    expected, _ = objective.evaluate(Whole(), x, draw, label, 0, PROXY, 2)
-    fixed, drawn = (draw.e, draw.r, draw.t), {key: value for key, value in draw._asdict().items() if key not in "ert"}
-    found = objective.loss_at(Whole(), x, *fixed, label, PROXY, **drawn)
+    objective = objectives.create("vamf", beta=0.5, times=Uniform(flow_matching_ratio=0.25), **DRAWN[name])
+    sample = objective.sample(jax.random.key(3), x)
+    expected, _ = objective.loss(Whole(), x, sample, label, 0, PROXY, 2)
+    fixed = sample[:3]
+    found = objective.loss_at(Whole(), x, *fixed, label, PROXY, draws=sample.draws)
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
-    bare = objectives.create("vamf", beta=0.5, proxy=objective.proxy)
+    bare = objectives.create("vamf", beta=0.5, proxy=DRAWN[name].get("proxy", "ema"))
     stated = objective.loss_at(Whole(), x, *fixed, label, PROXY)
     without = bare.loss_at(Whole(), x, *fixed, label, PROXY)
     assert (np.max(np.abs(stated - without)) > 1e-3) == (name != "dropped labels")  # the term is there
-    t, middle = draw.t, jnp.full(n, 0.5)
+    e, t, middle = sample.e, sample.t, jnp.full(n, 0.5)
     values = {
-        "delta": jnp.full(n, (1e-4 + 1e-2) / 2),
+        "anchor": jnp.full(n, (1e-4 + 1e-2) / 2),
         "probe": jnp.ones_like(x),
-        "matching_t": t,
-        "matching_e": -draw.e,
-        "dropped": jnp.zeros(n, bool),
-        "renoised": rectification.Renoised(-draw.e, middle),
-        "scale": condition.Scale(jnp.full(n, 4.0), 0 * t, 1 + 0 * t),
-        "share_of_scale": middle,
+        "flow_matching": {"t": t, "e": -e},
+        "distribution_matching": {"e": -e, "tau": middle},
+        "guidance": {
+            "dropped": jnp.zeros(n, bool),
+            "scale": conditioning.GuidanceScale(jnp.full(n, 4.0), 0 * t, 1 + 0 * t),
+            "share_of_scale": middle,
+        },
     }
-    given = {key: value for key, value in values.items() if drawn[key] is not None}
+    given = {part: values[part] for part in sample.draws}
+    if "guidance" in given:
+        given["guidance"] = {key: values["guidance"][key] for key in sample.draws["guidance"]}
     assert given
-    np.testing.assert_array_equal(objective.loss_at(Whole(), x, *fixed, label, PROXY, **given), stated)
+    np.testing.assert_array_equal(objective.loss_at(Whole(), x, *fixed, label, PROXY, draws=given), stated)
 
 
 def test_jvp_norm_is_the_norm_of_the_total_derivative():
-    objective = objectives.create("meanflow", times=TimeLaw(equal_fraction=0.0))
+    objective = objectives.create("meanflow", times=Uniform(flow_matching_ratio=0.0))
     x, key = jnp.asarray(batch()[0]), jax.random.key(0)
-    e, r, t = (np.asarray(a) for a in objective.draw(key, x)[:3])
+    e, r, t = (np.asarray(a) for a in objective.sample(key, x)[:3])
     v_c = e - np.asarray(x)
     z = np.asarray(x) + t[:, None] * v_c
     total = oracles.directional(lambda s: NETWORK(z + s * v_c, r, t + s))
@@ -456,10 +462,11 @@ def test_jvp_norm_is_the_norm_of_the_total_derivative():
     np.testing.assert_allclose(aux["jvp_norm"], np.linalg.norm(total, axis=1), rtol=1e-8)
 
 
-def test_draw_has_noise_times_and_offsets_of_their_laws():
+def test_a_sample_has_noise_times_and_offsets_of_their_laws():
     n = 20_000
-    objective = objectives.create("vamf_corner", anchor_range=(0.1, 0.3))
-    e, _, t, delta = objective.draw(jax.random.key(0), jnp.zeros((n, 2)))[:4]
+    objective = objectives.create("vamf_corner", anchor={"interval": (0.1, 0.3)})
+    e, _, t, draws = objective.sample(jax.random.key(0), jnp.zeros((n, 2)))
+    delta = draws["anchor"]
     np.testing.assert_allclose(np.mean(e, axis=0), 0, atol=5 / np.sqrt(n))
     np.testing.assert_allclose(np.var(e, axis=0), 1, atol=5 * np.sqrt(2 / n))
     assert np.min(delta) >= 0.1
@@ -468,7 +475,7 @@ def test_draw_has_noise_times_and_offsets_of_their_laws():
     # Noise, times and offsets are independent draws.
     correlation = np.corrcoef(np.stack([e[:, 0], e[:, 1], t, delta]))
     np.testing.assert_allclose(correlation, np.eye(4), atol=5 / np.sqrt(n))
-    assert objectives.create("vamf").draw(jax.random.key(0), jnp.zeros((4, 2))).delta is None
+    assert not objectives.create("vamf").sample(jax.random.key(0), jnp.zeros((4, 2))).draws
 
 
 def test_keys_and_steps_decide():
@@ -499,7 +506,7 @@ def test_rows_on_the_diagonal_pay_no_derivative():
     x = jnp.zeros((64, 2), jnp.float32)
 
     def cost(fraction):
-        objective = objectives.create("meanflow", times=TimeLaw(equal_fraction=fraction))
+        objective = objectives.create("meanflow", times=Uniform(flow_matching_ratio=fraction))
 
         def mean_loss(params):
             return objective(network.bind(params), x, None, jax.random.key(0), 0)[0].mean()
@@ -533,7 +540,7 @@ def test_rows_that_network_and_proxy_see(fraction, gamma):
 
         return call
 
-    objective = objectives.create("vamf", beta=0.5, gamma=gamma, times=TimeLaw(equal_fraction=fraction))
+    objective = objectives.create("vamf", beta=0.5, gamma=gamma, times=Uniform(flow_matching_ratio=fraction))
     objective(spy("u", NETWORK), jnp.zeros((n, D)), None, jax.random.key(0), 0, proxy=spy("proxy", PROXY))
     # Outside jit only differentiation traces: rows with r = t are evaluated plainly, the others inside the derivative.
     assert seen["u"] == [(rows, traced) for rows, traced in ((equal, False), (n - equal, True)) if rows]
@@ -549,7 +556,7 @@ def refuse(z, r, t, label):
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 1.0])
 def test_zero_beta_evaluates_no_proxy(name, fraction):
     options = {} if name == "meanflow" else {"beta": 0.0, "proxy": refuse}
-    objective = objectives.create(name, times=TimeLaw(equal_fraction=fraction), **options)
+    objective = objectives.create(name, times=Uniform(flow_matching_ratio=fraction), **options)
     objective(NETWORK, jnp.zeros((8, D)), None, jax.random.key(0), 0, proxy=refuse)
     objective.loss_at(NETWORK, *device(*batch()), proxy=refuse)
 
@@ -575,15 +582,15 @@ def test_positive_beta_evaluates_it():
         ("vamf", {"proxy": "none"}, ["proxy", "beta"]),
         ("vamf", {"beta": 0.0, "gamma": 0.5, "proxy": "none"}, ["proxy", "gamma"]),
         ("vamf", {"proxy": "tutor"}, ["proxy", "tutor", "online"]),
-        ("vamf", {"anchor_weight": -1.0}, ["anchor_weight", "-1.0"]),
-        ("vamf", {"anchor_every": 0}, ["anchor_every", "0"]),
-        ("vamf", {"anchor_range": (0.2, 0.1)}, ["anchor_range", "0.2"]),
-        ("vamf", {"anchor_range": (0.2, 1.1)}, ["anchor_range", "1.1"]),
-        ("vamf", {"weight_power": -1.0}, ["weight_power", "-1.0"]),
-        ("vamf", {"weight_constant": 0.0}, ["weight_constant", "0.0"]),
-        ("meanflow", {"beta": 0.5}, ["beta", "0.5", "vamf"]),
-        ("meanflow", {"gamma": 0.5}, ["gamma", "0.5"]),
-        ("vamf_corner", {"beta": 0.5}, ["beta", "0.5"]),
+        ("vamf", {"anchor": {"weight": -1.0}}, ["anchor.weight", "-1.0"]),
+        ("vamf", {"anchor": {"every": 0}}, ["anchor.every", "0"]),
+        ("vamf", {"anchor": {"interval": (0.2, 0.1)}}, ["anchor.interval", "0.2"]),
+        ("vamf", {"anchor": {"interval": (0.2, 1.1)}}, ["anchor.interval", "1.1"]),
+        ("vamf", {"weighting": {"power": -1.0}}, ["weighting.power", "-1.0"]),
+        ("vamf", {"weighting": {"constant": 0.0}}, ["weighting.constant", "0.0"]),
+        ("meanflow", {"beta": 0.5}, ["beta", "times", "weighting"]),
+        ("meanflow", {"gamma": 0.5}, ["gamma", "residual"]),
+        ("vamf_corner", {"beta": 0.5}, ["beta", "proxy", "anchor"]),
     ],
 )
 def test_refusals_name_option_and_value(name, options, words):
@@ -595,6 +602,19 @@ def test_refusals_name_option_and_value(name, options, words):
         assert word in message
 
 
-def test_fixed_options_may_be_repeated():
-    assert objectives.create("meanflow", beta=0.0) == objectives.create("meanflow")
-    assert objectives.create("vamf_corner", beta=1.0) == objectives.create("vamf_corner")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"anchor": Anchor(0.5, (0.1, 0.2)), "weighting": Power(1.0)},
+        {"anchor": {"weight": 0.5, "interval": (0.1, 0.2)}, "weighting": {"type": "power", "power": 1.0}},
+        {"anchor.weight": 0.5, "anchor.interval": (0.1, 0.2), "weighting.power": 1.0},
+        {"anchor_weight": 0.5, "anchor.interval": (0.1, 0.2), "weight_power": 1.0},
+    ],
+    ids=["parts", "dicts", "dots", "short"],
+)
+def test_options_are_parts_dicts_or_names_with_dots(options):
+    """And what a method composes is what its parts compose by hand."""
+    by_hand = Objective(
+        residual=Eulerian(Mix(0.5, Conditional(), EMA())), weighting=Power(1.0), terms=(Anchor(0.5, (0.1, 0.2)),)
+    )
+    assert objectives.create("vamf", **options) == by_hand

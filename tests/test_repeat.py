@@ -2,53 +2,49 @@
 
 import dataclasses
 import shlex
-from typing import Annotated
 
 import pytest
-import tyro
 
 from vamf import cli
+from vamf.cli_options import Parser
 from vamf.data import ImageConfig
 from vamf.errors import UserError
 from vamf.networks import DiTConfig, MLPConfig
 from vamf.training import presets, repeat
-from vamf.training.config import CheckpointConfig, LogConfig, ObjectiveConfig, TrainConfig
+from vamf.training.config import CheckpointConfig, LogConfig, TrainConfig
 from vamf.training.run import Run
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What `vamf train` reads of its words."""
-
-    settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
 
 
 def parsed(words: list[str]) -> TrainConfig:
     """The configuration that the words after `vamf train` make."""
     words = list(words)
-    return cli._parse(Settings, words, "train CONFIG", default=Settings(cli._settings(words, "train"))).settings
+    parser = Parser(cli._settings(words, "train"))
+    return parser.config(cli._parse(parser.kind, words, "train CONFIG"))
 
 
 TOY = presets.PRESETS["two_moons"]
 DIT = presets.PRESETS["cifar10_dit"]
 CONFIGS = {
     **presets.PRESETS,
-    "nothing": dataclasses.replace(DIT, beta=None, method="meanflow", objective=ObjectiveConfig()),
+    "nothing": dataclasses.replace(DIT, method="meanflow", objective={}),
     "much": dataclasses.replace(
         TOY,
         method="vamf",
-        beta="linear:1:0",
         learning_rate=1 / 3,
         conditional=False,
         log=LogConfig(to=("wandb", "tensorboard")),
         checkpoints=CheckpointConfig(verify=False, best="loss"),
         images=ImageConfig(size=3, flip=True),
-        objective=ObjectiveConfig(
-            guidance_range=(0.1, 0.9), rao_blackwell=True, mix_diagonal=False, gamma="linear:0:1"
-        ),
+        objective={
+            "beta": "linear:1:0",
+            "guidance.interval": (0.1, 0.9),
+            "rao_blackwell": True,
+            "mix_at_diagonal": False,
+            "gamma": "linear:0:1",
+        },
         initial="/some where/it's",
     ),
-    "as it is": dataclasses.replace(TOY, beta=1.0, objective=ObjectiveConfig(proxy="bank")),
+    "as it is": dataclasses.replace(TOY, method="vamf", objective={"beta": 1.0, "proxy": "bank"}),
     "elsewhere": dataclasses.replace(TOY, data="/x y/it's.csv", network=DiTConfig()),
     "unaugmented": dataclasses.replace(presets.PRESETS["cifar10_unet"], network=MLPConfig(), augment=TOY.augment),
 }

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vamf.errors import UserError
-from vamf.schedules import Schedule, check_share, is_zero, parse, value_at
+from vamf.schedules import Schedule, check_fraction, is_zero, parse, value_at
 
 # (kind, steps, values) for a schedule from 1 to 0 over the steps 100 to 300
 HALF = 0.5 - 0.5 / np.sqrt(2)
@@ -62,7 +62,7 @@ def test_schedule_has_to_end_after_it_begins():
 def test_shares_outside_the_unit_interval_are_refused(value):
     for coefficient in (value, Schedule("linear", value, 0.5, 0, 1), Schedule("linear", 0.5, value, 0, 1)):
         with pytest.raises(UserError, match="gamma"):
-            check_share("gamma", coefficient)
+            check_fraction("gamma", coefficient)
 
 
 def test_zero_is_known_only_for_numbers():

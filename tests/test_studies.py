@@ -106,11 +106,12 @@ def test_folder_of_another_study_is_refused(finished, tmp_path):
 
 def test_as_published_limits_gaps_and_drops_the_anchor(tmp_path):
     sweep, corner = ToyStudy(tmp_path, TINY, as_published=True).trainings("pinwheel")
-    assert sweep.config.times.max_gap == corner.config.times.max_gap == 0.5
-    assert corner.config.build_objective().anchor_weight == 0
-    sweep, corner = ToyStudy(tmp_path, TINY).trainings("pinwheel")
-    assert sweep.config.times.max_gap == 1
-    assert corner.config.build_objective().anchor_weight == 0.5
+    sweep, corner = (training.config.build_objective() for training in (sweep, corner))
+    assert sweep.times.max_gap == corner.times.max_gap == 0.5
+    assert corner.terms == ()
+    sweep, corner = (training.config.build_objective() for training in ToyStudy(tmp_path, TINY).trainings("pinwheel"))
+    assert sweep.times.max_gap == corner.times.max_gap == 1
+    assert [term.weight for term in corner.terms] == [0.5]
 
 
 def test_budgets_are_the_papers_grid():

@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 
 from vamf import cli
-from vamf.condition import HIDDEN
+from vamf.conditioning import NULL_LABEL
 from vamf.data import Dataset
 from vamf.errors import UserError
 from vamf.files import write_arrays
 from vamf.networks import DiTConfig, Network
 from vamf.objectives import create
-from vamf.objectives.bank import Classes
-from vamf.objectives.objective import Draw
+from vamf.objectives.batch import LossSample
+from vamf.objectives.guidance import Guidance
+from vamf.objectives.posterior_mean import ClassMemoryBank
+from vamf.objectives.velocity import EMA
+from vamf.objectives.weighting import Power
 from vamf.progress import Progress
 from vamf.studies import dit, dit_results, image_noise, judge, runner
 from vamf.studies.dit import Budget, DitStudy
@@ -117,17 +120,19 @@ def study(tmp_path, **options):
 def test_the_noise_of_the_tangent_is_the_papers(tmp_path, beta):
     """With u = k z R is affine in v_c; the paper's N_beta = (1 - beta) M - I, times omega = (1 - kappa) W."""
     objective = study(tmp_path).config(beta, {}).build_objective()
-    assert (objective.guidance, objective.guidance_mix, objective.gamma) == (2, 0.5, 0)
-    assert objective.proxy == "ema"
+    assert (objective.guidance.scale, objective.guidance.mix) == (2, 0.5)
+    tangent = objective.residual.tangent
+    assert objective.target == objective.unbiased == getattr(tangent, "a", tangent)
+    assert getattr(tangent, "b", EMA()) == EMA()
     k, v_hat, z = 1.7, 0.6, 0.3
     r, t = np.array([0.2, 0.0, 0.1]), np.array([0.7, 0.9, 0.15])
 
     def residual(v):
         """||R||^2 of rows that are all at z, with conditional velocity v."""
         x, e = (jnp.asarray((z + share * v)[:, None], jnp.float32) for share in (-t, 1 - t))
-        draw = Draw(e, jnp.asarray(r, jnp.float32), jnp.asarray(t, jnp.float32))
+        sample = LossSample(e, jnp.asarray(r, jnp.float32), jnp.asarray(t, jnp.float32), {})
         u, proxy = (lambda z, r, t, label: k * z), (lambda z, r, t, label: jnp.full_like(z, v_hat))
-        return np.asarray(objective.evaluate(u, x, draw, jnp.zeros(3, jnp.int32), 0, proxy)[1]["residual"], np.float64)
+        return np.asarray(objective.loss(u, x, sample, jnp.zeros(3, jnp.int32), 0, proxy)[1]["residual"], np.float64)
 
     low, middle, high = (residual(np.full(3, v)) for v in (-1.0, 0.0, 1.0))
     coefficient = np.sqrt((low - 2 * middle + high) / 2)
@@ -140,21 +145,20 @@ def test_the_noise_of_the_tangent_is_the_papers(tmp_path, beta):
 def test_arms_differ_in_what_they_are_named_for(tmp_path):
     trainings = dict(zip(("sweep", *(arm.name for arm in dit.OTHERS)), study(tmp_path).trainings(), strict=True))
     sweep = trainings["sweep"][0]
-    assert sweep.betas == [0.0, 0.0, 0.25, 0.25, 0.5, 0.5, 1.0, 1.0]
+    assert sweep.values["beta"] == [0.0, 0.0, 0.25, 0.25, 0.5, 0.5, 1.0, 1.0]
     assert list(sweep.seeds) == [4, 5] * 4
     made = {name: training.config.build_objective() for name, (training, _) in trainings.items()}
     plain = made.pop("sweep")
-    assert (plain.weight_power, plain.anchor_weight, plain.rao_blackwell) == (1, 0, False)
+    assert (plain.weighting, plain.terms, "bank" in plain.needs) == (Power(1.0, 1e-2), (), False)
     for name, objective in made.items():
-        assert objective.beta == (0.0 if "bank" in name else 1.0)
-        assert objective.weight_power == (0 if "p = 0" in name else 1)
-        assert objective.anchor_weight == (0.1 if "anchor" in name else 0)
-        assert objective.bank_memory == (256 if "bank" in name else 0)
-        changed = dataclasses.replace(
-            objective, beta=plain.beta, weight_power=1.0, anchor_weight=0.0, anchor_range=plain.anchor_range,
-            rao_blackwell=False, bank_memory=0,
-        )  # fmt: skip
-        assert changed == plain
+        assert getattr(objective.residual.tangent, "beta", 0.0) == (0.0 if "bank" in name else 1.0)
+        assert objective.weighting.power == (0 if "p = 0" in name else 1)
+        assert [term.weight for term in objective.terms] == ([0.1] if "anchor" in name else [])
+        assert [part.memory for part in objective.parts if part.name == "bank"] == ([256] * ("bank" in name))
+        changed = dataclasses.replace(objective, weighting=Power(1.0, 1e-2), terms=())
+        if "bank" not in name:
+            assert (objective.residual.tangent.a, objective.residual.tangent.b) == (plain.residual.tangent, EMA())
+            assert dataclasses.replace(changed, residual=plain.residual) == plain
 
 
 def test_budgets(tmp_path):
@@ -208,7 +212,7 @@ def linear():
 
 
 def guided(**options):
-    return create("vamf", beta=0.0, guidance=2.0, guidance_mix=0.25, label_dropout=0.1, **options)
+    return create("vamf", beta=0.0, guidance=Guidance(2.0, 0.25, dropout=0.1), **options)
 
 
 def gaussian(key, n):
@@ -278,7 +282,7 @@ def test_the_predicted_curve_is_the_parabola_of_its_terms(measured):
 def test_the_effective_size_of_a_full_memory():
     x = jax.random.normal(jax.random.key(0), (64, 3))
     label = jnp.arange(64) % 2
-    memory = Classes.empty(2, 8, (3,)).remember(x, label)
+    memory = ClassMemoryBank.empty(2, 8, (3,)).push(x, label)
     dataset = of_draws(lambda arrays, key, n: (x[:n], label[:n]), (3,))
     found = image_noise.effective_sizes(dataset, memory, 16, (0.01, 1.0))
     assert found["class"][1] == pytest.approx(9, rel=1e-4)  # at t = 1 every point is as likely
@@ -402,7 +406,7 @@ def test_hidden_labels_are_hidden():
     dataset = of_draws(lambda arrays, key, n: (jnp.ones((n, 2)), jnp.full(n, 3, jnp.int32)), (2,))
     network = Network(init=lambda key: jnp.ones(1), bind=bind)
     instrument = Instrument(dataset, network, guided(), 4)
-    for plain, expected in ((True, {HIDDEN}), (False, {HIDDEN, 3})):  # guidance asks without class too
+    for plain, expected in ((True, {NULL_LABEL}), (False, {NULL_LABEL, 3})):  # guidance asks without class too
         seen.clear()
         instrument.at_times(np.ones(1, np.float32), np.ones(1, np.float32), plain)
         jax.effects_barrier()

@@ -11,7 +11,7 @@ from flax import nnx
 
 from modules import equations, quick
 from vamf.average_velocity import total_derivative
-from vamf.condition import Condition
+from vamf.conditioning import Conditioning
 from vamf.diffusion import DDPM
 from vamf.errors import UserError
 from vamf.networks import unet_blocks as blocks
@@ -196,7 +196,7 @@ def test_condition_goes_in_the_place_of_the_label():
 
     label, augment, key = jnp.arange(4), jnp.arange(8.0).reshape(4, 2), jax.random.key(0)
     z, r, t = arguments()
-    Given(network, key)(z[2:], r[2:], t[2:], Condition(label, augment)[2:])
+    Given(network, key)(z[2:], r[2:], t[2:], Conditioning(label, augment)[2:])
     Given(network)(z, r, t, label)
     Given(network)(z, r, t)
     np.testing.assert_array_equal(seen[0][0], [2, 3])
@@ -257,7 +257,7 @@ def test_gradient_of_the_derivative_lowers_for_cuda(kind, dtype):
         residual = jnp.sum((value + jax.lax.stop_gradient(derivative)) ** 2)
         return residual + jnp.sum(u.velocity(z, t, condition) ** 2) + jnp.sum(u.log_variance(r, t))
 
-    condition = Condition(jnp.arange(4) % 3, jnp.ones((4, 6)))
+    condition = Conditioning(jnp.arange(4) % 3, jnp.ones((4, 6)))
     args = params, *arguments(), condition, jax.random.key(0)
     text = jax.jit(jax.grad(loss)).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
     assert "convolution" in text

@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vamf.condition import Told, now
+from vamf.conditioning import Cond, at_time
 from vamf.path import expand
 
 
 @runtime_checkable
 class AverageVelocity(Protocol):
     """Any callable u(z, r, t, label): z of shape (batch, *event), r and t of shape (batch,), label (batch,), or None,
-    or more than a label (`vamf.condition`).
+    or more than a label (`vamf.conditioning`).
 
     It returns z's shape. A network with its parameters closed over is one; the closed form of a mixture is another.
     """
@@ -32,7 +32,7 @@ class AverageVelocity(Protocol):
         z: Float[Array, "batch *event"],
         r: Float[Array, " batch"],
         t: Float[Array, " batch"],
-        label: Told,
+        label: Cond,
         /,
     ) -> Float[Array, "batch *event"]: ...
 
@@ -43,10 +43,10 @@ def precise(u: AverageVelocity) -> AverageVelocity:
 
 
 def instantaneous_velocity(
-    u: AverageVelocity, z: Float[Array, "batch *event"], t: Float[Array, " batch"], label: Told = None
+    u: AverageVelocity, z: Float[Array, "batch *event"], t: Float[Array, " batch"], label: Cond = None
 ) -> Float[Array, "batch *event"]:
     """v(z, t) = u(z, t, t). A network that is told its guidance is told the scale at t, over all times."""
-    return u(z, t, t, now(label, t))  # one array for both times: networks know the diagonal by it
+    return u(z, t, t, at_time(label, t))  # one array for both times: networks know the diagonal by it
 
 
 def total_derivative(
@@ -55,7 +55,7 @@ def total_derivative(
     r: Float[Array, " batch"],
     t: Float[Array, " batch"],
     tangent: Float[Array, "batch *event"],
-    label: Told = None,
+    label: Cond = None,
 ) -> tuple[Float[Array, "batch *event"], Float[Array, "batch *event"]]:
     """u and its total derivative D_w u = (du/dz) w + du/dt at fixed r, in one forward-mode pass.
 
@@ -71,7 +71,7 @@ def flow_map(
     z: Float[Array, "batch *event"],
     t: Float[Array, " batch"],
     r: Float[Array, " batch"],
-    label: Told = None,
+    label: Cond = None,
 ) -> Float[Array, "batch *event"]:
     """The jump z_r = z - (t - r) u(z, r, t) from time t to time r; exact for the exact u."""
     return z - expand(t - r, z) * u(z, r, t, label)
@@ -83,7 +83,7 @@ def jacobian_product(
     r: Float[Array, " batch"],
     t: Float[Array, " batch"],
     direction: Float[Array, "batch *event"],
-    label: Told = None,
+    label: Cond = None,
 ) -> Float[Array, "batch *event"]:
     """J direction, with J = du/dz at fixed times: one forward-mode pass, the Jacobian itself is never formed.
 

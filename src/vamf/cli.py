@@ -14,7 +14,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from vamf import __version__
 from vamf.errors import UserError
@@ -64,6 +64,20 @@ STUDIES = {
 """A study's name, which is that of its module too, and its class in there."""
 OWN = {"as_published": "toys", "preset": "dit", "data": "dit"}
 """Options that one study has, and which."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train one generator. CONFIG: a preset, a .npy, .npz or .csv table (n, d), pictures, or a folder of latents.
+
+    `--method NAME` has options of its own, and these are listed. `--network mlp | dit | in_context | unet` chooses
+    another kind of network than the preset's; `--times`, `--weighting` and `--path` those parts.
+    """
+
+    out: Path | None = None
+    """Folder of the run; default runs/NAME-METHOD-NUMBER."""
+    profile: int = 0
+    """Steps to trace with JAX's profiler before the training, into RUN/profile; 20 where no number follows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,28 +217,13 @@ class Compare:
 
 def train(arguments: Sequence[str]) -> None:
     """`vamf train`."""
-    import tyro
-
     from vamf import distributed
+    from vamf.cli_options import Parser
     from vamf.progress import Progress
     from vamf.report import run as report
     from vamf.training import logs
-    from vamf.training.config import TrainConfig
     from vamf.training.grid import keep_on_one_core
     from vamf.training.run import Run, write_evaluation
-
-    @dataclasses.dataclass(frozen=True)
-    class Train:
-        """Train one generator. CONFIG: a preset, a .npy, .npz or .csv table (n, d), pictures, or a folder of latents.
-
-        `--network mlp | dit | in_context | unet` chooses another kind of network than the preset's.
-        """
-
-        settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
-        out: Path | None = None
-        """Folder of the run; default runs/NAME-METHOD-NUMBER."""
-        profile: int = 0
-        """Steps to trace with JAX's profiler before the training, into RUN/profile; 20 where no number follows."""
 
     arguments, profile = list(arguments), 0
     distributed.start()
@@ -232,13 +231,13 @@ def train(arguments: Sequence[str]) -> None:
         run = _resumed(arguments)
         keep_on_one_core(run.config)
     else:
-        settings = _settings(arguments, "train")
+        parser = Parser(_settings(arguments, "train"), Train)
         if "--profile" in arguments and not "".join(arguments[arguments.index("--profile") + 1 :][:1]).isdigit():
             arguments.insert(arguments.index("--profile") + 1, "20")
-        parsed = _parse(Train, arguments, "train CONFIG", default=Train(settings))
-        profile = parsed.profile
-        keep_on_one_core(parsed.settings)  # before any data is on a device; a resumed run rounds in the same way
-        run = Run.create(parsed.settings, parsed.out)
+        parsed = _parse(parser.kind, arguments, "train CONFIG")
+        profile, settings = parsed.profile, parser.config(parsed)
+        keep_on_one_core(settings)  # before any data is on a device; a resumed run rounds in the same way
+        run = Run.create(settings, parsed.out)
 
     progress = Progress(show=distributed.is_first())
     with run.lock():
@@ -281,22 +280,14 @@ def _resumed(arguments: Sequence[str]) -> Any:
 
 def estimate(arguments: Sequence[str]) -> None:
     """`vamf estimate`."""
-    import tyro
-
+    from vamf.cli_options import Parser
     from vamf.report import cost
-    from vamf.training.config import TrainConfig
-
-    @dataclasses.dataclass(frozen=True)
-    class Estimate:
-        """What a training will cost. CONFIG: as for `vamf train`, or the folder of a run."""
-
-        settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
-        wanted: Annotated[cost.Wanted, tyro.conf.arg(name="")]
 
     arguments = list(arguments)
-    settings = _settings(arguments, "estimate")
-    parsed = _parse(Estimate, arguments, "estimate CONFIG", default=Estimate(settings, cost.Wanted()))
-    cost.show(parsed.settings, parsed.wanted)
+    parser = Parser(_settings(arguments, "estimate"), cost.Wanted)
+    parsed = _parse(parser.kind, arguments, "estimate CONFIG")
+    names = [field.name for field in dataclasses.fields(cost.Wanted)]
+    cost.show(parser.config(parsed), cost.Wanted(**{name: getattr(parsed, name) for name in names}))
 
 
 def sample(arguments: Sequence[str]) -> None:
@@ -565,7 +556,8 @@ def _print_distances(result: dict) -> None:
 
 
 def _settings(arguments: list[str], command: str) -> Any:
-    """The configuration that CONFIG and `--network` name, which are taken out of the arguments."""
+    """The configuration that CONFIG and kinds of its parts name, which are taken out of the arguments."""
+    from vamf.cli_options import Start, with_kinds
     from vamf.training import presets
     from vamf.training.config import TrainConfig
     from vamf.training.run import Run
@@ -575,25 +567,9 @@ def _settings(arguments: list[str], command: str) -> Any:
         raise UserError(f"{command} needs a CONFIG: {PRESETS.replace(' ', ', ')}, a table, pictures or latents")
     name = arguments.pop(0) if named else ""
     if command == "estimate" and (Path(name) / "config.json").exists() and named:
-        return Run.open(Path(name)).config
+        return Start.of(Run.open(Path(name)).config)
     settings = presets.for_data(name) if named else TrainConfig(data="CONFIG")
-    settings = presets.mixing(settings, arguments)
-    if "--network" in arguments:
-        unaugmented = dataclasses.replace(settings.augment, probability=0.0)  # of which no kind is told by default
-        settings = dataclasses.replace(settings, network=_network(arguments), augment=unaugmented)
-    return settings
-
-
-def _network(arguments: list[str]) -> Any:
-    """The configuration of the kind that `--network KIND` asks for, which is taken out of the arguments."""
-    from vamf.networks import KINDS
-
-    place = arguments.index("--network")
-    kind = arguments[place + 1] if place + 1 < len(arguments) else ""
-    if kind not in KINDS:
-        raise UserError(f"--network = {kind}: allowed are {', '.join(KINDS)}")
-    del arguments[place : place + 2]
-    return KINDS[kind]()
+    return with_kinds(presets.mixing(settings, arguments), arguments)
 
 
 def _continued(interrupt: KeyboardInterrupt, how: str) -> KeyboardInterrupt:

@@ -49,6 +49,17 @@ def check_field_types(part: str = "", **words: str):
     return decorate
 
 
+def checked(name: str, value: Any, hint: Any) -> Any:
+    """The value as one of a type.
+
+    Raises:
+        UserError: it is none.
+    """
+    converted = _converted(value, hint)
+    require(converted is not _INVALID, name, _shown(value), _allowed(hint))
+    return converted
+
+
 _INVALID = object()
 """No value of a type."""
 
@@ -80,6 +91,8 @@ def _converted(value: Any, hint: Any) -> Any:
         return value if same else tuple(parts) if whole else _INVALID
     if hint is Any:
         return value
+    if origin is not None:  # of a mapping and the like, not what is inside
+        hint = origin
     if hint is float and type(value) is int:
         return value
     if hint is str and isinstance(value, os.PathLike):
@@ -99,7 +112,7 @@ def _allowed(hint: Any) -> str:
     if origin is tuple:
         several = inner[-1] is Ellipsis
         return f"several of: {_allowed(inner[0])}" if several else f"{len(inner)} of: {_allowed(inner[0])}"
-    return NAMES.get(hint) or str(hint.__name__)
+    return NAMES.get(hint) or str(getattr(hint, "__name__", hint))
 
 
 def _shown(value: Any) -> str:

@@ -94,7 +94,12 @@ def is_zero(coefficient: object) -> bool:
     return isinstance(coefficient, Real) and bool(coefficient == 0)
 
 
-def check_share(name: str, coefficient: Coefficient) -> None:
+def is_one(coefficient: object) -> bool:
+    """True where the coefficient is known to be 1 throughout."""
+    return isinstance(coefficient, Real) and bool(coefficient == 1)
+
+
+def check_fraction(name: str, coefficient: Coefficient) -> None:
     """Refuse values outside [0, 1]; values known only inside a compiled program pass."""
     if isinstance(coefficient, Tracer):
         return
@@ -102,3 +107,11 @@ def check_share(name: str, coefficient: Coefficient) -> None:
     for value in values:
         is_number = isinstance(value, Real) or (isinstance(value, jax.Array | np.ndarray) and value.ndim == 0)
         require(is_number and bool(0 <= value <= 1), name, value, "[0, 1], as a number or a Schedule")
+
+
+def check_weight(name: str, coefficient: Coefficient) -> None:
+    """Refuse values below 0, likewise."""
+    if not isinstance(coefficient, Tracer):
+        ends = (coefficient.start, coefficient.end) if isinstance(coefficient, Schedule) else (coefficient,)
+        for value in ends:
+            require(bool(value >= 0), name, value, "0 or more, as a number or a Schedule")

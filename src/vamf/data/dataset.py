@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vamf.conditioning import CondShape
 from vamf.data.classes import Class
 from vamf.data.stream import Stream
 from vamf.theory.mixture import GaussianMixture
@@ -78,6 +79,11 @@ class Dataset:
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample in original units, constant columns included."""
         return (self.event_shape[0] + len(self.constants),) if self.constants else self.event_shape
+
+    @property
+    def cond_shape(self) -> CondShape:
+        """What a network is told of each row, beside its augmentation."""
+        return CondShape(self.num_classes)
 
     @property
     def named_classes(self) -> tuple[Class, ...]:

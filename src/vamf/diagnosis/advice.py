@@ -35,9 +35,9 @@ class Current(NamedTuple):
     method: str
     """Its named method."""
     beta: float | str | None
-    """Its tangent mix: a number, the name of one that finds itself, or None where v_hat is no mix."""
+    """Its tangent mix: a number, the name of an adaptive one, or None where v_hat is no mix."""
     ema_target: float
-    """Decay of the moving average behind v_hat."""
+    """Decay of the EMA behind v_hat."""
     proxy: str = "ema"
     """Where its v_hat comes from."""
 
@@ -168,7 +168,7 @@ def _source(diagnosis: Diagnosis) -> Finding:
 
 
 def _proxy(diagnosis: Diagnosis, current: Current | None) -> list[Finding]:
-    """How far the moving average trails the network."""
+    """How far the EMA trails the network."""
     trust = diagnosis.shrinkage
     if diagnosis.tracking_gap.value == 0:
         return []
@@ -192,7 +192,7 @@ def _total(cells: Sequence[Cell]) -> float:
 
 
 def _setting(current: Current | None, beta: str) -> str:
-    free = current is None or (current.method in METHODS and "beta" in METHODS[current.method].options())
+    free = current is None or (current.method in METHODS and "beta" in METHODS[current.method].options)
     return f"--beta {beta}" if free else f"--method vamf --beta {beta}"
 
 

@@ -26,13 +26,13 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from vamf.average_velocity import AverageVelocity, instantaneous_velocity, total_derivative
-from vamf.condition import Told
+from vamf.conditioning import Cond
 from vamf.errors import require
 from vamf.path import conditional_velocity, expand, interpolate
 from vamf.theory.control_variate import optimal_beta_isotropic, row_terms
 from vamf.theory.estimate import Estimate, mean_of, ratio_of
 from vamf.theory.estimators import expansion_product, gradient_contrasts, jackknife, variance_of
-from vamf.times import TimeLaw
+from vamf.times import TimeDistribution, Uniform
 
 BETAS = tuple(round(0.1 * index, 1) for index in range(11))
 """Tangent mixes of the curves."""
@@ -159,13 +159,13 @@ Gradient = Callable[[Float[Array, ""], Key[Array, ""]], Any]
 def diagnose(
     u: AverageVelocity,
     x: Float[Array, "n *event"],
-    label: Told = None,
+    label: Cond = None,
     *,
     average: AverageVelocity | None = None,
-    times: TimeLaw | None = None,
+    times: TimeDistribution | None = None,
     e: Float[Array, "n *event"] | None = None,
-    told: Callable[[Key[Array, ""], Array, Array, Told], Told] | None = None,
-    raw: Callable[[Array, Array, Told, Array], Array] | None = None,
+    told: Callable[[Key[Array, ""], Array, Array, Cond], Cond] | None = None,
+    raw: Callable[[Array, Array, Cond, Array], Array] | None = None,
     gradient: Gradient | None = None,
     rao_blackwell: Callable[[Key[Array, ""]], Any] | None = None,
     own: Callable[[Key[Array, ""]], Any] | None = None,
@@ -200,7 +200,7 @@ def diagnose(
     require(cells >= 2, "cells", cells, "2 or more")
     require(samples >= 32, "samples", samples, "32 or more")
     require(replicas >= 4, "replicas", replicas, "4 or more")
-    times = TimeLaw() if times is None else times
+    times = Uniform() if times is None else times
     key = jax.random.key(0) if key is None else key
     row_key, law_key, replica_key = jax.random.split(key, 3)
 
@@ -223,7 +223,7 @@ def diagnose(
     # One program for the cells, a block of rows each, and for the blocks drawn from the training law.
     lines = tuple(float(line) for line in np.linspace(0, 1, cells + 1))
     plane, weights = _plane(lines, times)
-    r, t = times.draw_apart(law_key, BLOCKS * samples)
+    r, t = times.draw_off_diagonal(law_key, BLOCKS * samples)
     t_cell, gap = (jnp.repeat(column[:, None], samples, axis=1) for column in jnp.asarray(plane).T)
     blocks = [
         jnp.concatenate([of_cells, of_law.reshape(BLOCKS, samples)]).astype(x.dtype)
@@ -281,7 +281,7 @@ def residual_terms(
     r: Float[Array, " n"],
     t: Float[Array, " n"],
     probe: Float[Array, "n *event"],
-    label: Told,
+    label: Cond,
     raw: Callable[[Array, Array], Array] = lambda z, v_c: v_c,
 ) -> dict[str, Float[Array, " n"]]:
     """Everything that is measured, row by row: the terms of the formulas above, `floor` ||xi||^2, `noise` ||q||^2,
@@ -320,9 +320,9 @@ def residual_terms(
     }
 
 
-def _plane(lines: Sequence[float], times: TimeLaw) -> tuple[np.ndarray, np.ndarray]:
+def _plane(lines: Sequence[float], times: TimeDistribution) -> tuple[np.ndarray, np.ndarray]:
     """Centres (t, gap) of the cells with gap <= t, and the training law's share of each."""
-    r, t = times.draw_apart(jax.random.key(0), 2**18)
+    r, t = times.draw_off_diagonal(jax.random.key(0), 2**18)
     t, gap = np.asarray(t, np.float64), np.asarray(t - r, np.float64) * (1 - 1e-6)  # a capped gap is on an edge
     counts = np.histogram2d(t, gap, bins=[lines, lines])[0]  # rows t, columns gap
     centres = (np.array(lines[1:]) + np.array(lines[:-1])) / 2

@@ -14,19 +14,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from vamf import condition
 from vamf.average_velocity import AverageVelocity
-from vamf.condition import Condition, Told
+from vamf.conditioning import Cond, Conditioning
 from vamf.diagnosis import logbook
 from vamf.diagnosis.advice import Current, Finding, advise
 from vamf.diagnosis.measure import Diagnosis, Gradient, diagnose
 from vamf.errors import UserError, require
-from vamf.objectives import Objective, guidance, proxies
-from vamf.objectives.adaptive import Adaptive
-from vamf.objectives.eulerian import Eulerian
-from vamf.objectives.objective import Draw
-from vamf.schedules import is_zero, value_at
+from vamf.objectives import METHODS, Objective
+from vamf.objectives.adaptive import AdaptiveMix
+from vamf.objectives.batch import Context, PathBatch, head
+from vamf.objectives.guidance import Guided as GuidedVelocity
+from vamf.objectives.guidance import draw_scale
+from vamf.objectives.posterior_mean import PosteriorMean
+from vamf.objectives.residuals import Eulerian
+from vamf.objectives.velocity import EMA, Conditional, Head, Mix, ModelVelocity, Online, model_velocity
+from vamf.objectives.weighting import Power
 from vamf.training import logs
+from vamf.training.config import TrainConfig
 from vamf.training.run import Run
 from vamf.training.step import State
 
@@ -85,21 +89,21 @@ def visit(run: Run, state: State, step: int, seed: int = 0) -> Visit:
     trainer, dataset, objective = grid.trainer, grid.dataset, grid.trainer.objective
     target = trainer.average(state, config.target_decay)
     params, average = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (state.params, target))
-    guided = _guided(objective, step) if objective.guided else None
+    guided = _guided(objective, step) if objective.guidance.acts else None
     u = grid.network.bind(params)
     data_key, measure_key = jax.random.split(jax.random.key(seed))
     x, label = dataset.draw(dataset.arrays, data_key, ROWS)
     label = label if dataset.num_classes else None
     if config.augment.features:
         x, moved = config.augment(jax.random.fold_in(data_key, 1), x)
-        label = Condition(label, moved)
+        label = Conditioning(label, moved)
     given = {"ema": grid.network.bind(average), "teacher": trainer.teacher, "oracle": dataset.mixture}
     gradients = gradients_of(run, state)
     diagnosis = diagnose(
         u,
         x,
         label,
-        average=_v_hat(objective, u, given, guided),
+        average=_v_hat(_source(config), u, given, guided),
         times=objective.times,
         e=None if dataset.noise is None else dataset.noise(dataset.arrays, data_key, ROWS),
         told=_told(objective),
@@ -110,12 +114,15 @@ def visit(run: Run, state: State, step: int, seed: int = 0) -> Visit:
         key=measure_key,
     )
     beta = grid.beta_at(0, step - 1)
-    adapts = beta is None and config.beta is not None
-    mix = None if objective.proxy == "bank" else str(config.beta) if adapts else beta
-    advice = advise(diagnosis, Current(config.method, mix, config.target_decay, str(objective.proxy)))
+    values = METHODS[config.method].values(config.steps, config.objective)
+    proxy = values.get("proxy", "bank" if config.method == "rao_blackwell" else "none")
+    written = config.objective.get("beta")
+    mix = None if proxy == "bank" else written if beta is None and isinstance(written, str) else beta
+    advice = advise(diagnosis, Current(config.method, mix, config.target_decay, str(proxy)))
     advice += [Finding("note", text) for text in _left_out(run, objective, gradients)]
     records = logs.read(run.folder / "metrics.jsonl")
-    log = logbook.read(records, config, objective.weight_power, diagnosis)
+    weighting = objective.weighting
+    log = logbook.read(records, config, weighting.power if isinstance(weighting, Power) else 0.0, diagnosis)
     return Visit(str(run.folder), step, seed, diagnosis, advice, log)
 
 
@@ -124,50 +131,81 @@ def gradients_of(run: Run, state: State) -> Gradients:
     trainer, arrays, objective = run.grid.trainer, run.grid.dataset.arrays, run.grid.trainer.objective
     member, one = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (run.grid.members, state))
 
-    def gradient_of(objective: Objective):
-        own = dataclasses.replace(trainer, objective=objective)
-        return lambda beta, key: own.gradient(arrays, key, member._replace(beta=beta), one)
+    def gradient_of(build: Callable[[Any], Objective]):
+        def gradient(beta, key):
+            own = dataclasses.replace(trainer, objective=build(beta))
+            return own.gradient(arrays, key, member._replace(values={}), one)
 
-    mixed = mixing(objective)
+        return gradient
+
+    config = run.config
     bank, why = None, _no_bank(run)
     if not why:
         try:
-            bank = gradient_of(in_both_roles(mixed))
+            in_both_roles(config)
+            bank = gradient_of(lambda _: in_both_roles(config))
         except UserError as error:
             why = str(error)
-    mixes = type(objective) is Eulerian and objective.proxy != "bank" and not isinstance(objective.beta, Adaptive)
-    on_curve = mixes or run.config.method == "rao_blackwell"
-    as_it_is = gradient_of(objective)
+    on_curve = is_on_curve(objective) or config.method == "rao_blackwell"
+    as_it_is = gradient_of(lambda _: objective)
     return Gradients(
-        gradient_of(mixed),
+        gradient_of(functools.partial(mixing, config)),
         bank and (lambda key: bank(None, key)),
         None if on_curve else lambda key: as_it_is(None, key),
         why,
     )
 
 
-def mixing(objective: Objective) -> Eulerian:
+def is_on_curve(objective: Objective) -> bool:
+    """Whether the run's own loss is that of the curve at some beta."""
+    residual = objective.residual
+    if not isinstance(residual, Eulerian) or isinstance(residual.tangent, AdaptiveMix):
+        return False
+    return not (isinstance(residual.tangent, Mix) and residual.tangent.b.noise(0) is None)
+
+
+def mixing(config: TrainConfig, beta: Any = 0.0) -> Objective:
     """The objective whose beta the curve varies: a run's own, or one with all that the run's shares with it.
 
     v_hat is the moving average's where the run has none or a bank's, which has no beta.
     """
-    proxy, gamma = objective.proxy, objective.gamma
-    changed: dict[str, Any] = {}
+    values = METHODS[config.method].values(config.steps, config.objective)
+    proxy = values.get("proxy", "bank" if config.method == "rao_blackwell" else "none")
+    changed: dict[str, Any] = {"beta": beta, "bank_ema_share": 0.0, "proxy": proxy}
     if proxy in ("none", "bank"):
-        other = "ema" if objective.guidance_power is None else "online"  # which alone goes with drawn scales
-        changed = {"proxy": other, "gamma": 0.0 if proxy == "bank" else gamma}
-        if not objective.rao_blackwell:
-            changed |= {"bank_size": 0, "bank_from": 0.0}
-    names = [field.name for field in dataclasses.fields(Eulerian) if hasattr(objective, field.name)]
-    options: dict[str, Any] = {name: getattr(objective, name) for name in names}
-    options |= changed | {"beta": 0.0, "bank_rest": 0.0}
-    return Eulerian(**options)
+        other = "ema" if values["guidance"].scale_power is None else "online"  # which alone goes with drawn scales
+        changed |= {"proxy": other, "gamma": 0.0 if proxy == "bank" else values.get("gamma", 0.0)}
+        if not values["rao_blackwell"]:
+            changed["bank"] = PosteriorMean()
+    if config.method in IN_BOTH_ROLES:
+        changed["gamma"] = 1.0
+    if config.method in ("eulerian_map", "flow_consist"):
+        changed["mix_at_diagonal"] = False
+    return METHODS["vamf"](config.steps, **{**_shared(values), **changed})
 
 
-def in_both_roles(objective: Eulerian) -> Eulerian:
+IN_BOTH_ROLES = ("eulerian_map", "meanflow_rae", "flow_consist")
+"""Methods with v_hat in the target too, whatever beta is."""
+
+
+def in_both_roles(config: TrainConfig) -> Objective:
     """The same with the posterior mean over a batch in both roles."""
-    bank: dict[str, Any] = {"proxy": "bank", "rao_blackwell": False, "bank_size": 0, "bank_from": 0.0, "bank_memory": 0}
-    return dataclasses.replace(objective, beta=1.0, gamma=1.0, mix_diagonal=True, **bank)
+    values = METHODS[config.method].values(config.steps, config.objective)
+    changed = {"proxy": "bank", "rao_blackwell": False, "bank": PosteriorMean(), "bank_ema_share": 0.0}
+    changed |= {"beta": 1.0, "gamma": 1.0, "mix_at_diagonal": True}
+    return METHODS["vamf"](config.steps, **{**_shared(values), **changed})
+
+
+def _shared(values: dict[str, Any]) -> dict[str, Any]:
+    """The options of a method that `vamf` has too."""
+    return {name: value for name, value in values.items() if name in METHODS["vamf"].options}
+
+
+def _source(config: TrainConfig) -> ModelVelocity:
+    """The run's v_hat; the moving average's stands in for none and for a bank's."""
+    values = METHODS[config.method].values(config.steps, config.objective)
+    proxy = values.get("proxy", "none")
+    return EMA() if proxy in ("none", "bank") else model_velocity(proxy)
 
 
 def _no_bank(run: Run) -> str:
@@ -181,65 +219,65 @@ def _no_bank(run: Run) -> str:
     return next((f"a bank does not go with {name}" for name, there in reasons.items() if there), "")
 
 
-Guided = Callable[[AverageVelocity, Array, Array, Told, Array], Array]
+Guided = Callable[[AverageVelocity, Array, Array, Cond, Array], Array]
 
 
 def _guided(objective: Objective, step: int) -> Guided:
     """(u, z, t, told, velocity) -> the guided velocity that training puts in its place."""
+    own = Head() if "velocity" in objective.needs else Online()
+    part = GuidedVelocity(objective.guidance, Conditional(), own)
 
     def guided(u, z, t, told, velocity):
-        own = proxies.head(u) if objective.proxy == "head" else u
-        draw = Draw(velocity, t, t, share_of_scale=jnp.full_like(t, 0.5))
-        strength = objective.strength(told, t, step, draw)
-        return velocity if strength is None else guidance.guide(own, z, t, told, velocity, strength)
+        draws = {objective.guidance.name: {"share_of_scale": jnp.full_like(t, 0.5)}}
+        rows = PathBatch(z, z, t, t, z, velocity, told, draws)
+        return part(rows, Context(objective, u, rows, step))
 
     return guided
 
 
 def _v_hat(
-    objective: Objective, u: AverageVelocity, given: dict[str, Any], guided: Guided | None
+    source: ModelVelocity, u: AverageVelocity, given: dict[str, Any], guided: Guided | None
 ) -> AverageVelocity | None:
-    """The run's v_hat; None where it is u's own. The moving average's stands in for none and for a bank's."""
-    source = objective.proxy
-    if source == "online":
+    """The run's v_hat as an average velocity; None where it is u's own."""
+    if isinstance(source, Online):
         return None
-    model = proxies.head(u) if source == "head" else given.get(str(source)) or given["ema"]
-    if guided is None or source not in proxies.UNGUIDED or source == "bank":
+    name = next(iter(source.needs), "")
+    model = head(u) if isinstance(source, Head) else given.get(name) or given["ema"]
+    if guided is None or source.guided:
         return model
     return lambda z, r, t, label: guided(u, z, t, label, model(z, r, t, label))
 
 
 def _told(objective: Objective):
-    """What the rows are told in training: a scale of guidance of their own, and some no label."""
+    """What the rows are told in training: a guidance scale of their own, and some no condition."""
 
-    def told(key, r, t, label: Told) -> Told:
-        if objective.guidance_power is not None:
-            largest = float(value_at(objective.guidance, 0))
-            scale = guidance.draw(jax.random.fold_in(key, 1), r, t, largest, objective.guidance_power)
-            label = dataclasses.replace(label if isinstance(label, Condition) else Condition(label), scale=scale)
-        if objective.label_dropout > 0:
-            low, high = objective.label_dropout_range
-            dropped = jax.random.bernoulli(key, objective.label_dropout, t.shape) & (t >= low) & (t <= high)
-            hide = condition.drop_label if objective.head_pass == "row" else condition.hide
-            label = hide(label, dropped)
-        return label
+    def told(key, r, t, label: Cond) -> Cond:
+        guidance = objective.guidance
+        draws = {}
+        if guidance.scale_power is not None:
+            draws["scale"] = draw_scale(jax.random.fold_in(key, 1), r, t, guidance.largest, guidance.scale_power)
+        if guidance.dropout > 0:
+            low, high = guidance.dropout_interval
+            draws["dropped"] = jax.random.bernoulli(key, guidance.dropout, t.shape) & (t >= low) & (t <= high)
+        return guidance.condition(label, draws)
 
     return told
 
 
 def _left_out(run: Run, objective: Objective, gradients: Gradients) -> list[str]:
     """What the measurements do not see, one sentence each."""
-    mixes = not is_zero(objective.gamma) and objective.proxy != "bank"
+    uses_bank = isinstance(objective.unbiased, Mix)
+    mixes = isinstance(objective.target, Mix) and not uses_bank
     parts = {
         "the network's dropout": getattr(run.config.network, "dropout", 0) > 0,
         "v_hat's share of the target (gamma)": mixes,
-        "the bank": objective.has_bank,
-        "the draw of each batch's guidance (half way is taken)": objective.guidance_per_batch,
+        "the bank": "bank" in objective.needs,
+        "the draw of each batch's guidance (half way is taken)": objective.guidance.per_batch,
     }
     lines = []
     if left := [name for name, there in parts.items() if there]:
         lines.append(f"Left out of the maps, the formulas and the predicted curve: {', '.join(left)}.")
-    if objective.proxy == "bank":
+    if uses_bank:
         lines.append("The curve of beta has a v_hat of the network, not the bank's, and gamma = 0.")
     if gradients.without_bank:
         lines.append(f"The bank was not measured: {gradients.without_bank}.")

@@ -16,13 +16,13 @@ from vamf import __version__, distributed
 from vamf.errors import UserError
 from vamf.metrics import bootstrap, frechet
 from vamf.metrics.bootstrap import Estimate
-from vamf.metrics.command import Options
 from vamf.metrics.features import Extractor, Features, extract, open_extractor
 from vamf.metrics.identity import Identity
 from vamf.metrics.images import Images, open_images
 from vamf.metrics.inception_score import SPLITS, inception_score
 from vamf.metrics.kid import kid
 from vamf.metrics.moments import Statistics, holds_statistics
+from vamf.metrics.options import Options
 from vamf.metrics.precision_recall import K_DENSITY, precision_recall
 from vamf.progress import Progress
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxtyping import Array, Float, Key
 
-from vamf.condition import Condition, Told, label_of
+from vamf.conditioning import Cond, Conditioning, label_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Given:
         z: Float[Array, "batch *event"],
         r: Float[Array, " batch"],
         t: Float[Array, " batch"],
-        label: Told = None,
+        label: Cond = None,
     ) -> Float[Array, "batch *event"]:
         return self.network(z, r, t, label_of(label), **self._keywords(label))
 
     def velocity(
-        self, z: Float[Array, "batch *event"], t: Float[Array, " batch"], label: Told = None
+        self, z: Float[Array, "batch *event"], t: Float[Array, " batch"], label: Cond = None
     ) -> Float[Array, "batch *event"]:
         """The network's velocity head."""
         return self.network.velocity(z, t, label_of(label), **self._keywords(label))
@@ -49,13 +49,13 @@ class Given:
         z: Float[Array, "batch *event"],
         r: Float[Array, " batch"],
         t: Float[Array, " batch"],
-        label: Told = None,
+        label: Cond = None,
     ) -> tuple[Float[Array, "batch *event"], Float[Array, "batch *event"]]:
         """u and the velocity head in one pass, at the same times."""
         return self.network.with_velocity(z, r, t, label_of(label), **self._keywords(label))
 
     def fake(
-        self, z: Float[Array, "batch *event"], t: Float[Array, " batch"], label: Told = None
+        self, z: Float[Array, "batch *event"], t: Float[Array, " batch"], label: Cond = None
     ) -> Float[Array, "batch *event"]:
         """The second network beside this one."""
         return self.network.fake(z, t, label_of(label), **self._keywords(label))
@@ -64,9 +64,9 @@ class Given:
         """The network's learned scale of the loss."""
         return self.network.log_variance(r, t)
 
-    def _keywords(self, told: Told) -> dict[str, Any]:
+    def _keywords(self, told: Cond) -> dict[str, Any]:
         given = {} if self.key is None else {"key": self.key}
-        if isinstance(told, Condition):
+        if isinstance(told, Conditioning):
             if told.augment is not None:
                 given["augment"] = told.augment
             if told.scale is not None:

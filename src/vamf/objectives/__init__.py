@@ -1,5 +1,6 @@
 """Objectives: from an average velocity, a batch and a key to per-sample losses."""
 
-from vamf.objectives.methods import METHODS, Objective, create
+from vamf.objectives.methods import METHODS, create
+from vamf.objectives.objective import Objective
 
 __all__ = ["METHODS", "Objective", "create"]

@@ -1,4 +1,4 @@
-"""Tangent coefficients that find themselves.
+"""Adaptive tangent coefficients.
 
 The mixed tangent w = v_c + beta (v_hat - v_c) leaves the noise N xi, N = A - beta M, in the residual (arXiv:2605.09235,
 eq. 9), with M = (t - r) du/dz, A = M - I = -S, and S the Jacobian of the flow map. Its energy
@@ -9,9 +9,9 @@ eq. 9), with M = (t - r) du/dz, A = M - I = -S, and S the Jacobian of the flow m
 which depends on (r, t), on the sample and on direction: mixing helps where the flow map expands and harms where it
 contracts.
 
-| coefficient    | what it is                                  | xi is represented by           | extra work        |
+| coefficient      | what it is                                  | xi is represented by           | extra work        |
 |----------------|---------------------------------------------|--------------------------------|-------------------|
-| `Binned`       | one beta for each bin of (t, r/t)           | v_c - v_hat of earlier batches | a JVP now and then |
+| `BinnedBeta`   | one beta for each bin of (t, r/t)           | v_c - v_hat of earlier batches | a JVP now and then |
 | `PerSample`    | one beta for each sample                    | a probe, E[probe probe^T] = I  | 1 or d JVPs       |
 | `PerDirection` | a symmetric matrix B, eigenvalues in [0, 1] | every direction alike          | d JVPs            |
 
@@ -28,9 +28,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vamf.average_velocity import AverageVelocity
-from vamf.condition import Told
-from vamf.errors import UserError, require
+from vamf.errors import require
+from vamf.objectives.batch import Context, PathBatch
+from vamf.objectives.velocity import Velocity, mix
+from vamf.objectives.weighting import PROBE, draw_probe
+from vamf.options import CHOICES
 from vamf.path import expand
 from vamf.theory.control_variate import row_terms
 
@@ -40,7 +42,24 @@ SMALL = 16
 """Largest number of dimensions for `PerDirection`."""
 
 
-class Memory(NamedTuple):
+class AdaptiveMix(Velocity, abc.ABC):
+    """(1 - beta) a + beta b with a beta that is estimated."""
+
+    a: Velocity
+    b: Velocity
+
+    def noise(self, step):
+        return None
+
+    @abc.abstractmethod
+    def fraction(self, rows: PathBatch, ctx: Context) -> Float[Array, " rows"]:
+        """beta of each row."""
+
+    def __call__(self, rows, ctx):
+        return mix(self.fraction(rows, ctx), ctx.velocity(self.a, rows), ctx.velocity(self.b, rows))
+
+
+class BetaSums(NamedTuple):
     """Decayed sums over the rows of each bin."""
 
     numerator: Float[Array, "bins bins"]
@@ -49,34 +68,8 @@ class Memory(NamedTuple):
     """Of ||M xi||^2."""
 
 
-class Adaptive:
-    """A coefficient that finds itself."""
-
-    def needs_probe(self, size: int) -> bool:
-        """Whether a random probe of the Jacobian is used, for events of `size` numbers."""
-        return False
-
-
-class Local(Adaptive, abc.ABC):
-    """A coefficient found anew at every sample, from the network's Jacobian there."""
-
-    @abc.abstractmethod
-    def derivative(
-        self,
-        u: AverageVelocity,
-        z: Float[Array, "batch *event"],
-        r: Float[Array, " batch"],
-        t: Float[Array, " batch"],
-        v_c: Float[Array, "batch *event"],
-        v_hat: Float[Array, "batch *event"],
-        label: Told,
-        probe: Float[Array, "batch *event"] | None = None,
-    ) -> tuple[Float[Array, "batch *event"], Float[Array, "batch *event"], Float[Array, " batch"]]:
-        """u, its total derivative along the mixed tangent, and the coefficient (its mean over directions)."""
-
-
 @dataclasses.dataclass(frozen=True)
-class Binned(Adaptive):
+class BinnedBeta:
     """beta(r, t): piecewise constant on equal bins of t and of r/t, estimated while training."""
 
     bins: int = 8
@@ -91,54 +84,99 @@ class Binned(Adaptive):
         require(self.every >= 1, "every", self.every, "1 or more")
         require(0 <= self.decay < 1, "decay", self.decay, "[0, 1)")
 
-    def start(self) -> Memory:
+    def mix(self, a: Velocity, b: Velocity) -> "BinnedMix":
+        return BinnedMix(a, b, self)
+
+    def init(self) -> BetaSums:
         """No rows seen: beta = 0, which is MeanFlow."""
         nothing = jnp.zeros((self.bins, self.bins))
-        return Memory(nothing, nothing)
+        return BetaSums(nothing, nothing)
 
-    def values(self, memory: Memory, r: Float[Array, " batch"], t: Float[Array, " batch"]) -> Float[Array, " batch"]:
+    def values(self, sums: BetaSums, r: Float[Array, " batch"], t: Float[Array, " batch"]) -> Float[Array, " batch"]:
         """beta(r, t) of each row."""
-        table = jnp.clip(memory.numerator / jnp.maximum(memory.denominator, 1e-12), 0.0, 1.0)
+        table = jnp.clip(sums.numerator / jnp.maximum(sums.denominator, 1e-12), 0.0, 1.0)
         return table[self._bin(r, t)].astype(t.dtype)
 
-    def update(
-        self,
-        memory: Memory,
-        u: AverageVelocity,
-        z: Float[Array, "batch *event"],
-        r: Float[Array, " batch"],
-        t: Float[Array, " batch"],
-        xi: Float[Array, "batch *event"],
-        label: Told = None,
-    ) -> Memory:
+    def update(self, sums: BetaSums, u, rows: PathBatch, xi: Float[Array, "rows *event"]) -> BetaSums:
         """The sums with a batch's rows added; they serve later batches, never this one."""
-        numerator, denominator = row_terms(u, z, r, t, xi, label)
-        where = self._bin(r, t)
-        return Memory(
-            (self.decay * memory.numerator).at[where].add(numerator.astype(memory.numerator.dtype)),
-            (self.decay * memory.denominator).at[where].add(denominator.astype(memory.denominator.dtype)),
+        numerator, denominator = row_terms(u, rows.z, rows.r, rows.t, xi, rows.cond)
+        where = self._bin(rows.r, rows.t)
+        return BetaSums(
+            (self.decay * sums.numerator).at[where].add(numerator.astype(sums.numerator.dtype)),
+            (self.decay * sums.denominator).at[where].add(denominator.astype(sums.denominator.dtype)),
         )
 
     def _bin(self, r, t):
-        share = r / jnp.maximum(t, 1e-12)
-        return tuple(jnp.clip((self.bins * value).astype(jnp.int32), 0, self.bins - 1) for value in (t, share))
+        fraction = r / jnp.maximum(t, 1e-12)
+        return tuple(jnp.clip((self.bins * value).astype(jnp.int32), 0, self.bins - 1) for value in (t, fraction))
 
 
 @dataclasses.dataclass(frozen=True)
-class PerSample(Local):
+class BinnedMix(AdaptiveMix):
+    """A mix with a `BinnedBeta`."""
+
+    name = "beta"
+    a: Velocity
+    b: Velocity
+    beta: BinnedBeta = BinnedBeta()
+
+    def init_state(self, event_shape, num_classes):
+        return self.beta.init()
+
+    def update_state(self, state, ctx):
+        def update(state):
+            inner = ctx.copy()
+            xi = inner.velocity(self.a, inner.off) - inner.velocity(self.b, inner.off)
+            return self.beta.update(state, inner.u, inner.off, xi)
+
+        return jax.lax.cond(ctx.step % self.beta.every == 0, update, lambda state: state, state)
+
+    def fraction(self, rows, ctx):
+        sums = ctx.state.get(self.name)
+        return self.beta.values(self.beta.init() if sums is None else sums, rows.r, rows.t)
+
+
+class PerPointMix(AdaptiveMix):
+    """A mix whose beta comes from the network's Jacobian at every point, with the derivative along it."""
+
+    def fraction(self, rows, ctx):
+        return self.derivative(rows, ctx)[2]
+
+    @abc.abstractmethod
+    def derivative(
+        self, rows: PathBatch, ctx: Context
+    ) -> tuple[Float[Array, "rows *event"], Float[Array, "rows *event"], Float[Array, " rows"]]:
+        """u, its total derivative along the mixed tangent, and the coefficient (its mean over directions)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PerSampleBeta:
     """beta(z, r, t): every sample's own."""
 
-    def needs_probe(self, size: int) -> bool:
-        """Whether `Draw.probe` is used, for events of `size` numbers."""
-        return size > EXACT
+    def mix(self, a: Velocity, b: Velocity) -> "PerSampleMix":
+        return PerSampleMix(a, b)
 
-    def derivative(self, u, z, r, t, v_c, v_hat, label, probe=None):
-        size = z[0].size
-        if size > EXACT and probe is None:
-            raise UserError(f"beta = per_sample: more than {EXACT} dimensions need a probe")
-        probes = _basis(z) if probe is None or size <= EXACT else probe[None]
-        value, along_time, along = _linear(u, z, r, t, label)
-        gap = expand(t - r, z)
+
+@dataclasses.dataclass(frozen=True)
+class PerSampleMix(PerPointMix):
+    """A mix with one beta for each sample, from one random probe or, in few dimensions, from all directions."""
+
+    name = PROBE
+    a: Velocity
+    b: Velocity
+
+    def draw(self, key, x, r, t, step):
+        return draw_probe(key, x) if x[0].size > EXACT else None
+
+    def default_draw(self, x, e, t):
+        return jnp.ones_like(x) if x[0].size > EXACT else None
+
+    def derivative(self, rows, ctx):
+        z = rows.z
+        v_c, v_hat = ctx.velocity(self.a, rows), ctx.velocity(self.b, rows)
+        probes = _basis(z) if z[0].size <= EXACT else rows.draws[PROBE][None]
+        value, along_time, along = _linear(ctx.u, z, rows.r, rows.t, rows.cond)
+        gap = expand(rows.t - rows.r, z)
         moved = jax.vmap(lambda p: gap * along(p))(probes)
         axes = (0, *range(2, moved.ndim))
         above, below = jnp.sum(moved * (moved - probes), axis=axes), jnp.sum(moved**2, axis=axes)
@@ -148,32 +186,46 @@ class PerSample(Local):
 
 
 @dataclasses.dataclass(frozen=True)
-class PerDirection(Local):
-    """B(z, r, t): a symmetric matrix in the right singular directions of M, an own coefficient along each."""
+class PerDirectionBeta:
+    """B(z, r, t): a symmetric matrix, a coefficient of its own along each right singular direction of M."""
 
-    def derivative(self, u, z, r, t, v_c, v_hat, label, probe=None):
-        d = z[0].size
+    def mix(self, a: Velocity, b: Velocity) -> "PerDirectionMix":
+        return PerDirectionMix(a, b)
+
+
+@dataclasses.dataclass(frozen=True)
+class PerDirectionMix(PerPointMix):
+    """A mix with a matrix for each sample."""
+
+    a: Velocity
+    b: Velocity
+
+    def derivative(self, rows, ctx):
+        z, d = rows.z, rows.z[0].size
         require(d <= SMALL, "beta = per_direction: dimensions", d, f"up to {SMALL}, since it needs the whole Jacobian")
-        value, along_time, along = _linear(u, z, r, t, label)
+        v_c, v_hat = ctx.velocity(self.a, rows), ctx.velocity(self.b, rows)
+        value, along_time, along = _linear(ctx.u, z, rows.r, rows.t, rows.cond)
         jacobian = jax.vmap(along)(_basis(z)).reshape(d, len(z), d).transpose(1, 2, 0)  # [row, output, input]
-        m = jax.lax.stop_gradient((t - r)[:, None, None] * jacobian)
+        m = jax.lax.stop_gradient((rows.t - rows.r)[:, None, None] * jacobian)
         directions, energy = _right_singular(m)  # columns v_i, ||M v_i||^2
         along_itself = jnp.sum(directions * (m @ directions), axis=1)  # <v_i, M v_i>
-        share = jnp.clip(1 - along_itself / jnp.maximum(energy, 1e-12), 0.0, 1.0)  # <M v, (M - I) v> / ||M v||^2
+        fraction = jnp.clip(1 - along_itself / jnp.maximum(energy, 1e-12), 0.0, 1.0)  # <M v, (M - I) v> / ||M v||^2
         change = (v_hat - v_c).reshape(len(z), d, 1)
-        mixed = directions @ (share[:, :, None] * (directions.mT @ change))
+        mixed = directions @ (fraction[:, :, None] * (directions.mT @ change))
         tangent = v_c.reshape(len(z), d, 1) + mixed
         dudt = along_time + (jacobian @ tangent).reshape(z.shape)
-        return value, dudt, share.mean(axis=1)
+        return value, dudt, fraction.mean(axis=1)
 
 
-KINDS: dict[str, type[Adaptive]] = {"binned": Binned, "per_sample": PerSample, "per_direction": PerDirection}
-"""Names on the command line."""
+Adaptive = BinnedBeta | PerSampleBeta | PerDirectionBeta
+KINDS: dict[str, type] = {"binned": BinnedBeta, "per_sample": PerSampleBeta, "per_direction": PerDirectionBeta}
+"""Adaptive coefficients by name."""
+CHOICES.update({kind: {name: kind} for name, kind in KINDS.items()})
 
 
-def _linear(u, z, r, t, label):
+def _linear(u, z, r, t, cond):
     """u, its derivative in t alone, and the map direction -> J direction; the forward pass is done once."""
-    value, derivative = jax.linearize(lambda z, t: u(z, r, t, label), z, t)
+    value, derivative = jax.linearize(lambda z, t: u(z, r, t, cond), z, t)
     return value, derivative(jnp.zeros_like(z), jnp.ones_like(t)), lambda w: derivative(w, jnp.zeros_like(t))
 
 

@@ -16,7 +16,7 @@ kappa with the network's own guided velocity, which takes that noise back by 1 -
 | Terminal velocity, W (2511.19797)     | W                 | 0                 | W                   |
 
 Where the label is hidden (-1), or t is outside the guidance interval, v_g is v_c itself: W = 1 and kappa = 0. v_g
-stands for v_c in every role; beta and gamma (`roles.py`) mix on top of it, in every row.
+stands for v_c in every role; beta and gamma (`velocity.Mix`) mix on top of it, in every row.
 
 W is one number, or drawn:
 
@@ -26,17 +26,25 @@ W is one number, or drawn:
 * for each batch, uniformly on [1, W] (Re-MeanFlow). The network is not told.
 """
 
-from typing import NamedTuple
+import dataclasses
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from vamf import condition
-from vamf.average_velocity import AverageVelocity, instantaneous_velocity
-from vamf.condition import HIDDEN, Scale, Told
-from vamf.errors import UserError
+from vamf import conditioning
+from vamf.average_velocity import instantaneous_velocity
+from vamf.conditioning import Cond, GuidanceScale
+from vamf.errors import UserError, check_range, require
+from vamf.objectives.part import Part
+from vamf.objectives.velocity import ModelVelocity, Online, Velocity
 from vamf.path import expand
+from vamf.schedules import Coefficient, Schedule, value_at
+from vamf.streams import stream
+
+CONDITION_DROPOUT, SCALE_OF_ROW, SCALE_OF_BATCH = 7, 9, 10
+"""Random streams."""
 
 
 class Strength(NamedTuple):
@@ -46,72 +54,195 @@ class Strength(NamedTuple):
     mix: Float[Array, " batch"] | None
     """None where kappa is 0 throughout."""
 
-    def __getitem__(self, rows) -> "Strength":
-        return Strength(self.scale[rows], None if self.mix is None else self.mix[rows])
+
+@dataclasses.dataclass(frozen=True)
+class Guidance(Part):
+    """Classifier-free guidance in the target field, and the dropout of conditions that it needs."""
+
+    name = "guidance"
+    scale: Coefficient = 1.0
+    """W, 1 or more; 1 is none. A number or a schedule."""
+    mix: float | Literal["unit", "capped"] | None = None
+    """kappa: share of the network's own velocity in the guided field, in [0, 1), where guidance acts. unit: 1 - 1/W
+    (improved and decoupled MeanFlow), which leaves v_c its noise; capped: 1 - max(1, W - 1)/W (Re-MeanFlow). None: 0,
+    or unit where each row has a scale of its own. MeanFlow's omega is (1 - kappa) W."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """Times at which guidance acts."""
+    scale_power: float | None = None
+    """b: draw the scale for each row, with density omega^-b on [1, scale], and the times at which it acts; the network,
+    which has to be in_context, is told. None: one scale for all."""
+    per_batch: bool = False
+    """Draw the scale of each batch uniformly from [1, scale]."""
+    unlabelled: bool = False
+    """Guide the rows without a label too."""
+    dropout: float = 0.0
+    """Probability that a row's condition is dropped, so that the network learns the unconditional velocity too."""
+    dropout_interval: tuple[float, float] = (0.0, 1.0)
+    """Times t at which conditions are dropped."""
+    dropped_scale: Literal["row", "one"] = "row"
+    """What a row without condition is told of its scale: its own, as published, or 1."""
+
+    def __post_init__(self):
+        for value in (self.scale.start, self.scale.end) if isinstance(self.scale, Schedule) else (self.scale,):
+            check_range("guidance.scale", value, 1, allowed="1 (none) or more")
+        if isinstance(self.mix, str):
+            require(self.mix in ("unit", "capped"), "guidance.mix", self.mix, "[0, 1), unit, capped")
+        elif self.mix is not None:
+            require(0 <= self.mix < 1, "guidance.mix", self.mix, "[0, 1), unit, capped")
+        for field in ("interval", "dropout_interval"):
+            low, high = getattr(self, field)
+            require(0 <= low <= high <= 1, f"guidance.{field}", f"{low}, {high}", "0 <= low <= high <= 1")
+        require(0 <= self.dropout < 1, "guidance.dropout", self.dropout, "[0, 1)")
+        if self.scale_power is not None and (self.per_batch or isinstance(self.scale, Schedule)):
+            raise UserError(
+                "guidance.scale_power: draws a scale for each row; not with guidance.per_batch or a schedule"
+            )
+        if not self.acts:
+            for field in ("scale_power", "mix", "per_batch", "unlabelled"):
+                if getattr(self, field):
+                    raise UserError(f"guidance.{field}: needs guidance.scale above 1, the largest scale")
+        elif self.dropout == 0:
+            raise UserError("guidance.scale: needs guidance.dropout above 0, for rows without condition")
+
+    @property
+    def acts(self) -> bool:
+        """Whether conditions guide the target."""
+        return isinstance(self.scale, Schedule) or not isinstance(self.scale, float | int) or self.scale > 1
+
+    @property
+    def needs(self):
+        found = {"labels"} if self.acts or self.dropout else set()
+        return frozenset(found | ({"guidance scale"} if self.scale_power is not None else set()))
+
+    @property
+    def largest(self) -> float:
+        """The largest scale of a training."""
+        return max(self.scale.start, self.scale.end) if isinstance(self.scale, Schedule) else self.scale  # pyright: ignore
+
+    # ------------------------------------------------------------------------------------------------------ randomness
+
+    def draw(self, key, x, r, t, step):
+        found = {}
+        if self.dropout > 0:
+            low, high = self.dropout_interval
+            dropped = jax.random.bernoulli(stream(key, CONDITION_DROPOUT), self.dropout, t.shape)
+            found["dropped"] = dropped & (t >= low) & (t <= high)
+        if self.scale_power is not None:
+            found["scale"] = draw_scale(stream(key, SCALE_OF_ROW), r, t, self.largest, self.scale_power)
+        if self.per_batch:
+            share = jax.random.uniform(stream(key, SCALE_OF_BATCH), (), t.dtype)
+            found["share_of_scale"] = jnp.full_like(t, share)
+        return found or None
+
+    def default_draw(self, x, e, t):
+        """No row is dropped; the largest scale at all times, or the middle where it is drawn for each batch."""
+        found = {}
+        if self.scale_power is not None:
+            found["scale"] = GuidanceScale(*(jnp.full_like(t, value) for value in (self.largest, 0.0, 1.0)))
+        if self.per_batch:
+            found["share_of_scale"] = jnp.full_like(t, 0.5)
+        return found or None
+
+    def condition(self, cond: Cond, draws: dict | None) -> Cond:
+        """What the network is told of rows, with what was drawn for them."""
+        draws = draws or {}
+        if "scale" in draws:
+            cond = conditioning.with_scale(cond, draws["scale"])
+        if "dropped" not in draws:
+            return cond
+        if cond is None or not conditioning.has_condition(cond):
+            raise UserError("guidance.dropout: the data has no labels")
+        drop = conditioning.drop if self.dropped_scale == "row" else conditioning.hide
+        return drop(cond, draws["dropped"])
+
+    # -------------------------------------------------------------------------------------------------------- strength
+
+    def strength(self, cond: Cond, t: Float[Array, " batch"], step=0, draws: dict | None = None) -> Strength | None:
+        """W and kappa of each row at its time; None where nothing is guided.
+
+        Raises:
+            UserError: the data has no labels.
+        """
+        if not self.acts:
+            return None
+        of_row = conditioning.scale_of(cond)
+        scale = jnp.broadcast_to(jnp.asarray(value_at(self.scale, step), t.dtype), t.shape)
+        if of_row is not None:
+            scale = of_row.omega
+        elif self.per_batch and draws and "share_of_scale" in draws:
+            scale = 1 + (scale - 1) * draws["share_of_scale"]
+        if not conditioning.has_condition(cond):
+            raise UserError("guidance: the data has no labels")
+        low, high = self.interval
+        acts = (t >= low) & (t <= high) if of_row is None else of_row.acts(t)
+        if not self.unlabelled:
+            acts &= conditioning.is_conditional(cond)
+        kappa = self._kappa(scale)
+        return Strength(jnp.where(acts, scale, 1.0), None if kappa is None else jnp.where(acts, kappa, 0.0))
+
+    def _kappa(self, scale: Float[Array, " batch"]) -> Float[Array, " batch"] | None:
+        rule = self.mix
+        if rule is None:
+            rule = 0.0 if self.scale_power is None else "unit"
+        if rule == "unit":
+            return 1 - 1 / scale
+        if rule == "capped":
+            return 1 - jnp.maximum(1.0, scale - 1) / scale
+        return None if rule == 0 else jnp.full_like(scale, rule)
 
 
-def draw(
+@dataclasses.dataclass(frozen=True)
+class Unconditional(Velocity):
+    """v_null: the velocity of a model without condition."""
+
+    whole = True
+    of: ModelVelocity
+
+    def __call__(self, rows, ctx):
+        told = conditioning.hide(conditioning.at_time(rows.cond, rows.t))
+        return jax.lax.stop_gradient(instantaneous_velocity(self.of.model(ctx), rows.z, rows.t, told))
+
+
+@dataclasses.dataclass(frozen=True)
+class Guided(Velocity):
+    """`(1 - kappa) [ W v + (1 - W) v_null ] + kappa v_own`: v itself where W = 1 and kappa = 0."""
+
+    guided = True
+    guidance: Guidance
+    v: Velocity
+    own: ModelVelocity = Online()
+    """The network whose diagonal is v_own with the condition, and v_null without."""
+
+    @property
+    def whole(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.v.noise(0) != 0
+
+    def __call__(self, rows, ctx):
+        v = ctx.velocity(self.v, rows)
+        strength = self.guidance.strength(rows.cond, rows.t, ctx.step, rows.draws.get(self.guidance.name))
+        if strength is None:
+            return v
+        v_null = ctx.velocity(Unconditional(self.own), rows)
+        v_g = v + expand((strength.scale - 1).astype(v.dtype), v) * (v - v_null)
+        if strength.mix is None:
+            return v_g
+        kappa = expand(strength.mix.astype(v.dtype), v)
+        return (1 - kappa) * v_g + kappa * ctx.velocity(self.own, rows)
+
+    def noise(self, step):
+        return self.v.noise(step)
+
+
+def draw_scale(
     key: Key[Array, ""], r: Float[Array, " batch"], t: Float[Array, " batch"], largest: float, power: float
-) -> Scale:
+) -> GuidanceScale:
     """A scale with density omega^-power on [1, largest] for each row, and the times at which it acts."""
     omega_key, low_key, high_key = jax.random.split(key, 3)
-    share, log_largest = jax.random.uniform(omega_key, t.shape, t.dtype), jnp.log(largest).astype(t.dtype)
+    quantile, log_largest = jax.random.uniform(omega_key, t.shape, t.dtype), jnp.log(largest).astype(t.dtype)
     if power == 1:
-        omega = jnp.exp(share * log_largest)
+        omega = jnp.exp(quantile * log_largest)
     else:
-        omega = jnp.exp(jnp.log1p(share * jnp.expm1((1 - power) * log_largest)) / (1 - power))
+        omega = jnp.exp(jnp.log1p(quantile * jnp.expm1((1 - power) * log_largest)) / (1 - power))
     low = jax.random.uniform(low_key, t.shape, t.dtype, 0.0, 0.5)
     high = jax.random.uniform(high_key, t.shape, t.dtype, 0.5, 1.0)
-    return Scale(omega, jnp.where(r < t, low, 0.0), jnp.where(r < t, high, 1.0))
-
-
-def strength(
-    told: Told,
-    t: Float[Array, " batch"],
-    scale: Float[Array, " batch"],
-    mix: Float[Array, " batch"] | None,
-    interval: tuple[float, float],
-    without_label: bool = False,
-) -> Strength:
-    """W and kappa of each row at its time.
-
-    Args:
-        scale, mix: W and kappa where guidance acts.
-        interval: times at which it acts, for rows that are not told their own.
-        without_label: guide the rows without a label too.
-
-    Raises:
-        UserError: the data has no labels.
-    """
-    label, own = condition.label_of(told), condition.scale_of(told)
-    if label is None:
-        raise UserError("guidance: the data has no labels")
-    low, high = interval
-    acts = (t >= low) & (t <= high) if own is None else own.acts(t)
-    if not without_label:
-        acts &= label != HIDDEN
-    return Strength(jnp.where(acts, scale, 1.0), None if mix is None else jnp.where(acts, mix, 0.0))
-
-
-def guide(
-    own: AverageVelocity,
-    z: Float[Array, "batch *event"],
-    t: Float[Array, " batch"],
-    told: Told,
-    v: Float[Array, "batch *event"],
-    strength: Strength,
-    known: Float[Array, "batch *event"] | None = None,
-) -> Float[Array, "batch *event"]:
-    """`(1 - kappa) [ W v + (1 - W) v_null ] + kappa v_own`: v itself where W = 1 and kappa = 0.
-
-    Args:
-        own: the network whose diagonal is v_own with the label, and v_null without.
-        known: v_own, where it is known already.
-    """
-    v_null = jax.lax.stop_gradient(instantaneous_velocity(own, z, t, condition.hide(condition.now(told, t))))
-    v_g = v + expand((strength.scale - 1).astype(v.dtype), v) * (v - v_null)
-    if strength.mix is None:
-        return v_g
-    known = instantaneous_velocity(own, z, t, told) if known is None else known
-    kappa = expand(strength.mix.astype(v.dtype), v)
-    return (1 - kappa) * v_g + kappa * jax.lax.stop_gradient(known)
+    return GuidanceScale(omega, jnp.where(r < t, low, 0.0), jnp.where(r < t, high, 1.0))

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from vamf.condition import Told
+from vamf.conditioning import Cond
 from vamf.diffusion import DDPM, Diffusion, NoisePrediction
 from vamf.errors import require
 
@@ -33,7 +33,7 @@ def ancestral(
     noise: Float[Array, "batch *event"],
     key: Key[Array, ""],
     steps: int | Sequence[int] | None = None,
-    label: Told = None,
+    label: Cond = None,
     *,
     variance: Literal["large", "small"] = "large",
     bound: float | None = None,
@@ -58,7 +58,7 @@ def ddim(
     e_hat: NoisePrediction,
     noise: Float[Array, "batch *event"],
     steps: int | Sequence[int],
-    label: Told = None,
+    label: Cond = None,
     *,
     eta: float = 0.0,
     key: Key[Array, ""] | None = None,

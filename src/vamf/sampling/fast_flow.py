@@ -36,7 +36,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vamf.average_velocity import AverageVelocity, instantaneous_velocity
-from vamf.condition import Told
+from vamf.conditioning import Cond
 from vamf.errors import require
 from vamf.path import expand
 from vamf.sampling.grid import times_of
@@ -84,7 +84,7 @@ class FastFlow:
         u: AverageVelocity,
         noise: Float[Array, "batch *event"],
         state: FastFlowState,
-        label: Told = None,
+        label: Cond = None,
     ) -> tuple[Float[Array, "batch *event"], FastFlowState, Int[Array, ""]]:
         """Data from noise, what is known after it, and the number of network calls that were made."""
         shape = (self.steps, len(self.arms))

@@ -17,7 +17,7 @@ import jax
 from jaxtyping import Array, Float, Key
 
 from vamf.average_velocity import AverageVelocity, flow_map
-from vamf.condition import Told
+from vamf.conditioning import Cond
 from vamf.path import expand, interpolate
 from vamf.sampling.grid import times_of, walk
 
@@ -26,7 +26,7 @@ def sample(
     u: AverageVelocity,
     noise: Float[Array, "batch *event"],
     steps: int | Sequence[float] = 1,
-    label: Told = None,
+    label: Cond = None,
 ) -> Float[Array, "batch *event"]:
     """Data from noise in jumps, one call of u each; `steps=1` is x = e - u(e, 0, 1).
 
@@ -45,7 +45,7 @@ def restart(
     noise: Float[Array, "batch *event"],
     times: int | Sequence[float],
     key: Key[Array, ""],
-    label: Told = None,
+    label: Cond = None,
 ) -> Float[Array, "batch *event"]:
     """Data from noise by jumps to the data and back: each time but the last, fresh noise leads to the next time.
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from vamf.average_velocity import AverageVelocity
-from vamf.condition import Told
+from vamf.conditioning import Cond
 from vamf.diffusion import DDPM
 from vamf.errors import require
 from vamf.sampling.denoising import ancestral, ddim
@@ -58,7 +58,7 @@ def draw(
     noise: Float[Array, "batch *event"],
     steps: int,
     key: Key[Array, ""],
-    label: Told = None,
+    label: Cond = None,
     bound: float | None = None,
 ) -> tuple[Float[Array, "batch *event"], Int[Array, ""]]:
     """Data from noise by a named sampler, and how many network calls that took, over all batches together.

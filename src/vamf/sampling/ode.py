@@ -8,7 +8,7 @@ from typing import Literal
 from jaxtyping import Array, Float
 
 from vamf.average_velocity import AverageVelocity, instantaneous_velocity
-from vamf.condition import Told
+from vamf.conditioning import Cond
 from vamf.errors import require
 from vamf.path import expand
 from vamf.sampling.grid import times_of, walk
@@ -18,7 +18,7 @@ def integrate(
     u: AverageVelocity,
     noise: Float[Array, "batch *event"],
     steps: int,
-    label: Told = None,
+    label: Cond = None,
     method: Literal["euler", "heun"] = "heun",
 ) -> Float[Array, "batch *event"]:
     """Data from noise by `steps` steps of the ODE dz/dt = u(z, t, t): Euler (1 call a step) or Heun (2 calls)."""

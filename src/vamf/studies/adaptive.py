@@ -23,7 +23,7 @@ steps are divided by the measured cost of a step relative to beta = 0, and so is
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from vamf import __version__, data
 from vamf.data import toys
 from vamf.files import write_atomic, write_json
 from vamf.networks import MLPConfig
-from vamf.objectives import bank
+from vamf.objectives.posterior_mean import posterior
 from vamf.progress import Progress
 from vamf.report import figures, tables
 from vamf.report.page import Page
@@ -43,7 +43,7 @@ from vamf.studies import comparison, runner, summary
 from vamf.studies.comparison import arm_table, row_of
 from vamf.studies.runner import Training
 from vamf.training import presets
-from vamf.training.config import LogConfig, ObjectiveConfig, TrainConfig
+from vamf.training.config import LogConfig, TrainConfig
 
 BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 TIMED = ("binned", "per_sample", "rao_blackwell", "rao_blackwell_2048")
@@ -57,8 +57,7 @@ class Arm:
 
     name: str
     method: str
-    beta: float | str | None = None
-    options: ObjectiveConfig = ObjectiveConfig()
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     thin: bool = False
     """Only in two dimensions."""
     wide: bool = False
@@ -69,15 +68,15 @@ class Arm:
 
 ARMS = (
     Arm("corner", "vamf_corner"),
-    Arm("linear", "vamf", "linear:1:0"),
-    Arm("binned", "vamf", "binned"),
-    Arm("per_sample", "vamf", "per_sample"),
-    Arm("per_direction", "vamf", "per_direction", thin=True),
+    Arm("linear", "vamf", {"beta": "linear:1:0"}),
+    Arm("binned", "vamf", {"beta": "binned"}),
+    Arm("per_sample", "vamf", {"beta": "per_sample"}),
+    Arm("per_direction", "vamf", {"beta": "per_direction"}, thin=True),
     Arm("rao_blackwell", "rao_blackwell"),
-    Arm("rao_blackwell_rest", "rao_blackwell", None, ObjectiveConfig(bank_rest=1.0), wide=True),
-    Arm("rao_blackwell_2048", "rao_blackwell", None, ObjectiveConfig(bank_size=BANK)),
-    Arm("rao_blackwell_2048_rest", "rao_blackwell", None, ObjectiveConfig(bank_size=BANK, bank_rest=1.0), wide=True),
-    Arm("oracle", "vamf", 1.0, ObjectiveConfig(gamma=1.0, proxy="oracle"), exact=True),
+    Arm("rao_blackwell_rest", "rao_blackwell", {"bank_ema_share": 1.0}, wide=True),
+    Arm("rao_blackwell_2048", "rao_blackwell", {"bank": {"size": BANK}}),
+    Arm("rao_blackwell_2048_rest", "rao_blackwell", {"bank": {"size": BANK}, "bank_ema_share": 1.0}, wide=True),
+    Arm("oracle", "vamf", {"beta": 1.0, "gamma": 1.0, "proxy": "oracle"}, exact=True),
 )
 FIXED = tuple(f"beta_{beta:g}" for beta in BETAS)
 OURS = ("binned", "per_sample", "per_direction", "rao_blackwell", "rao_blackwell_rest", "rao_blackwell_2048",
@@ -178,7 +177,10 @@ class AdaptiveStudy:
         pairs = [(beta, seed) for beta in BETAS for seed in seeds]
         chosen = {
             ("sweep", "steps"): Training(
-                f"{name}-sweep", self._config(name, 0.5), [seed for _, seed in pairs], [beta for beta, _ in pairs]
+                f"{name}-sweep",
+                self._config(name, 0.5),
+                [seed for _, seed in pairs],
+                {"beta": [beta for beta, _ in pairs]},
             )
         }
         for arm in self.arms(name):
@@ -204,8 +206,8 @@ class AdaptiveStudy:
         if name == "digits":  # the preset's network takes hours here
             base = dataclasses.replace(base, network=MLPConfig(width=256))
         if isinstance(arm, Arm):
-            return dataclasses.replace(base, method=arm.method, beta=arm.beta, objective=arm.options)
-        return dataclasses.replace(base, method="vamf", beta=arm)
+            return dataclasses.replace(base, method=arm.method, objective=arm.options)
+        return dataclasses.replace(base, method="vamf", objective={"beta": arm})
 
     def _costs(self, name: str, progress: Progress) -> dict[str, float]:
         """Milliseconds a step of each arm, measured once and kept; 2-D data sets share one measurement."""
@@ -417,7 +419,7 @@ def effective_sizes(name: str, count: int = 256) -> dict[str, list[float]]:
 
     @jax.jit
     def median(points, point_label, t):
-        return jnp.median(bank.posterior(x, e, jnp.full(count, t), points, label, point_label).effective_size)
+        return jnp.median(posterior(x, e, jnp.full(count, t), points, label, point_label).effective_size)
 
     found = {size: [float(median(*points, t)) for t in times] for size, points in banks.items()}
     return {"t": times.tolist(), **found}

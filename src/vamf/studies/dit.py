@@ -33,6 +33,7 @@ from vamf import __version__
 from vamf.data import Dataset, absolute
 from vamf.errors import UserError
 from vamf.networks import DiTConfig, NetworkConfig
+from vamf.options import merged
 from vamf.progress import Progress
 from vamf.studies import dit_page, dit_results, image_noise, judge, runner
 from vamf.studies.image_noise import Instrument
@@ -44,8 +45,8 @@ from vamf.training.grid import Grid
 from vamf.training.step import State
 
 BETAS = (0.0, 0.25, 0.5, 1.0)
-ANCHOR = {"anchor_weight": 0.1, "anchor_range": (0.0, 1e-3)}
-BANK = {"rao_blackwell": True, "bank_memory": 256}
+ANCHOR = {"anchor": {"weight": 0.1, "interval": [0.0, 1e-3]}}
+BANK = {"rao_blackwell": True, "bank": {"memory": 256}}
 """Stable Velocity's memory (arXiv:2602.05435)."""
 NOISE = 2**30
 """Seed of the noise that samples of every arm start from."""
@@ -66,9 +67,9 @@ class Arm(NamedTuple):
 
 
 OTHERS = (
-    Arm("beta = 1, p = 0", "unweighted", 1.0, {"weight_power": 0.0}),
+    Arm("beta = 1, p = 0", "unweighted", 1.0, {"weighting": {"power": 0.0}}),
     Arm("beta = 1, anchor", "anchored", 1.0, ANCHOR),
-    Arm("beta = 1, p = 0, anchor", "unweighted-anchored", 1.0, {"weight_power": 0.0, **ANCHOR}),
+    Arm("beta = 1, p = 0, anchor", "unweighted-anchored", 1.0, {"weighting": {"power": 0.0}, **ANCHOR}),
     Arm("beta = 0, class-wise bank", "bank", 0.0, BANK),
 )
 
@@ -211,7 +212,7 @@ class DitStudy:
             steps=steps,
             checkpoint_every=checkpoint_every,
             log=LogConfig(every=min(500, checkpoint_every), variance_every=parts * checkpoint_every),
-            objective=dataclasses.replace(base.objective, proxy="ema"),
+            objective=merged(base.objective, {"proxy": "ema"}),
             optimiser=dataclasses.replace(
                 base.optimiser,
                 ema_decay=max(0.0, 1 - 30 / steps),
@@ -222,8 +223,8 @@ class DitStudy:
 
     def config(self, beta: float, options: dict[str, Any]) -> TrainConfig:
         """The training of the paper's beta with some of the objective's options changed."""
-        objective = dataclasses.replace(self.base.objective, **options)
-        return dataclasses.replace(self.base, beta=beta, objective=objective)
+        objective = merged(self.base.objective, {"beta": beta, **options})
+        return dataclasses.replace(self.base, objective=objective)
 
     def trainings(self) -> list[tuple[Training, list[str]]]:
         """The trainings, each with the arm of every member."""
@@ -231,7 +232,9 @@ class DitStudy:
         pairs = [(beta, seed) for beta in self.budget.betas for seed in seeds]
         betas = [beta for beta, _ in pairs]
         # One member after the other: even one transformer fills a device.
-        sweep = Training("sweep", self.config(self.budget.betas[0], {}), [seed for _, seed in pairs], betas, "loop")
+        sweep = Training(
+            "sweep", self.config(self.budget.betas[0], {}), [seed for _, seed in pairs], {"beta": betas}, "loop"
+        )
         found = [(sweep, [dit_results.swept(beta) for beta, _ in pairs])]
         for arm in self.budget.others:
             training = Training(arm.folder, self.config(arm.beta, arm.options), seeds, strategy="loop")
@@ -264,7 +267,7 @@ class DitStudy:
             for index in unmixed:
                 rows[index] |= _noise(instrument(grid), *_networks(grid, state, index))
             if state.memory is not None:
-                memory = jax.tree.map(lambda leaf: leaf[0], grid.collect(state.memory))
+                memory = jax.tree.map(lambda leaf: leaf[0], grid.collect(state.memory))["bank"]
                 sizes = image_noise.effective_sizes(grid.dataset, memory, BANK_ROWS, BANK_TIMES)
                 rows[0]["effective_sizes"] = {"t": list(BANK_TIMES), **sizes}
             return np.stack([chosen.view(np.nan_to_num(one)) for one in drawn]), rows

@@ -153,7 +153,7 @@ class Report:
         page = Page(
             f"Mixing the tangent of a guided transformer: {self.title}",
             f"DiT ({size}), {config.steps:,} steps of {config.batch_size}, seeds {seeds}, guidance of scale "
-            f"{config.objective.guidance:g} mixed by {config.objective.guidance_mix:g}.",
+            f"{config.build_objective().guidance.scale:g} mixed by {config.build_objective().guidance.mix:g}.",
         )
         page.text(
             "MeanFlow with classes puts the guided target, which holds the noise of a random pair of picture and "

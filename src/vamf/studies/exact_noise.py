@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from vamf.path import interpolate
 from vamf.theory import GaussianMixture
 from vamf.theory.estimate import ratio_of
-from vamf.times import TimeLaw
+from vamf.times import Uniform
 
 ROWS = 64
 """Points whose Jacobians are computed together."""
@@ -68,7 +68,7 @@ def over_training(mixture: GaussianMixture, n: int, seed: int = 0) -> dict[str, 
         for the best beta at each point; `share`: of points with r < t, how many have beta* > 1/2.
     """
     data_key, noise_key, time_key = jax.random.split(jax.random.key(seed), 3)
-    r, t = TimeLaw().draw(time_key, n)
+    r, t = Uniform().draw(time_key, n)
     z = interpolate(mixture.sample(data_key, n), jax.random.normal(noise_key, (n, mixture.dim)), t)
     found = noise(mixture, z, r, t)
     betas = [round(0.1 * index, 1) for index in range(11)]

@@ -16,12 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vamf.condition import HIDDEN
+from vamf.conditioning import NULL_LABEL
 from vamf.data import Dataset
 from vamf.diagnosis.measure import BETAS, residual_terms
 from vamf.networks import Network
-from vamf.objectives import Objective, guidance
-from vamf.objectives.bank import Classes
+from vamf.objectives import Objective
+from vamf.objectives.batch import Context, PathBatch
+from vamf.objectives.guidance import Guided
+from vamf.objectives.posterior_mean import ClassMemoryBank
+from vamf.objectives.velocity import Conditional
 from vamf.theory.estimate import Estimate, mean_of, ratio_of
 from vamf.theory.estimators import variance_of
 
@@ -41,6 +44,7 @@ class Instrument:
 
     def __init__(self, dataset: Dataset, network: Network, objective: Objective, rows: int):
         self._dataset, self._objective, self._rows = dataset, objective, rows
+        guided = Guided(objective.guidance, Conditional())
 
         def block(params, average, arrays, plain, key, r, t):
             data_key, noise_key, probe_key = jax.random.split(key, 3)
@@ -48,11 +52,11 @@ class Instrument:
             x, label = dataset.draw(arrays, data_key, len(t))
             assert label is not None
             e = jax.random.normal(noise_key, x.shape)
-            told = jnp.where(plain, HIDDEN, label)
+            told = jnp.where(plain, NULL_LABEL, label)
 
             def raw(z, v_c):  # v_c itself where the label is hidden
-                strength = objective.strength(told, t)
-                return v_c if strength is None else guidance.guide(u, z, t, told, v_c, strength)
+                rows = PathBatch(x, e, t, t, z, v_c, told)
+                return guided(rows, Context(objective, u, rows, 0))
 
             probe = jax.random.rademacher(probe_key, x.shape, x.dtype)
             found = residual_terms(u, v_hat, x, e, r, t, probe, told, raw)
@@ -71,7 +75,7 @@ class Instrument:
 
     def under_the_law(self, params: Any, average: Any) -> Terms:
         """As trained, over the training law of the rows with r < t."""
-        r, t = self._objective.times.draw_apart(jax.random.key(8), len(TIMES) * self._rows)
+        r, t = self._objective.times.draw_off_diagonal(jax.random.key(8), len(TIMES) * self._rows)
         return self._terms(params, average, r.reshape(len(TIMES), -1), t.reshape(len(TIMES), -1), False)
 
     def _terms(self, params: Any, average: Any, r, t, plain: bool) -> Terms:
@@ -108,7 +112,9 @@ def predicted_mse(terms: Terms) -> list[Estimate]:
     return [ratio_of(noise - 2 * beta * cross + beta**2 * squares, noise) for beta in BETAS]
 
 
-def effective_sizes(dataset: Dataset, memory: Classes, count: int, times: Sequence[float]) -> dict[str, list[float]]:
+def effective_sizes(
+    dataset: Dataset, memory: ClassMemoryBank, count: int, times: Sequence[float]
+) -> dict[str, list[float]]:
     """Median effective number of points, against t, of a memory of data points: of the row's class, and of all."""
     data_key, noise_key = jax.random.split(jax.random.key(7))
     x, label = dataset.draw(dataset.arrays, data_key, count)
@@ -117,9 +123,9 @@ def effective_sizes(dataset: Dataset, memory: Classes, count: int, times: Sequen
 
     @jax.jit
     def median(memory: Any, t, label):
-        return jnp.median(memory.posterior(x, e, jnp.full(count, t), label).effective_size)
+        return jnp.median(memory.posterior_mean(x, e, jnp.full(count, t), label).effective_size)
 
     return {
         name: [float(median(memory, t, known)) for t in times]
-        for name, known in (("class", label), ("all", jnp.full_like(label, HIDDEN)))
+        for name, known in (("class", label), ("all", jnp.full_like(label, NULL_LABEL)))
     }

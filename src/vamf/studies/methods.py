@@ -26,7 +26,7 @@ from vamf.studies.comparison import Comparison, row_of
 from vamf.studies.runner import Training
 from vamf.theory import GaussianMixture
 from vamf.training import presets
-from vamf.training.config import LogConfig, ObjectiveConfig, TrainConfig
+from vamf.training.config import LogConfig, TrainConfig
 from vamf.training.couplings import CouplingConfig
 from vamf.training.run import Run
 
@@ -118,8 +118,7 @@ class MethodStudy:
         for method in self.budget.methods:
             found[method] = self.config(name, method)
             if self.budget.bank and method not in WITHOUT_BANK:
-                options = dataclasses.replace(found[method].objective, rao_blackwell=True)
-                found[method + BANK] = dataclasses.replace(found[method], objective=options)
+                found[method + BANK] = dataclasses.replace(found[method], objective={"rao_blackwell": True})
         return found
 
     def config(self, name: str, method: str) -> TrainConfig:
@@ -130,8 +129,7 @@ class MethodStudy:
         return dataclasses.replace(
             base,
             method=method,
-            beta=None,
-            objective=ObjectiveConfig(),
+            objective={},
             teacher=str(self._teacher(name)) if method in TAUGHT else "",
             couplings=CouplingConfig(pairs),
             steps=budget.steps,
@@ -215,7 +213,8 @@ def predicted_noise(mixture: GaussianMixture, objective: Objective, steps: int, 
     exact = exact_noise.noise(mixture, z, r, t)
     scale = a + b  # N = scale [(1 - beta) S + beta I], or a (S - I) where scale is 0
     off = scale**2 * exact.at(b / scale) if abs(scale) > 1e-9 else a**2 * exact.mixed
-    kept = 1.0 if not objective.mix_diagonal else 1 - float(getattr(objective, "gamma", 0.0))
+    kept = objective.diagonal.noise(steps)
+    assert kept is not None
     return float(np.mean(np.where(np.asarray(r < t), off, kept**2 * exact.at(1.0))))
 
 

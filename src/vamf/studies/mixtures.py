@@ -121,8 +121,8 @@ class MixtureStudy:
     def sweep(self, dim: int) -> Training:
         """The grid of betas and seeds in one dimension."""
         pairs = [(beta, seed) for beta in self.budget.betas for seed in self.budget.seeds]
-        config = dataclasses.replace(self._base(f"dgmm{dim}"), beta=0.5)  # each member has its own
-        return Training(f"dgmm{dim}-sweep", config, [seed for _, seed in pairs], [beta for beta, _ in pairs])
+        values = {"beta": [beta for beta, _ in pairs]}
+        return Training(f"dgmm{dim}-sweep", self._base(f"dgmm{dim}"), [seed for _, seed in pairs], values)
 
     def wide(self) -> Training:
         """MeanFlow on a toy of separated modes."""

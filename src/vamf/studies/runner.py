@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -43,8 +44,8 @@ class Training(NamedTuple):
     config: TrainConfig
     seeds: Sequence[int]
     """One entry for each member."""
-    betas: Sequence[float] | None = None
-    """One entry for each member, where beta is swept."""
+    values: Mapping[str, Sequence[float]] = MappingProxyType({})
+    """Options that are swept, by name: one entry for each member."""
     strategy: Strategy = "auto"
     """How the members are laid out."""
 
@@ -58,13 +59,13 @@ def claim(folder: Path, plan: dict[str, Any], configs: Sequence[TrainConfig] = (
     Raises:
         UserError: the folder belongs to another study or holds something else.
     """
-    legacy = text = json.dumps(plan, indent=2) + "\n"
+    text = json.dumps(plan, indent=2) + "\n"
     for config in configs:
         for digest in contents(config):
             text = text.replace(json.dumps(config.data), json.dumps(f"{Path(config.data).name}, sha256 {digest}"))
     path = folder / "study.json"
     if path.exists():
-        if path.read_text() not in (text, legacy):
+        if path.read_text() != text:
             raise UserError(f"{folder}: holds a study with other settings or other data; choose another --out")
     elif folder.exists() and (
         not folder.is_dir() or any(path.name not in (LOGS, locks.LOCK) for path in folder.iterdir())
@@ -141,12 +142,11 @@ def once(
     """
     place = folder / "trainings" / training.name
     path = place / "result.json"
-    members = repr((list(training.seeds), training.betas, asked))
+    members = repr((list(training.seeds), dict(training.values), asked))
     mark = fingerprint(identity(training.config), members, *contents(training.config))
-    legacy = fingerprint(identity(training.config, places=True), members)
     if path.exists():
         stored = json.loads(path.read_text())
-        if stored["fingerprint"] not in (mark, legacy):
+        if stored["fingerprint"] != mark:
             raise UserError(f"{place}: a result of other settings or other data; choose another --out")
         return stored["members"]
 
@@ -169,7 +169,7 @@ def _digest(config: TrainConfig) -> str:
 def _train(training: Training, place: Path, mark: str, finish, progress: Progress, watch) -> list[dict]:
     """As `once`, of a training that is not finished, in its folder."""
     path = place / "result.json"
-    grid = Grid(training.config, training.config.load_data(), training.seeds, training.betas, training.strategy)
+    grid = Grid(training.config, training.config.load_data(), training.seeds, training.values, training.strategy)
     write_atomic(place / "config.json", to_json(training.config))
     if watch is None:
         outcome = loop.train(grid, place, progress)

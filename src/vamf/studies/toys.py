@@ -28,7 +28,7 @@ from vamf.report.page import Page
 from vamf.studies import runner, summary
 from vamf.studies.runner import Training
 from vamf.training import presets
-from vamf.training.config import LogConfig, ObjectiveConfig, TimesConfig
+from vamf.training.config import LogConfig
 
 SAMPLES = 4096
 SWEPT = "mixed tangent, mean and spread over seeds"
@@ -93,11 +93,8 @@ class ToyStudy:
             members += self.complete(training, progress)
         floors = {name: self._measure(name)(data.load(name).reference(SAMPLES, 1)) for name in self.budget.datasets}
         base = presets.as_in_paper(self.budget.datasets[0])
-        timed = {"MeanFlow (beta = 0)": ("meanflow", None), "VaMF (beta = 0.5)": ("vamf", 0.5),
-                 "corner recipe": ("vamf_corner", None)}  # fmt: skip
-        configs = {
-            label: dataclasses.replace(base, method=method, beta=beta) for label, (method, beta) in timed.items()
-        }
+        timed = {"MeanFlow (beta = 0)": "meanflow", "VaMF (beta = 0.5)": "vamf", "corner recipe": "vamf_corner"}
+        configs = {label: dataclasses.replace(base, method=method) for label, method in timed.items()}
         costs = [{"method": label, "ms": ms} for label, ms in runner.step_costs(configs, progress).items()]
         progress.say(f"all trainings done after {time.perf_counter() - start:,.0f} s; writing the report")
         return self._write(members, floors, costs)
@@ -122,15 +119,13 @@ class ToyStudy:
             steps=self.budget.steps,
             checkpoint_every=max(self.budget.variance_every, 2000),
             log=LogConfig(every=self.budget.variance_every, variance_every=self.budget.variance_every),
-            times=TimesConfig(max_gap=0.5 if self.as_published else 1.0),
+            objective={"times": {"max_gap": 0.5}} if self.as_published else {},
         )
         pairs = [(beta, seed) for beta in self.budget.betas for seed in self.budget.seeds]
-        swept = dataclasses.replace(base, beta=0.5)  # each member has its own
-        corner = dataclasses.replace(
-            base, method="vamf_corner", objective=ObjectiveConfig(anchor_weight=0.0 if self.as_published else None)
-        )
+        anchor = {"anchor": {"weight": 0.0}} if self.as_published else {}
+        corner = dataclasses.replace(base, method="vamf_corner", objective={**base.objective, **anchor})
         return [
-            Training(f"{name}-sweep", swept, [seed for _, seed in pairs], [beta for beta, _ in pairs]),
+            Training(f"{name}-sweep", base, [seed for _, seed in pairs], {"beta": [beta for beta, _ in pairs]}),
             Training(f"{name}-corner", corner, list(self.budget.seeds)),
         ]
 
@@ -199,7 +194,7 @@ class ToyStudy:
 
     def _clouds(self, name: str) -> dict[str, np.ndarray]:
         sweep, corner = self.trainings(name)
-        drawn = dict(zip(zip(sweep.betas or (), sweep.seeds, strict=True), runner.load_samples(self.folder, sweep),
+        drawn = dict(zip(zip(sweep.values["beta"], sweep.seeds, strict=True), runner.load_samples(self.folder, sweep),
                          strict=True))  # fmt: skip
         seed = self.budget.seeds[0]
         clouds = {"data": data.load(name).reference(SAMPLES, 0)}

@@ -30,7 +30,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Real
 
 from vamf.average_velocity import AverageVelocity, jacobian_product
-from vamf.condition import Told
+from vamf.conditioning import Cond
 from vamf.path import expand
 from vamf.theory.estimate import Estimate, mean_of, ratio_of
 
@@ -109,7 +109,7 @@ def row_terms(
     r: Float[Array, " batch"],
     t: Float[Array, " batch"],
     xi: Float[Array, "batch *event"],
-    label: Told = None,
+    label: Cond = None,
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
     """<A xi, M xi> and ||M xi||^2 of every row: numerator and denominator of the unbiased-proxy optimum [14].
 
@@ -126,7 +126,7 @@ def estimate_beta(
     r: Float[Array, " batch"],
     t: Float[Array, " batch"],
     xi: Float[Array, "batch *event"],
-    label: Told = None,
+    label: Cond = None,
     bias: Float[Array, "batch *event"] | None = None,
 ) -> Estimate:
     """The one beta of least gradient MSE over a batch (G = I), and its standard error. Not clipped to [0, 1].
@@ -151,7 +151,7 @@ def estimate_mse(
     r: Float[Array, " batch"],
     t: Float[Array, " batch"],
     xi: Float[Array, "batch *event"],
-    label: Told = None,
+    label: Cond = None,
     bias: Float[Array, "batch *event"] | None = None,
 ) -> list[Estimate]:
     """The gradient MSE [27] over a batch (G = I, factor 4 included) at each beta: the curve that [13] scales.

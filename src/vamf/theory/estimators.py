@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from vamf.average_velocity import AverageVelocity, instantaneous_velocity, jacobian_product, total_derivative
-from vamf.condition import Told
+from vamf.conditioning import Cond
 from vamf.errors import require
 from vamf.path import conditional_velocity, expand, interpolate
 from vamf.theory.estimate import Estimate, mean_of, ratio_of
@@ -139,7 +139,7 @@ def expansion_product(
     r: Float[Array, " batch"],
     t: Float[Array, " batch"],
     direction: Float[Array, "batch *event"],
-    label: Told = None,
+    label: Cond = None,
 ) -> Float[Array, "batch *event"]:
     """S direction, with S = I - (t - r) du/dz the Jacobian of the flow map from t to r."""
     return direction - expand(t - r, z) * jacobian_product(u, z, r, t, direction, label)

@@ -39,7 +39,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 
-from vamf.condition import Told
+from vamf.conditioning import Cond
 from vamf.errors import UserError, require
 from vamf.path import expand
 from vamf.theory.ode import integrate
@@ -181,7 +181,7 @@ class GaussianMixture:
         z: Float[Array, "n d"],
         r: Float[Array, " n"],
         t: Float[Array, " n"],
-        label: Told = None,
+        label: Cond = None,
     ) -> Float[Array, "n d"]:
         """The exact u(z, r, t), by an adaptive Runge-Kutta method; r = t gives v(z, t).
 
@@ -205,7 +205,7 @@ class GaussianMixture:
         z: Float[Array, "n d"],
         r: Float[Array, " n"],
         t: Float[Array, " n"],
-        label: Told = None,
+        label: Cond = None,
     ) -> Float[Array, "n d"]:
         """The exact average velocity; where r and t are one and the same array, v(z, t) at no more than its cost."""
         return self.velocity(z, t) if r is t else self.average_velocity(z, r, t)

@@ -74,13 +74,11 @@ class Checkpoints:
         config: CheckpointConfig | None = None,
         say: Callable[[str], None] = print,
         clean: bool = False,
-        legacy: Callable[[], str] | None = None,
         reread: str = "",
     ):
         """`fingerprint` identifies configuration and data; a checkpoint with another one is refused.
 
         Args:
-            legacy: gives the fingerprint that earlier versions wrote, where such checkpoints are taken too.
             say: called with a line for each checkpoint that turned out bad.
             clean: whether what a killed process left half written is cleared away; only for the one who trains.
             reread: what earlier versions made otherwise of the same data, for the refusal of their checkpoints.
@@ -91,7 +89,6 @@ class Checkpoints:
         sys.unraisablehook = _ignore_closed_loop
         self.folder = folder.absolute()
         self.fingerprint = fingerprint
-        self._legacy = legacy
         self._config = config or CheckpointConfig()
         self._say = say
         self._reread = f"; earlier versions read the same data otherwise: {reread}" if reread else ""
@@ -205,7 +202,7 @@ class Checkpoints:
             foreign = "a checkpoint of another configuration or other data"
             try:
                 facts = self._facts(step)
-                if self._is_known(facts["fingerprint"]):
+                if facts["fingerprint"] == self.fingerprint:
                     args = self._args.Composite(state=self._args.StandardRestore(template))
                     restored = self._manager.restore(step, args=args)["state"]
                     if not _matches(restored, facts):
@@ -225,11 +222,6 @@ class Checkpoints:
         if steps:
             raise UserError(f"{self.folder / str(steps[0])}: cannot be read")
         return None
-
-    def _is_known(self, fingerprint: str) -> bool:
-        if fingerprint != self.fingerprint and self._legacy is not None:
-            self.fingerprint, self._legacy = self._legacy(), None
-        return fingerprint == self.fingerprint
 
     def _named(self, which: Which) -> list[int]:
         """The steps that may be meant, the first choice first."""

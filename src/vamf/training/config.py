@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,159 +13,14 @@ from vamf.data.augment import Augmentation
 from vamf.errors import UserError, require
 from vamf.field_types import check_field_types
 from vamf.networks import InContextConfig, MLPConfig, NetworkConfig
-from vamf.objectives import METHODS, Objective, adaptive, create
+from vamf.objectives import METHODS, Objective
 from vamf.optimisers import table
-from vamf.schedules import parse
-from vamf.times import Law, TimeLaw
+from vamf.options import plain
 from vamf.training.couplings import CouplingConfig
 from vamf.training.mesh import MeshConfig
 
 CONFIG = "config.json"
 """Name of a configuration's file in a run's folder."""
-
-Mix = float | str | None
-"""A share in [0, 1]: a number, or a schedule such as linear:1:0."""
-
-
-SCHEDULED = ("beta", "gamma", "weight_gap", "through", "correction", "alpha", "pair_weight", "guidance")
-"""Options that may change over training."""
-
-
-@dataclasses.dataclass(frozen=True)
-@check_field_types("objective.")
-class ObjectiveConfig:
-    """Options of the objective; None leaves the method's own default."""
-
-    gamma: Mix = None
-    """Share of the proxy in the target, in [0, 1]: a number or a schedule like --beta."""
-    proxy: Literal["none", "online", "ema", "head", "bank", "oracle", "teacher"] | None = None
-    """Source of the deterministic velocity v_hat. head: a second output of the network; bank: the posterior mean over
-    data points; oracle: the exact velocity of data whose law is known; teacher: the run named by --teacher."""
-    rao_blackwell: bool | None = None
-    """Replace v_c by its posterior mean over a bank of data points wherever it occurs."""
-    bank_size: int | None = None
-    """Data points in the bank, the batch among them; 0 is the batch alone."""
-    bank_from: float | None = None
-    """Use the bank for t from here on, and v_c below."""
-    bank_memory: int | None = None
-    """Points of each class kept from earlier batches as the bank; 0 draws it afresh."""
-    bank_rest: float | None = None
-    """With the proxy bank: share of the moving average's velocity in what the bank leaves unknown of the tangent, in
-    [0, 1]."""
-    guidance: Mix = None
-    """W: scale of classifier-free guidance, 1 or more: a number or a schedule."""
-    guidance_mix: float | Literal["unit", "capped"] | None = None
-    """kappa: share of the network's own velocity in the guided field, where guidance acts. unit: 1 - 1/W (improved and
-    decoupled MeanFlow); capped: 1 - max(1, W - 1)/W (Re-MeanFlow). MeanFlow's omega is (1 - kappa) W."""
-    guidance_range: tuple[float, float] | None = None
-    """Times at which guidance acts."""
-    guidance_power: float | None = None
-    """b: draw the scale for each row, with density omega^-b on [1, guidance], and the times at which it acts; the
-    network, which has to be in_context, is told."""
-    guidance_per_batch: bool | None = None
-    """Draw the scale of each batch uniformly from [1, guidance]."""
-    guidance_without_label: bool | None = None
-    """Guide the rows without a label too."""
-    label_dropout: float | None = None
-    """Share of rows whose label is hidden."""
-    label_dropout_range: tuple[float, float] | None = None
-    """Times t at which labels are hidden."""
-    anchor_weight: float | None = None
-    """lambda, weight of the flow-matching anchor."""
-    anchor_range: tuple[float, float] | None = None
-    """Range of the anchor's offset delta."""
-    anchor_every: int | None = None
-    """k: the anchor is asked of every k-th row, which counts k times."""
-    matching_weight: float | None = None
-    """Weight of a flow-matching term at a time of its own."""
-    matching_noise: Literal["same", "fresh"] | None = None
-    """Whether that term shares the row's noise."""
-    pair_weight: Mix = None
-    """lambda of temporal pairs, velocities of one path at t and 1 - t: a number or a schedule."""
-    rectify_weight: float | None = None
-    """Weight of the rectification of one-step samples; trains a second network."""
-    head_weight: float | None = None
-    """Weight of the velocity head's loss, with the proxy head."""
-    head_pass: Literal["row", "diagonal"] | None = None
-    """Where the head is trained: in the row's own pass, as published, or in one of its own at r = t."""
-    mix_diagonal: bool | None = None
-    """Whether gamma counts at r = t too."""
-    weight: Literal["power", "norm", "cauchy", "learned", "trace"] | None = None
-    """Kind of loss weight."""
-    weight_power: float | None = None
-    """p of the adaptive loss weight; 0 is the plain squared error."""
-    weight_constant: float | None = None
-    """c of the loss weight."""
-    trace_scale: Literal["one", "t", "t_squared", "bridge", "interpolant"] | None = None
-    """s_t of the weight trace: 1, t, t^2, sqrt(t (1 - t)) or 1 / sqrt((1 - t)^2 + t^2)."""
-    weight_gap: Mix = None
-    """How much less long gaps weigh, in [0, 1]: a number or a schedule."""
-    weight_velocity: Literal["none", "min_snr"] | None = None
-    """Weight of the rows with r = t."""
-    weight_guidance: float | None = None
-    """terminal_velocity, lagrangian_map: a of the weight W^-a of guided rows."""
-    reduction: Literal["sum", "mean"] | None = None
-    """Squared errors are summed or averaged over the event."""
-    through: Mix = None
-    """Share of the gradient that runs through the derivative: a number or a schedule."""
-    correction: Mix = None
-    """Factor of the derivative's term; anything but 1 is biased."""
-    difference: float | None = None
-    """Half width of the central difference that replaces the Jacobian-vector product; 0 takes the product."""
-    moving: tuple[float, float] | None = None
-    """Tangent of (r, t) in the Jacobian-vector product; anything but 0 1 is wrong (MeanFlow's ablation)."""
-    alpha: Mix = None
-    """alphaflow: length of the step relative to the gap."""
-    eta: float | None = None
-    """alphaflow: below it alpha counts as 0, above 1 - eta as 1."""
-    split: Literal["uniform", "midpoint"] | None = None
-    """progressive_map: where an interval is split."""
-    instant: float | None = None
-    """split_meanflow, shortcut, progressive_map: jumps of the teacher up to this length are asked as velocities."""
-    clip: float | None = None
-    """Largest absolute value of a target's numbers, where the method clips; 0 leaves them."""
-    pairs: int | None = None
-    """mid_training: rows in turn that share a trajectory of the teacher."""
-    student_times: Literal["shifted", "unshifted"] | None = None
-    """mid_training: times that the network is told, the trajectory's or, as in the official code, before the shift."""
-
-
-@dataclasses.dataclass(frozen=True)
-@check_field_types("times.")
-class TimesConfig:
-    """Law of (r, t); None leaves the method's own."""
-
-    law: Law | None = None
-    """How (r, t) is drawn off the diagonal."""
-    mean: float | None = None
-    """Mean of the normal draw before the sigmoid."""
-    std: float | None = None
-    """Standard deviation of that draw."""
-    second_mean: float | None = None
-    """Mean of the second draw, where it differs from the first."""
-    equal_mean: Mix = None
-    """Mean of the normal draw of the rows with r = t, where they follow a law of their own: a number or a schedule."""
-    gap_mean: float | None = None
-    """Mean of the gap's normal draw before the sigmoid."""
-    gap_std: float | None = None
-    """Standard deviation of that draw."""
-    shift: float | None = None
-    """a of the laws shifted and grid."""
-    points: int | None = None
-    """Times of the law grid, 0 and 1 among them."""
-    equal_fraction: float | None = None
-    """Share of each batch with r = t."""
-    max_gap: float | None = None
-    """Largest t - r."""
-    eps: float | None = None
-    """Distance that the uniform law keeps from t = 0 and t = 1."""
-
-    def over(self, law: TimeLaw, steps: int) -> TimeLaw:
-        """A law with what is given here in place of its own, over a training of `steps`."""
-        given = _given(self)
-        if "equal_mean" in given:
-            given["equal_mean"] = parse("times.equal-mean", given["equal_mean"], steps)
-        return dataclasses.replace(law, **given)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,9 +146,9 @@ class TrainConfig:
     """A data set's name, a .npy, .npz or .csv table, a file or folder of pictures, or a folder of latents."""
     method: str = "vamf"
     """Named method; see `vamf.objectives.METHODS`."""
-    beta: float | str | None = None
-    """Share of the proxy in the tangent, in [0, 1]: a number, a schedule such as linear:1:0 or cosine:1:0:0:8000, or a
-    coefficient that finds itself: binned, per_sample or per_direction."""
+    objective: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Options of the method that differ from its defaults, as `vamf.options` writes them down: {"beta": 0.5,
+    "weighting": {"power": 1.0}}; parts and names with dots are taken too."""
     steps: int = 20_000
     """Training steps."""
     batch_size: int = 256
@@ -325,12 +181,6 @@ class TrainConfig:
     to 1, relative to the largest. 0 leaves the data as they are."""
     couplings: CouplingConfig = CouplingConfig()
     """Pairs of noise and data that the teacher's flow connects."""
-    objective: ObjectiveConfig = ObjectiveConfig()
-    """Options of the objective."""
-    times: TimesConfig = TimesConfig()
-    """Law of (r, t)."""
-    matching_times: TimesConfig = TimesConfig()
-    """Law of the time of the flow-matching term of its own."""
     network: NetworkConfig = TOYS_NETWORK
     """The network; its kind is the preset's, or `--network KIND`."""
     jvp_dtype: Literal["float32", "network"] = "float32"
@@ -352,10 +202,13 @@ class TrainConfig:
         require(self.learning_rate > 0, "learning-rate", self.learning_rate, "any number above 0")
         require(0 <= self.seed < 2**31, "seed", self.seed, "0 to 2147483647")
         require(0 <= self.whiten < 1, "whiten", self.whiten, "[0, 1); 0 is off, 0.01 usual")
+        if self.method not in METHODS:
+            raise UserError(f"method = {self.method!r}: allowed are {', '.join(METHODS)}")
+        object.__setattr__(self, "objective", METHODS[self.method].differing(self.objective, self.steps))
         objective = self.build_objective()
-        if objective.guidance_power is not None and not isinstance(self.network, InContextConfig):
-            raise UserError("guidance-power: the network has to be told the scale; only --network in_context is")
-        if self.couplings.pairs and objective.has_bank:
+        if "guidance scale" in objective.needs and not isinstance(self.network, InContextConfig):
+            raise UserError("guidance.scale-power: the network has to be told the scale; only --network in_context is")
+        if self.couplings.pairs and "bank" in objective.needs:
             raise UserError("couplings: not with a bank, whose posterior is that of independent noise")
         if self.method == "rectified_meanflow" and not self.couplings.pairs:
             raise UserError("method = rectified_meanflow: needs --teacher RUN and --couplings.pairs N")
@@ -367,33 +220,22 @@ class TrainConfig:
         if self.couplings.pairs and not self.teacher:
             raise UserError("couplings: name the run whose flow makes them with --teacher RUN")
         target, first = self.optimiser.ema_target, self.optimiser.ema_decay
-        if target not in (None, first) and not objective.needs_average:
+        if target not in (None, first) and "ema" not in objective.needs:
             raise UserError(f"optimiser.ema-target = {target}: {self.method} with this proxy needs no moving average")
         self._check_augment(objective)
         self._check_accumulate(objective)
 
-    def build_objective(self) -> Objective:
-        """The objective that the configuration describes."""
-        options = _given(self.objective)
-        if self.beta is not None:
-            options["beta"] = adaptive.KINDS[self.beta]() if self.beta in adaptive.KINDS else self.beta
-        for name in SCHEDULED:
-            if isinstance(options.get(name), float | int | str):
-                options[name] = parse(name, options[name], self.steps, tuple(adaptive.KINDS) * (name == "beta"))
-        defaults = METHODS[self.method].stretched(self.steps) if self.method in METHODS else {}
-        times = self.times.over(defaults.get("times", TimeLaw()), self.steps)
-        if _given(self.matching_times):
-            own = defaults.get("matching_times") or times
-            options["matching_times"] = self.matching_times.over(own, self.steps)
-        return create(self.method, **{**defaults, **options, "times": times})
+    def build_objective(self, **options: Any) -> Objective:
+        """The objective that the configuration describes, with `options` in place of its own."""
+        return METHODS[self.method](self.steps, **{**self.objective, **options})
 
     @property
     def target_decay(self) -> float:
         """Decay of the moving average behind v_hat, or of the one for samples where there is no such v_hat."""
-        options, method = self.optimiser, METHODS.get(self.method)
-        if not self.build_objective().needs_average:
+        options = self.optimiser
+        if "ema" not in self.build_objective().needs:
             return options.ema_decay
-        own = None if method is None else method.ema_target
+        own = METHODS[self.method].ema_target
         return next(decay for decay in (options.ema_target, own, options.ema_decay) if decay is not None)
 
     @property
@@ -431,8 +273,8 @@ class TrainConfig:
         ignorant = {
             "whiten": self.whiten > 0,
             "couplings": self.couplings.pairs > 0,
-            "a bank": objective.has_bank,
-            "a teacher": objective.proxy == "teacher",
+            "a bank": "bank" in objective.needs,
+            "a teacher": "teacher" in objective.needs,
         }
         for name in (name for name, used in ignorant.items() if told and used):
             raise UserError(f"augment: not with {name}, made for pictures as they are")
@@ -441,56 +283,27 @@ class TrainConfig:
         """Refuse to take a batch in parts where they would not add up to it."""
         if self.accumulate == 1:
             return
-        equal = objective.times.count_equal(self.batch_size)
+        equal = objective.times.num_diagonal(self.batch_size)
         for rows, count in (("batch-size", self.batch_size), ("rows with r = t", equal)):
             require(count % self.accumulate == 0, f"accumulate = {self.accumulate}, {rows}", count, "a multiple of it")
         whole = {
-            "a bank": objective.has_bank,
-            "a beta that learns over training": objective.adapts,
-            "anchor-every": objective.anchor_every > 1,
+            "a bank": "bank" in objective.needs,
+            "a beta that learns over training": objective.is_stateful,
+            "anchor.every": "whole batch" in objective.needs,
         }
         for name in (name for name, used in whole.items() if used):
             raise UserError(f"accumulate: not with {name}, which needs the whole batch at once")
 
     def describe(self) -> str:
         """One line for people."""
-        objective = self.build_objective()
-        beta = self.beta if self.beta is not None else getattr(objective, "beta", None)
-        mixed = "" if beta is None or "beta" in METHODS[self.method].fixed else f", beta {beta}"
+        options = METHODS[self.method].options
+        beta = self.objective.get("beta", plain(options["beta"].default)) if "beta" in options else None
+        mixed = "" if beta is None else f", beta {beta}"
         return f"{self.method}{mixed} on {self.data}, {self.steps:,} steps of {self.batch_size}, seed {self.seed}"
 
 
-LATER: dict[str, Any] = {
-    "teacher": "",
-    "initial": "",
-    "whiten": 0.0,
-    "jvp_dtype": "float32",
-    "images": dataclasses.asdict(ImageConfig()),
-    "latents": dataclasses.asdict(LatentScale()),
-    "augment": dataclasses.asdict(Augmentation(probability=0.0)),
-    "matching_times": dataclasses.asdict(TimesConfig()),
-    "couplings": dataclasses.asdict(CouplingConfig()),
-    "objective": {"head_pass": "diagonal"} | dict.fromkeys(
-        ("rao_blackwell", "bank_from", "guidance", "guidance_range", "label_dropout", "matching_weight", "mix_diagonal",
-         "weight", "weight_gap", "weight_velocity", "reduction", "through", "correction", "difference", "moving",
-         "alpha", "eta", "split", "instant", "clip", "bank_memory", "matching_noise", "head_weight", "pair_weight",
-         "rectify_weight", "guidance_power", "anchor_every", "guidance_mix", "guidance_per_batch",
-         "guidance_without_label", "label_dropout_range", "weight_guidance", "pairs", "student_times",
-         "trace_scale")
-    ),
-    "times": {name: getattr(TimeLaw(), name) for name in ("second_mean", "equal_mean", "gap_mean", "gap_std", "shift",
-                                                          "points")},
-    "network": {"groups": "power_of_two"},
-    "optimiser": {"name": "adam", "weight_decay": None, "warmup": 0, "ema_warmup": False, "ema_decays": (),
-                  "ema_target": None},
-}  # fmt: skip
-"""Fields that older runs do not have, by part, and what those did."""
-BEFORE: dict[str, dict[str, dict[str, Any]]] = {
-    "consistency": {"times": {"mean": -1.0}},
-    "mid_training": {"times": {"shift": 1.0, "points": 17}, "objective": {"pairs": 1}},
-    "terminal_velocity": {"objective": {"weight_guidance": 0.0}},
-}
-"""Methods' own values that have changed since, by method and part: what a config.json without `times.points` means."""
+FORMAT = 2
+"""Version of a configuration's file."""
 SAFETY = ("checkpoints", "guard")
 """Parts that no number of a training depends on: a run may be resumed with others."""
 DIVISION = ("mesh", "accumulate")
@@ -501,57 +314,34 @@ ONLY_TOLD = {"log": ("to",)}
 """Fields, by part, that change what is said of a training and not the training."""
 
 
-def _given(options: Any) -> dict[str, Any]:
-    """The fields of a dataclass that are not None."""
-    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
-    return {name: value for name, value in values.items() if value is not None}
-
-
 def to_json(config: Any) -> str:
     """A configuration as JSON text."""
     return _text(_plain(config))
 
 
-def identity(config: TrainConfig, places: bool = False) -> str:
-    """What tells one training's checkpoints from another's, as text.
-
-    It is `to_json` with the law of (r, t), the options of BEFORE and the decay behind v_hat in full; without SAFETY,
-    DIVISION, ONLY_TOLD and PLACES, and without the fields of LATER while they have the value that trainings had before
-    there was such a field: those can still be resumed. Data that have a name and no file keep it.
-
-    Args:
-        places: with PLACES, as earlier versions took it.
+def identity(config: TrainConfig) -> str:
+    """What tells one training's checkpoints from another's, as text: `to_json` with the objective in full, the decay
+    behind v_hat resolved, and without SAFETY, DIVISION, ONLY_TOLD and PLACES. Data with a name and no file keep it.
     """
-    objective = config.build_objective()
-    values = _plain(config) | {"times": dataclasses.asdict(objective.times)}
-    for name, before in BEFORE.get(config.method, {}).get("objective", {}).items():
-        value = getattr(objective, name)
-        values["objective"][name] = None if value == before else value
-    if objective.proxy != "head":  # there is no pass to choose
-        values["objective"]["head_pass"] = LATER["objective"]["head_pass"]
-    target = config.target_decay
-    values["optimiser"]["ema_target"] = None if target == config.optimiser.ema_decay else target
-    if not places:
-        values |= {name: "" for name in PLACES if name != "data" or not is_name(config.data)}
+    values = _plain(config)
+    defaults = METHODS[config.method].defaults(config.steps)
+    values["objective"] = {name: plain(value) for name, value in defaults.items()} | {"given": values["objective"]}
+    values["optimiser"]["ema_target"] = config.target_decay
+    values |= {name: "" for name in PLACES if name != "data" or not is_name(config.data)}
     for part in SAFETY + DIVISION:
         del values[part]
     for part, names in ONLY_TOLD.items():
         values[part] = {name: value for name, value in values[part].items() if name not in names}
-    for part, before in LATER.items():
-        if values[part] == before:
-            del values[part]
-        elif isinstance(before, dict):
-            values[part] = {name: value for name, value in values[part].items() if before.get(name, ...) != value}
     return _text(values)
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    """A configuration as dicts, with the kind of its network; perceptrons, which came first, go without."""
+    """A configuration as dicts, with the kind of its network."""
     values = dataclasses.asdict(config)
     network = getattr(config, "network", None)
-    if network is not None and not isinstance(network, MLPConfig):
+    if network is not None:
         values["network"] = {"type": networks.kind_of(network), **values["network"]}
-    return values
+    return {"format": FORMAT, **values} if isinstance(config, TrainConfig) else values
 
 
 def _text(values: dict) -> str:
@@ -559,37 +349,23 @@ def _text(values: dict) -> str:
 
 
 def read_json(kind: type, path: Path) -> Any:
-    """A configuration of the given dataclass from a JSON file; an older training's as it was trained.
+    """A configuration of the given dataclass from a JSON file.
 
     Raises:
-        UserError: missing or damaged file, or a field that the dataclass does not have.
+        UserError: missing or damaged file, one of another version, or a field that the dataclass does not have.
     """
     try:
         values = json.loads(path.read_text())
-        return _from_dict(kind, _as_trained(values) if kind is TrainConfig else values, path.name)
+        if kind is TrainConfig and values.pop("format", 1) != FORMAT:
+            raise UserError(
+                f"{path}: of a run that another version of vamf made, which named its options otherwise; go on with "
+                "that version, or begin a new run"
+            )
+        return _from_dict(kind, values, path.name)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a readable configuration ({error})") from None
-
-
-def _as_trained(values: dict) -> dict:
-    """A training's values, those of LATER and BEFORE in place of what there was not yet when it was begun."""
-    parts = {part: {**before, **values[part]} for part, before in LATER.items()
-             if part not in ("times", "network") and isinstance(before, dict) and part in values}  # fmt: skip
-    optimiser = values.get("optimiser", {})
-    if "ema_decay" in optimiser and "ema_target" not in optimiser:  # one average for everything, whatever the method
-        parts["optimiser"]["ema_target"] = optimiser["ema_decay"]
-    values = values | parts
-    if "points" in values.get("times", {}):
-        return values
-    meant = dict(BEFORE.get(values.get("method", TrainConfig.method), {}))
-    if values.get("network", {}).get("type") == "unet":
-        meant["network"] = LATER["network"]
-    for part, before in meant.items():
-        given = values.get(part, {})
-        values = values | {part: given | {name: value for name, value in before.items() if given.get(name) is None}}
-    return values
 
 
 def _from_dict(kind: type, values: dict, where: str) -> Any:

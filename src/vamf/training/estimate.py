@@ -185,7 +185,7 @@ def measure(config: TrainConfig, dataset: Dataset, steps: int = 3) -> dict[str, 
     """The same of a compiled step on one device of this machine: operations, bytes, and seconds, the best of a few."""
     trainer = trainer_of(config, dataset)
     compiled = traced(trainer).lower().compile()
-    member = Member(jnp.uint32(config.seed), None)
+    member = Member(jnp.uint32(config.seed))
     state, seconds = jax.jit(trainer.init)(member), []
     for _ in range(steps + 1):  # the first warms up
         start = time.perf_counter()

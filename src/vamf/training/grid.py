@@ -1,7 +1,7 @@
 """A grid of trainings advanced together by one compiled program.
 
-The members differ in seed and, where asked, beta; they share data, network and everything else. Whole chunks of steps
-are one `lax.scan`. How the members are laid out is chosen by the machine:
+The members differ in seed and, where asked, in numbers of the method; they share data, network and everything else.
+Whole chunks of steps are one `lax.scan`. How the members are laid out is chosen by the machine:
 
 | strategy | members                                      | where it wins                                        |
 |----------|----------------------------------------------|------------------------------------------------------|
@@ -28,9 +28,10 @@ from jax.typing import ArrayLike
 
 from vamf import networks
 from vamf.average_velocity import AverageVelocity, in_blocks
-from vamf.condition import Condition, Scale
+from vamf.conditioning import Conditioning, GuidanceScale
 from vamf.data import Dataset
 from vamf.errors import UserError
+from vamf.objectives import METHODS
 from vamf.objectives.adaptive import Adaptive
 from vamf.sampling import named
 from vamf.schedules import value_at
@@ -79,7 +80,7 @@ def keep_on_one_core(config: TrainConfig) -> None:
 
 def needs_teacher(config: TrainConfig) -> bool:
     """Whether a training asks another run's network."""
-    return config.couplings.pairs > 0 or config.build_objective().proxy == "teacher"
+    return config.couplings.pairs > 0 or "teacher" in config.build_objective().needs
 
 
 class Teacher(NamedTuple):
@@ -146,21 +147,21 @@ def _noise_and_label(key: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 class Grid:
-    """Trainings that share all but seed and beta."""
+    """Trainings that share all but the seed and numbers of the method."""
 
     def __init__(
         self,
         config: TrainConfig,
         dataset: Dataset,
         seeds: Sequence[int],
-        betas: Sequence[float] | None = None,
+        values: Mapping[str, Sequence[float]] | None = None,
         strategy: Strategy = "auto",
         mesh: MeshConfig | None = None,
         inputs: Inputs | None = None,
         places: Mapping[str, str] | None = None,
         trains: bool = True,
     ):
-        """One member for each seed; `betas`, where given, has one entry for each of them.
+        """One member for each seed; `values`, options of the method by their names with dots, has one number for each.
 
         Args:
             mesh: the devices, where they are others than those that the configuration names.
@@ -184,13 +185,13 @@ class Grid:
         self.dataset = dataset
         self.size = len(seeds)
         self.seeds = tuple(seeds)
-        self.betas = None if betas is None else tuple(betas)
+        self.values = {name: tuple(given) for name, given in (values or {}).items()}
         self.learning_rate = learning_rate(config)
         self.layout = self._layout(mesh or config.mesh)
         described = config.network, dataset.event_shape, dataset.num_classes, objective.heads
         self.bare = networks.build(*described, config.jvp_dtype)
         self.network = self.layout.network(self.bare)
-        if objective.proxy == "oracle" and getattr(dataset, "mixture", None) is None:
+        if "oracle" in objective.needs and getattr(dataset, "mixture", None) is None:
             raise UserError(f"proxy = oracle: the law of {dataset.name} is not known in closed form")
         velocity = None if teacher is None else self.layout.spread(teacher.velocity)
         parts = config, dataset, self.network, objective, optimiser(config), velocity
@@ -202,7 +203,10 @@ class Grid:
         self._over_members = NamedSharding(self._mesh, PartitionSpec("member"))
         self._everywhere = NamedSharding(self._mesh, PartitionSpec()) if self.size > 1 else self.layout.everywhere
         self.members = self._put(
-            Member(np.asarray(seeds, np.uint32), None if betas is None else np.asarray(betas, np.float32))
+            Member(
+                np.asarray(seeds, np.uint32),
+                {name: np.asarray(given, np.float32) for name, given in self.values.items()},
+            )
         )
         self._arrays = jax.tree.map(lambda leaf: self.layout.put(leaf, self._everywhere), dataset.arrays)
         self._programs: dict = {}
@@ -261,12 +265,6 @@ class Grid:
     def fingerprint(self) -> str:
         """What tells its checkpoints from those of other trainings."""
         return fingerprint(identity(self.config), self.inputs.digest, self.collect(self.members))
-
-    def legacy_fingerprint(self) -> str:
-        """The same as versions made it that did not remember inputs: with places, and without the data's units."""
-        members, stream = self.collect(self.members), self.dataset.stream
-        parts = (identity(self.config, places=True), self.dataset.arrays, members)
-        return fingerprint(*parts, *([] if stream is None else [stream.digest]))
 
     def blank(self) -> State:
         """Shapes and types of a state, and places where those are its own: what a checkpoint is restored into."""
@@ -357,7 +355,7 @@ class Grid:
             if label is None and self.dataset.num_classes:
                 label = self.dataset.draw_labels(arrays, label_key, n)
             if scale:
-                label = Condition(label, scale=Scale(*(jnp.full(n, value) for value in scale)))
+                label = Conditioning(label, scale=GuidanceScale(*(jnp.full(n, value) for value in scale)))
             u = self.network.bind(state.average)
             if not isinstance(self.config.network, networks.MLPConfig):
                 u = in_blocks(u, BLOCK_ROWS * self.layout.size)
@@ -392,8 +390,10 @@ class Grid:
         return self.collect(program(places, state))
 
     def beta_at(self, index: int, step: int) -> float | None:
-        """beta of a member at a training step; None where it finds itself or there is none."""
-        beta = self.betas[index] if self.betas is not None else getattr(self.trainer.objective, "beta", None)
+        """beta of a member at a training step; None where it is adaptive or there is none."""
+        if "beta" in self.values:
+            return float(self.values["beta"][index])
+        beta = METHODS[self.config.method].values(self.config.steps, self.config.objective).get("beta")
         return None if beta is None or isinstance(beta, Adaptive) else float(value_at(beta, step))
 
     @cached_property
@@ -413,7 +413,7 @@ class Grid:
     @cached_property
     def _shapes(self) -> State:
         """The state's shapes and types."""
-        member = Member(np.zeros((), np.uint32), None if self.betas is None else np.zeros((), np.float32))
+        member = Member(np.zeros((), np.uint32), {name: np.zeros((), np.float32) for name in self.values})
         shapes = jax.eval_shape(self.trainer.init, member)
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((self.size, *leaf.shape), leaf.dtype), shapes)
 
@@ -477,7 +477,7 @@ class Grid:
     @cached_property
     def _block(self) -> int:
         """How many batches are drawn at once: as many as fit BLOCK_BYTES."""
-        batch = jax.eval_shape(lambda: self.trainer.batch(self.dataset.arrays, Member(jnp.uint32(0), None), 0))
+        batch = jax.eval_shape(lambda: self.trainer.batch(self.dataset.arrays, Member(jnp.uint32(0)), 0))
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch))
         return max(1, min(32, BLOCK_BYTES // size))
 

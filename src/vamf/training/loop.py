@@ -12,7 +12,6 @@ from vamf.progress import Progress
 from vamf.training.checkpoints import Checkpoints, Which, anywhere
 from vamf.training.grid import Grid
 from vamf.training.guards import Guard, Watchdog
-from vamf.training.inputs import FILE
 from vamf.training.logs import LOG, Log, memory, read, residuals
 from vamf.training.signals import Interrupted, Stop
 from vamf.training.step import Metrics, State
@@ -27,12 +26,8 @@ class Outcome(NamedTuple):
 
 
 def open_checkpoints(grid: Grid, folder: Path, say=print, training: bool = False) -> Checkpoints:
-    """The checkpoints of a grid's run folder, for a `with`; the training alone may clear what is half written.
-
-    Those of earlier versions are taken too, but where the folder remembers its inputs: it has none.
-    """
-    legacy = None if (folder / FILE).exists() else grid.legacy_fingerprint
-    options = {"clean": training, "legacy": legacy, "reread": grid.dataset.reread}
+    """The checkpoints of a grid's run folder, for a `with`; the training alone may clear what is half written."""
+    options = {"clean": training, "reread": grid.dataset.reread}
     return Checkpoints(folder / "checkpoints", grid.fingerprint, grid.config.checkpoints, say, **options)
 
 

@@ -10,7 +10,12 @@ from vamf.data import ImageConfig, LatentScale, arrays, image_files, latents, mi
 from vamf.data.augment import Augmentation
 from vamf.errors import UserError
 from vamf.networks import DiTConfig, InContextConfig, MLPConfig, unet
-from vamf.training.config import LogConfig, ObjectiveConfig, OptimiserConfig, TimesConfig, TrainConfig
+from vamf.objectives.guidance import Guidance
+from vamf.objectives.methods import IMAGES, nested
+from vamf.objectives.weighting import Power
+from vamf.options import merged
+from vamf.times import LogitNormal, LogitNormalMin
+from vamf.training.config import LogConfig, OptimiserConfig, TrainConfig
 
 
 def toy(name: str) -> TrainConfig:
@@ -27,7 +32,8 @@ def toy(name: str) -> TrainConfig:
 def mixing(config: TrainConfig, options: Iterable[str]) -> TrainConfig:
     """What options of the command line start from: a mix without a method is VaMF's, since the toys' own method has
     none."""
-    mixes = {"--beta", "--objective.gamma", "--objective.proxy"} & {option.partition("=")[0] for option in options}
+    given = {option.partition("=")[0] for option in options}
+    mixes = {"--beta", "--gamma", "--proxy"} & given and "--method" not in given
     return dataclasses.replace(config, method="vamf") if mixes and config.method == "rao_blackwell" else config
 
 
@@ -59,16 +65,12 @@ def guided(mix: float, scale: float, until: float = 1.0) -> dict[str, Any]:
     """
     return {
         "method": "vamf",
-        "beta": 0.0,
-        "objective": ObjectiveConfig(
-            guidance=scale,
-            guidance_mix=mix,
-            guidance_range=(0.0, until),
-            label_dropout=0.1,
-            weight_power=1.0,
-            weight_constant=1e-2,
-        ),
-        "times": TimesConfig(law="logit_normal", mean=-0.4, std=1.0, equal_fraction=0.75),
+        "objective": {
+            "beta": 0.0,
+            "guidance": Guidance(scale, mix, (0.0, until), dropout=0.1),
+            "weighting": Power(1.0, 1e-2),
+            "times": IMAGES,
+        },
     }
 
 
@@ -91,8 +93,7 @@ def pictures(path: str) -> TrainConfig:
     return TrainConfig(
         data=path,
         method="meanflow",
-        objective=ObjectiveConfig(weight_power=1.0, weight_constant=1e-2),
-        times=TimesConfig(law="logit_normal", mean=-0.4, std=1.0, equal_fraction=0.75),
+        objective={"weighting": Power(1.0, 1e-2), "times": IMAGES},
         steps=50_000,
         batch_size=64,
         learning_rate=3e-4,
@@ -113,8 +114,10 @@ def cifar10_unet() -> TrainConfig:
         images=ImageConfig(expect="cifar10", flip=True),
         conditional=False,
         method="meanflow",
-        objective=ObjectiveConfig(weight_power=0.75, weight_constant=1e-3),
-        times=TimesConfig(law="logit_normal", mean=-2.0, std=2.0, equal_fraction=0.25),
+        objective={
+            "weighting": Power(0.75, 1e-3),
+            "times": LogitNormal(mean=-2.0, std=2.0, flow_matching_ratio=0.25),
+        },
         steps=800_000,
         batch_size=1024,
         learning_rate=6e-4,
@@ -134,12 +137,15 @@ def cifar10_unet_v1() -> TrainConfig:
 
     t and r have laws of their own, r := t with probability 0.25, then r := min(t, r). 16,000 epochs of 48 steps,
     200 of them warm-up. 307 rows of a batch have r = t; to `accumulate` it, choose a number that can be divided:
-    `--times.equal-fraction 0.2468` has 304.
+    `--times.flow-matching-ratio 0.2468` has 304.
     """
     recipe = cifar10_unet()
     return dataclasses.replace(
         recipe,
-        times=TimesConfig(law="logit_normal_min", mean=-0.6, std=1.6, second_mean=-4.0, equal_fraction=0.25),
+        objective={
+            **recipe.objective,
+            "times": LogitNormalMin(mean=-0.6, std=1.6, r_mean=-4.0, flow_matching_ratio=0.25),
+        },
         steps=768_000,
         optimiser=dataclasses.replace(recipe.optimiser, warmup=9600),
     )
@@ -216,7 +222,7 @@ def imagenet_in_context(size: str) -> TrainConfig:
         holdout=0.0,
         latents=LatentScale("fixed"),
         method="improved_meanflow",
-        objective=ObjectiveConfig(proxy="head", guidance=8.0, guidance_power=1.0, label_dropout=0.1),
+        objective={"proxy": "head", "guidance": Guidance(8.0, scale_power=1.0, dropout=0.1)},
         steps=800_000,
         batch_size=1024,
         learning_rate=1e-4,
@@ -266,6 +272,8 @@ def update(config: Any, changes: Mapping[str, Any]) -> Any:
         raise UserError(f"{unknown[0]}: no such field of {type(config).__name__}; allowed are {', '.join(known)}")
     deep = {name: update(known[name], value) for name, value in changes.items()
             if isinstance(value, Mapping) and dataclasses.is_dataclass(known[name])}  # fmt: skip
+    if "objective" in changes and changes.get("method", known.get("method")) == known.get("method"):
+        deep["objective"] = merged(known["objective"], nested(changes["objective"]))
     return dataclasses.replace(config, **{**changes, **deep})
 
 

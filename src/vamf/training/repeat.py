@@ -3,10 +3,14 @@
 import dataclasses
 import shlex
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from vamf import networks
+from vamf.cli_options import Start, told, with_network
 from vamf.errors import UserError
+from vamf.objectives import METHODS
+from vamf.options import base_of, kind_name, options_of
 from vamf.training import presets
 from vamf.training.config import TrainConfig
 
@@ -28,11 +32,16 @@ def command(config: TrainConfig) -> str:
 def _options(config: TrainConfig, base: TrainConfig) -> list[str]:
     """Options that make one configuration of another."""
     kind, words = networks.kind_of(config.network), []
+    if config.method != base.method:
+        words += ["--method", config.method]
+    start = Start.of(base, config.method)
     if kind != networks.kind_of(base.network):
-        unaugmented = dataclasses.replace(base.augment, probability=0.0)  # as the command line has it
-        base = dataclasses.replace(base, network=networks.KINDS[kind](), augment=unaugmented)
-        words = ["--network", kind]
-    return words + _changes(config, presets.mixing(base, _changes(config, base)))
+        words += ["--network", kind]
+        base = with_network(base, kind)
+    method = METHODS[config.method]
+    ours, theirs = (method.values(config.steps, one.objective) for one in (config, start))
+    hints = {name: option.hint for name, option in method.options.items()}
+    return words + _changes(config, base) + _objective(ours, theirs, hints, config.objective)
 
 
 def _changes(wanted: Any, base: Any, part: str = "") -> list[str]:
@@ -42,8 +51,29 @@ def _changes(wanted: Any, base: Any, part: str = "") -> list[str]:
         name = part + field.name.replace("_", "-")
         if dataclasses.is_dataclass(value):
             words += _changes(value, before, f"{name}.")
-        elif value != before or type(value) is not type(before):
+        elif name not in ("objective", "method") and (value != before or type(value) is not type(before)):
             words += _option(name, value, hints[field.name] is bool)
+    return words
+
+
+def _objective(
+    wanted: Mapping[str, Any], base: Mapping[str, Any], hints: Mapping[str, Any], written: Any, part: str = ""
+) -> list[str]:
+    """Options of a method, or of a part of it; text stays as it is `written` in the configuration."""
+    words = []
+    for key, value in wanted.items():
+        name, before = part + key.replace("_", "-"), base[key]
+        given = written.get(key) if isinstance(written, Mapping) else None
+        if base_of(hints[key]) is None:
+            said = given if isinstance(given, str) else told(value)
+            words += [] if value == before else _option(name, said, hints[key] is bool)
+        elif value is not None:
+            if type(value) is not type(before):
+                words += [f"--{name}", str(kind_name(value))]
+                before = type(value)()
+            inner = options_of(type(value))
+            ours, theirs = ({one: getattr(side, one) for one in inner} for side in (value, before))
+            words += _objective(ours, theirs, {one: inner[one].hint for one in inner}, given, f"{name}.")
     return words
 
 

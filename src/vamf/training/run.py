@@ -310,11 +310,12 @@ class Run:
     def told_guidance(self) -> float:
         """The scale of guidance that samples have where none is given, which is that of the training, or none."""
         objective = self.inference.trainer.objective
-        return 1.0 if objective.guidance_power is not None else float(value_at(objective.guidance, self.config.steps))
+        guidance = objective.guidance
+        return 1.0 if guidance.scale_power is not None else float(value_at(guidance.scale, self.config.steps))
 
     def _check(self, scale: tuple[float, ...]) -> None:
         omega, low, high = scale
-        if self.inference.trainer.objective.guidance_power is None:
+        if self.inference.trainer.objective.guidance.scale_power is None:
             raise UserError(f"guidance = {omega:g}: this run's network is not told; its training fixed the guidance")
         require(omega >= 1, "guidance", omega, "1 (none) or more")
         require(0 <= low <= high <= 1, "guidance-range", f"{low:g} {high:g}", "two times, 0 <= low <= high <= 1")

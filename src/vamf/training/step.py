@@ -4,7 +4,7 @@ Everything here is a pure function of (state, member); `grid.py` compiles it ove
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,11 +15,11 @@ from jaxtyping import Array, Float, Int
 
 from vamf import networks
 from vamf.average_velocity import AverageVelocity
-from vamf.condition import Condition, Told
+from vamf.conditioning import Cond, Conditioning
 from vamf.data import Dataset
 from vamf.networks import Network
 from vamf.objectives import Objective
-from vamf.objectives.objective import Points
+from vamf.objectives.batch import BankSamples, LossSample
 from vamf.optimisers import OPTIMISERS
 from vamf.theory.estimators import gradient_contrasts
 from vamf.training import averages
@@ -35,8 +35,8 @@ class Member(NamedTuple):
     """What distinguishes the trainings of a grid."""
 
     seed: Int[Array, ""] | np.ndarray
-    beta: Float[Array, ""] | np.ndarray | None
-    """Overrides the objective's beta where a grid sweeps it."""
+    values: Mapping[str, Float[Array, ""] | np.ndarray] = {}
+    """Options of the method that a grid sweeps, by their names with dots."""
 
 
 class State(NamedTuple):
@@ -92,10 +92,10 @@ class Batch(NamedTuple):
     """What a step consumes: data, and the randomness of the objective."""
 
     x: Float[Array, "batch *event"]
-    label: Told
+    label: Cond
     """What the network is told: classes, and how each picture was augmented."""
-    draw: Any
-    points: Points | None = None
+    sample: LossSample
+    bank: BankSamples | None = None
     """Data that joins the batch as the bank."""
     dropout: jax.Array | None = None
     """Key of the dropout of the network in training, where it has one: every call of the step takes it."""
@@ -158,7 +158,7 @@ class Trainer:
         if initial is not None:
             params = networks.overlay(params, initial)
         opt_state = self.transform.init(params)
-        memory = self.objective.start(self.dataset.event_shape, self.dataset.num_classes)
+        memory = self.objective.init(self.dataset.event_shape, self.dataset.num_classes)
         others = (params,) * (len(self.config.averages) - 1)
         return State(params, params, opt_state, jnp.zeros((), jnp.int32), memory, others)
 
@@ -173,7 +173,7 @@ class Trainer:
         def move():
             updates, opt_state = self.transform.update(gradient, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            return params, self._averages(params, state), opt_state, self._adapt(batch, state)
+            return params, self._averages(params, state), opt_state, self._update(batch, state)
 
         def stay():
             return state.params, (state.average, *state.others), state.opt_state, state.memory
@@ -205,27 +205,29 @@ class Trainer:
         x, label = self._data(arrays, batch_key, self.config.batch_size, None if fresh else step)
         if self.config.augment.features:
             x, moved = self.config.augment(jax.random.fold_in(loss_key, AUGMENT), x)
-            label = Condition(label, moved)
-        extra = self.objective.extra_points(self.config.batch_size)
-        points = Points(*self._data(arrays, jax.random.fold_in(batch_key, 1), extra)) if extra else None
+            label = Conditioning(label, moved)
+        extra = self.objective.extra_bank_samples(self.config.batch_size)
+        bank = BankSamples(*self._data(arrays, jax.random.fold_in(batch_key, 1), extra)) if extra else None
         noise = self.dataset.noise
         e = None if noise is None else noise(arrays, batch_key, self.config.batch_size)
         drops = getattr(self.config.network, "dropout", 0) > 0
         dropout = jax.random.fold_in(loss_key, DROPOUT) if drops else None
-        x, label, draw = self.split((x, label, self.objective.draw(loss_key, x, e, step)))
-        return Batch(x, label, draw, points, dropout)
+        x, label, sample = self.split((x, label, self.objective.sample(loss_key, x, e, step)))
+        return Batch(x, label, sample, bank, dropout)
 
     def _data(self, arrays, key, n: int, step=None):
         dataset = self.dataset
         x, label = dataset.draw(arrays, key, n) if step is None else dataset.batch(arrays, key, step, n)
         return x, label if self.dataset.num_classes else None
 
-    def _proxy(self, objective: Objective, state: State) -> AverageVelocity | None:
-        if objective.proxy == "oracle":
-            return self.dataset.mixture
-        if objective.proxy == "teacher":
-            return self.teacher
-        return self.network.bind(self.average(state, self.config.target_decay)) if objective.needs_average else None
+    def _sources(self, objective: Objective, state: State) -> dict[str, AverageVelocity]:
+        """The models that an objective needs beside the network."""
+        models = {
+            "ema": lambda: self.network.bind(self.average(state, self.config.target_decay)),
+            "teacher": lambda: self.teacher,
+            "oracle": lambda: self.dataset.mixture,
+        }
+        return {name: model() for name, model in models.items() if name in objective.needs}
 
     def _averages(self, params, state: State) -> tuple[Any, ...]:
         """All moving averages after a step that has led to these parameters."""
@@ -233,23 +235,23 @@ class Trainer:
         pairs = zip((state.average, *state.others), self.config.averages, strict=True)
         return tuple(averages.update(old, params, decay, warmup, state.step) for old, decay in pairs)
 
-    def _adapt(self, batch: Batch, state: State):
-        if not self.objective.adapts:
+    def _update(self, batch: Batch, state: State):
+        if not self.objective.is_stateful:
             return state.memory
-        x, label, draw, points, dropout = batch
-        u, proxy = self.network.bind(state.params, dropout), self._proxy(self.objective, state)
-        equal = self.objective.times.count_equal(x.shape[0])
-        return self.objective.adapt(state.memory, u, x, draw, label, state.step, proxy, equal, points)
+        x, label, sample, bank, dropout = batch
+        u, split = self.network.bind(state.params, dropout), self.objective.times.num_diagonal(x.shape[0])
+        sources = self._sources(self.objective, state)
+        return self.objective.update(state.memory, u, x, sample, label, state.step, sources, split, bank)
 
     def _gradient(self, batch: Batch, member: Member, state: State) -> tuple[Any, Metrics]:
-        objective = self.objective if member.beta is None else dataclasses.replace(self.objective, beta=member.beta)
-        proxy = self._proxy(objective, state)
-        equal = self.objective.times.count_equal(batch.x.shape[0])
+        objective = self.config.build_objective(**member.values) if member.values else self.objective
+        sources = self._sources(objective, state)
+        equal = self.objective.times.num_diagonal(batch.x.shape[0])
 
         def mean_loss(params, batch: Batch, equal: int):
-            x, label, draw, points, dropout = batch
+            x, label, sample, bank, dropout = batch
             u = self.network.bind(params, dropout)
-            loss, aux = objective.evaluate(u, x, draw, label, state.step, proxy, equal, points, state.memory)
+            loss, aux = objective.loss(u, x, sample, label, state.step, sources, equal, bank, state.memory)
             return loss.mean(), (loss, aux)
 
         differentiate = jax.value_and_grad(mean_loss, has_aux=True)
@@ -291,8 +293,8 @@ class Trainer:
             return jnp.concatenate(list(dealt), axis=1)
 
         dropout = None if batch.dropout is None else jax.random.split(batch.dropout, parts)
-        x, label, draw = jax.tree.map(deal, (batch.x, batch.label, batch.draw))
-        return Batch(x, label, draw, batch.points, dropout)
+        x, label, sample = jax.tree.map(deal, (batch.x, batch.label, batch.sample))
+        return Batch(x, label, sample, batch.bank, dropout)
 
 
 def _bad(loss: Float[Array, ""], losses: Float[Array, " batch"], r, t) -> Bad:

@@ -1,0 +1,201 @@
+"""Command-line options of a training run, made from the fields of `TrainConfig` and the signature of its method.
+
+Only the options of the chosen method are there. `--FIELD KIND` chooses the kind of a part that comes in several
+(`--weighting norm`, `--times logit_normal`, `--network dit`); its own options follow as `--FIELD.OPTION`.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
+
+from vamf.errors import UserError
+from vamf.networks import KINDS
+from vamf.objectives import METHODS
+from vamf.objectives.compose import Common
+from vamf.options import FAMILIES, Option, base_of, merged, options_of, plain, takes_schedule, words
+from vamf.schedules import Schedule
+from vamf.training.config import TrainConfig
+
+
+class Start(NamedTuple):
+    """What options on the command line change: a configuration whose method and its options may be others."""
+
+    config: TrainConfig
+    method: str
+    objective: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: TrainConfig, method: str = "") -> "Start":
+        """From a configuration, with another method where one is named; options that it has too keep their values."""
+        method = method or config.method
+        if method not in METHODS:
+            raise UserError(f"method = {method!r}: allowed are {', '.join(METHODS)}")
+        before, after = METHODS[config.method].options, METHODS[method].options
+        kept = {
+            name: value
+            for name, value in config.objective.items()
+            if name in after and type(before[name].default) is type(after[name].default)
+        }
+        return cls(config, method, kept)
+
+
+def with_network(config: TrainConfig, kind: str) -> TrainConfig:
+    """The configuration with another kind of network, which no augmentation is told of by default."""
+    if kind not in KINDS:
+        raise UserError(f"--network = {kind}: allowed are {', '.join(KINDS)}")
+    augment = dataclasses.replace(config.augment, probability=0.0)
+    return dataclasses.replace(config, network=KINDS[kind](), augment=augment)
+
+
+def with_kinds(config: TrainConfig, arguments: list[str]) -> Start:
+    """A configuration with the method, network and kinds of parts that arguments name, which are taken out of them.
+
+    Raises:
+        UserError: an unknown kind.
+    """
+    method = _taken("--method", arguments)
+    if (kind := _taken("--network", arguments)) is not None:
+        config = with_network(config, kind)
+    start = Start.of(config, "" if method is None else method)
+    for name, kinds in families(METHODS[start.method].options).items():
+        flag = "--" + name.replace("_", "-")
+        if (kind := _taken(flag, arguments)) is not None:
+            if kind not in kinds:
+                raise UserError(f"{flag} = {kind}: allowed are {', '.join(kinds)}")
+            part: Any = {"type": kind}
+            *outer, last = name.split(".")
+            part = {outer[0]: {last: part}} if outer else {last: part}
+            start = start._replace(objective=merged(start.objective, part))
+    return start
+
+
+def families(options: Mapping[str, Option], prefix: str = "") -> dict[str, dict[str, type]]:
+    """The options that come in kinds, by their names with dots."""
+    found: dict[str, dict[str, type]] = {}
+    for name, option in options.items():
+        base = base_of(option.hint)
+        if base in FAMILIES:
+            found[prefix + name] = FAMILIES[base]
+        elif base is not None and not prefix and dataclasses.is_dataclass(option.default):
+            found |= families(options_of(type(option.default)), f"{name}.")
+    return found
+
+
+def _taken(flag: str, arguments: list[str]) -> str | None:
+    """The word after a flag, both taken out of the arguments; None where the flag is not there."""
+    for place, word in enumerate(arguments):
+        if word == flag:
+            value = arguments[place + 1] if place + 1 < len(arguments) else ""
+            del arguments[place : place + 2]
+            return value
+        if word.startswith(flag + "="):
+            del arguments[place]
+            return word.partition("=")[2]
+    return None
+
+
+class Parser:
+    """The options of one configuration, as a dataclass that tyro reads."""
+
+    def __init__(self, start: Start, extra: type | None = None):
+        """`extra`: a dataclass with further options."""
+        self._start, config = start, start.config
+        method = METHODS[start.method]
+        self._values = method.values(config.steps, start.objective)
+        own = {name: option for name, option in method.options.items() if name not in options_of(Common)}
+        shared = {name: option for name, option in method.options.items() if name in options_of(Common)}
+        fields = [field for field in dataclasses.fields(TrainConfig) if field.name not in ("objective", "method")]
+        hints, helps = typing.get_type_hints(TrainConfig), options_of(TrainConfig)
+        rows = []
+        for field in fields:
+            value = getattr(config, field.name)
+            hint = type(value) if dataclasses.is_dataclass(value) else hints[field.name]
+            rows.append(_field(field.name, hint, value, helps[field.name].help))
+        rows[1:1] = [_field("method", str, start.method, helps["method"].help)]
+        rows += _rows({**own, **shared}, self._values)
+        if extra is not None:
+            rows += [_field(one.name, one.hint, one.default, one.help) for one in options_of(extra).values()]
+        self.kind = dataclasses.make_dataclass("Options", rows, frozen=True)
+        self.kind.__doc__ = (extra.__doc__ if extra is not None else "") or ""
+        self._names = [field.name for field in fields]
+        self._options = list({**own, **shared})
+
+    def config(self, parsed: Any) -> TrainConfig:
+        """The configuration that was parsed."""
+        default = self.kind()
+        changes = {}
+        for name in self._options:
+            if hasattr(parsed, name):
+                change = _changed(getattr(parsed, name), getattr(default, name))
+                changes |= {} if change is _SAME else {name: change}
+        given = {name: getattr(parsed, name) for name in self._names}
+        objective = merged(self._start.objective, changes)
+        return dataclasses.replace(self._start.config, **given, method=self._start.method, objective=objective)
+
+
+def _rows(options: Mapping[str, Option], values: Mapping[str, Any]) -> list:
+    rows = []
+    for name, option in options.items():
+        value = values[name]
+        if base_of(option.hint) is None:
+            if isinstance(value, tuple) and not value:  # parts that cannot be written down in words
+                continue
+            rows.append(_field(name, _hint(option.hint), told(value), option.help))
+        elif value is not None:
+            rows.append(_field(name, *_view(name, value), option.help))
+    return rows
+
+
+def _view(name: str, part: Any) -> tuple[type, Any]:
+    """A part's options as a dataclass that tyro reads, and its values."""
+    options = options_of(type(part))
+    kind = dataclasses.make_dataclass(
+        name.title().replace("_", ""), _rows(options, {one: getattr(part, one) for one in options}), frozen=True
+    )
+    kind.__doc__ = (type(part).__doc__ or "").split("\n")[0]
+    return kind, kind()
+
+
+def _field(name: str, hint: Any, default: Any, text: str) -> tuple:
+    import tyro
+
+    if dataclasses.is_dataclass(hint):
+        return name, hint, dataclasses.field(default_factory=lambda: default)
+    extra = {"default": default} if default is not dataclasses.MISSING else {}
+    return name, Annotated[hint, tyro.conf.arg(help=text)], dataclasses.field(**extra)
+
+
+def _hint(hint: Any) -> Any:
+    """The type that words on a command line have."""
+    if takes_schedule(hint):
+        return words(hint)
+    literals = [one for one in typing.get_args(hint) if typing.get_origin(one) is typing.Literal]
+    return (
+        literals[0]
+        if literals
+        and len(typing.get_args(hint)) > len(literals)
+        and str not in typing.get_args(hint)
+        and (not any(one in (float, int) for one in typing.get_args(hint)))
+        else hint
+    )
+
+
+def told(value: Any) -> Any:
+    """A value as it is told on a command line."""
+    if isinstance(value, Schedule):
+        return f"{value.kind}:{value.start!r}:{value.end!r}:{value.begin}:{value.until}"
+    return plain(value) if not isinstance(value, tuple) else value
+
+
+_SAME = object()
+"""No change."""
+
+
+def _changed(value: Any, default: Any) -> Any:
+    """What differs from the default; `_SAME` where nothing does."""
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        found = {name: _changed(getattr(value, name), getattr(default, name)) for name in names}
+        return {name: change for name, change in found.items() if change is not _SAME} or _SAME
+    return _SAME if value == default else list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,137 @@
+"""What a network is told about each row beside its point and its times, as one pytree.
+
+Most are told a class alone: a label (batch,), or None. Whatever else there is makes a `Conditioning`, in the label's
+place; objectives, samplers and evaluation hand either on unopened.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+NULL_LABEL = -1
+"""The label of a row without condition."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GuidanceScale:
+    """A guidance scale for each row, and the times at which it acts there; `scale[rows]` is that of some rows."""
+
+    omega: Any
+    """The scale (batch,), 1 or more; 1 is none."""
+    t_min: Any
+    """From this time on it acts (batch,)."""
+    t_max: Any
+    """And up to this one (batch,)."""
+
+    def __getitem__(self, rows) -> "GuidanceScale":
+        return GuidanceScale(self.omega[rows], self.t_min[rows], self.t_max[rows])
+
+    def acts(self, t: Float[Array, " batch"]) -> Bool[Array, " batch"]:
+        """Whether guidance acts at one time."""
+        return (t >= self.t_min) & (t <= self.t_max)
+
+    def at(self, t: Float[Array, " batch"]) -> Float[Array, " batch"]:
+        """The scale at one time: 1 where it does not act."""
+        return jnp.where(self.acts(t), self.omega, 1.0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Conditioning:
+    """All that a network is told about each row; `cond[rows]` is that of some rows."""
+
+    label: Any = None
+    """Class (batch,), or None; NULL_LABEL in rows without condition."""
+    augment: Any = None
+    """How each image was augmented (batch, features), or None. It is no condition, and never dropped."""
+    scale: GuidanceScale | None = None
+    """The guidance of each row, for networks that are told."""
+    vector: Any = None
+    """A vector (batch, features), or None."""
+    image: Any = None
+    """An array of the event's height and width (batch, height, width, channels), or None."""
+    present: Any = None
+    """False (batch,) in rows without condition, where there is a vector or an image; None is True throughout."""
+
+    def __getitem__(self, rows) -> "Conditioning":
+        return jax.tree.map(lambda leaf: leaf[rows], self)
+
+
+class CondShape(NamedTuple):
+    """What kinds of condition there are, and their sizes; what a network is built for."""
+
+    num_classes: int = 0
+    """Number of classes; 0 without labels."""
+    vector: int = 0
+    """Length of the vector; 0 without one."""
+    image: int = 0
+    """Channels of the image-shaped array; 0 without one."""
+
+
+Cond = Int[Array, " batch"] | Conditioning | None
+"""A label, more than that, or nothing."""
+
+
+def label_of(cond: Any) -> Any:
+    """The class (batch,), or None."""
+    return cond.label if isinstance(cond, Conditioning) else cond
+
+
+def scale_of(cond: Any) -> GuidanceScale | None:
+    """The guidance of each row, where the network is told."""
+    return cond.scale if isinstance(cond, Conditioning) else None
+
+
+def has_condition(cond: Any) -> bool:
+    """Whether there is a class, a vector or an image."""
+    if isinstance(cond, Conditioning):
+        return any(part is not None for part in (cond.label, cond.vector, cond.image))
+    return cond is not None
+
+
+def is_conditional(cond: Any) -> Bool[Array, " batch"]:
+    """True in the rows whose condition is not dropped."""
+    if isinstance(cond, Conditioning) and cond.present is not None:
+        return cond.present
+    label = label_of(cond)
+    if label is not None:
+        return label != NULL_LABEL
+    part = cond.vector if cond.vector is not None else cond.image
+    return jnp.ones(part.shape[:1], bool)
+
+
+def with_scale(cond: Any, scale: GuidanceScale) -> Conditioning:
+    """The same, told a guidance scale too."""
+    return dataclasses.replace(cond if isinstance(cond, Conditioning) else Conditioning(cond), scale=scale)
+
+
+def drop(cond: Any, rows: Bool[Array, " batch"] | bool = True) -> Any:
+    """The same without condition in the given rows."""
+    if not isinstance(cond, Conditioning):
+        return jnp.where(rows, NULL_LABEL, cond)
+    changes = {}
+    if cond.label is not None:
+        changes["label"] = jnp.where(rows, NULL_LABEL, cond.label)
+    if cond.vector is not None or cond.image is not None:
+        changes["present"] = is_conditional(cond) & ~jnp.asarray(rows)
+    return dataclasses.replace(cond, **changes)
+
+
+def hide(cond: Any, rows: Bool[Array, " batch"] | bool = True) -> Any:
+    """What an unconditional velocity is told in the given rows: no condition, and the scale 1."""
+    cond, scale = drop(cond, rows), scale_of(cond)
+    if scale is None:
+        return cond
+    return dataclasses.replace(cond, scale=dataclasses.replace(scale, omega=jnp.where(rows, 1.0, scale.omega)))
+
+
+def at_time(cond: Any, t: Float[Array, " batch"]) -> Any:
+    """What a velocity at time t is told: the guidance scale there, over all times (arXiv:2512.02012)."""
+    scale = scale_of(cond)
+    if scale is None:
+        return cond
+    return dataclasses.replace(cond, scale=GuidanceScale(scale.at(t), jnp.zeros_like(t), jnp.ones_like(t)))

@@ -1,0 +1,129 @@
+"""What every part of an objective may say of itself. Parts are small frozen dataclasses that hold their own options.
+
+`needs` names what has to be there: `labels`; models beside the network (`ema`, `teacher`, `oracle`); outputs of the
+network (`velocity`, `log_variance`, `fake`); `bank`, which sees the whole batch at once.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any, ClassVar
+
+import jax
+from jaxtyping import Array, Key
+
+from vamf.errors import UserError
+from vamf.objectives.batch import Context
+
+
+class Part:
+    """Defaults: a part that needs nothing, draws nothing and learns nothing."""
+
+    name: ClassVar[str] = ""
+    """Under which its draws and its state are kept; needed where it has some."""
+    stream: ClassVar[int] = 0
+    """Number of its random stream (`vamf.streams`)."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it asks for beside the rows."""
+        return frozenset()
+
+    def draw(self, key: Key[Array, ""], x: Array, r: Array, t: Array, step) -> Any:
+        """Its randomness for a batch: a tree of arrays with one row for each row; None where it draws nothing."""
+        return None
+
+    def default_draw(self, x: Array, e: Array, t: Array) -> Any:
+        """The value that `loss_at` has in place of `draw`."""
+        return None
+
+    def init_state(self, event_shape: tuple[int, ...], num_classes: int) -> Any:
+        """What it has learnt before the first step; None where it learns nothing."""
+        return None
+
+    def update_state(self, state: Any, ctx: Context) -> Any:
+        """What it has learnt after a batch."""
+        return state
+
+
+def names_of(kind: type[Part]) -> set[str]:
+    """The names under which parts of a kind keep what they draw and learn."""
+    return {kind.name}.union(*(names_of(one) for one in kind.__subclasses__())) - {""}
+
+
+def parts_of(value: Any) -> Iterator[Part]:
+    """All parts within a dataclass, each once, those inside before what holds them."""
+    seen: set[int] = set()
+
+    def walk(value):
+        if isinstance(value, tuple):
+            for one in value:
+                yield from walk(one)
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type) and id(value) not in seen:
+            seen.add(id(value))
+            for field in dataclasses.fields(value):
+                yield from walk(getattr(value, field.name))
+            if isinstance(value, Part):
+                yield value
+
+    yield from walk(value)
+
+
+HEADS = ("velocity", "log_variance", "fake")
+"""Outputs of a network beside u: `velocity` (z, t, cond), `log_variance` (r, t), `fake` (z, t, cond)."""
+
+
+class Parts:
+    """A record of parts: what they need and learn, all together."""
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """Every part within."""
+        return tuple(parts_of(self))
+
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """What has to be there for it (`part.py`)."""
+        return frozenset().union(*(part.needs for part in self.parts))
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """What the network needs beside u."""
+        return tuple(head for head in HEADS if head in self.needs)
+
+    @property
+    def shares_head_pass(self) -> bool:
+        """Whether the velocity head is trained in the pass that gives u."""
+        return "head pass" in self.needs
+
+    def extra_bank_samples(self, batch: int) -> int:
+        """How many data points beyond a batch the bank takes."""
+        return max(0, max((getattr(part, "size", 0) for part in self.parts if part.name == "bank"), default=0) - batch)
+
+    def init(self, event_shape: tuple[int, ...] = (), num_classes: int = 0) -> dict[str, Any] | None:
+        """What the parts have learnt before the first step; None where none learns."""
+        found = {part.name: part.init_state(event_shape, num_classes) for part in self.parts}
+        return {name: state for name, state in found.items() if state is not None} or None
+
+    @cached_property
+    def is_stateful(self) -> bool:
+        """Whether a part learns over training."""
+        return jax.eval_shape(lambda: self.init((1,), 1)) is not None
+
+    def draw(self, key: Key[Array, ""], x: Array, r: Array, t: Array, step) -> dict[str, Any]:
+        """What the parts draw for a batch, by their names."""
+        draws = {part.name: part.draw(key, x, r, t, step) for part in self.parts}
+        return {name: draw for name, draw in draws.items() if draw is not None}
+
+    def stated_draws(self, x: Array, e: Array, t: Array, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What is given, and for the other parts what they state in place of a draw.
+
+        Those of parts that this objective lacks change nothing, so that several objectives can be given the same.
+
+        Raises:
+            UserError: no part of any objective has such a name.
+        """
+        stated = {part.name: part.default_draw(x, e, t) for part in self.parts}
+        if unknown := [name for name in given if name not in names_of(Part)]:
+            raise UserError(f"draws: no part draws {unknown[0]!r}; allowed are {', '.join(sorted(names_of(Part)))}")
+        return {name: draw for name, draw in {**stated, **given}.items() if draw is not None}

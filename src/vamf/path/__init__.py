@@ -1,0 +1,11 @@
+"""Paths from data (t = 0) to a prior (t = 1): one file each."""
+
+from vamf.options import family
+from vamf.path.base import Path, expand
+from vamf.path.pairs import Pairs
+from vamf.path.straight_line import StraightLine, conditional_velocity, interpolate
+
+PATHS: dict[str, type[Path]] = family(Path, {"straight_line": StraightLine, "pairs": Pairs})
+"""Paths by name."""
+
+__all__ = ["PATHS", "Pairs", "Path", "StraightLine", "conditional_velocity", "expand", "interpolate"]
