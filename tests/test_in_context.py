@@ -23,6 +23,7 @@ from modules import (
     squared_residual,
 )
 from vamf.average_velocity import total_derivative
+from vamf.conditioning import Conditioning, GuidanceScale
 from vamf.errors import UserError
 from vamf.networks.in_context import InContextConfig, InContextTransformer
 from vamf.optimisers.kernels import is_kernel
@@ -58,9 +59,10 @@ def test_is_the_transformer_of_its_description():
         u = network.bind(params)
         z, r, t = arguments(EVENT, dtype=np.float64)
         label, guidance = jnp.array([0, 2, -1]), (jnp.array([1.0, 2.5, 7.0]), jnp.array([0.0, 0.2, 0.4]), 0.9)
+        cond = Conditioning(label, scale=GuidanceScale(*guidance))
         found = {
-            ("own", "last"): quick(u)(z, r, t, label, *guidance),
-            ("head", "head_last"): quick(u.velocity)(z, t, label, *guidance),
+            ("own", "last"): quick(u)(z, r, t, cond),
+            ("head", "head_last"): quick(u.velocity)(z, t, cond),
         }
         for (blocks, last), ours in found.items():
             for row in range(3):
@@ -101,14 +103,19 @@ def test_no_guidance_where_none_is_given():
     network = of(SMALL(), EVENT, 3)
     u = quick(network.bind(random_parameters(network)))
     z, r, t = arguments(EVENT)
-    said = u(z, r, t, None, jnp.ones(3), jnp.zeros(3), jnp.ones(3))
+    said = u(z, r, t, Conditioning(scale=GuidanceScale(jnp.ones(3), jnp.zeros(3), jnp.ones(3))))
     np.testing.assert_allclose(u(z, r, t, None), said, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_told_matters():
     """Label, omega, t_min and t_max; of the two times, their gap alone."""
     network = of(SMALL(), EVENT, 3)
-    u = quick(network.bind(random_parameters(network, size=1.0)))
+    network = network.bind(random_parameters(network, size=1.0))
+
+    @quick
+    def u(z, r, t, label=None, **scale):
+        return network(z, r, t, Conditioning(label, scale=GuidanceScale(**scale) if scale else None))
+
     z, r, t = arguments(EVENT)
     given = {
         "label": jnp.zeros(3, int),
@@ -125,11 +132,11 @@ def test_what_is_told_matters():
         np.testing.assert_allclose(u(z, r, t, none), u(z, r, t, None), rtol=1e-5, atol=1e-5)
 
 
-def test_diagonal_called_with_one_array_is_the_diagonal():
+def test_the_diagonal_is_u_at_equal_times():
     network = of(SMALL(), EVENT)
     u = network.bind(random_parameters(network, size=1.0))
     z, _, t = arguments(EVENT)
-    np.testing.assert_allclose(quick(lambda z, t: u(z, t, t))(z, t), quick(u)(z, t, t), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(quick(u.diagonal)(z, t), quick(u)(z, t, t), rtol=1e-4, atol=1e-5)
 
 
 def test_the_two_heads_share_the_first_blocks_alone():
@@ -156,9 +163,10 @@ def test_forward_mode_matches_differences():
         network = of(SMALL(remat=True), EVENT, 3)
         u, label = quick(network.bind(random_parameters(network, dtype=np.float64))), jnp.arange(3)
         z, r, t = arguments(EVENT, dtype=np.float64)
-        _, derivative = jax.jvp(lambda z, t: u(z, r, t, label, 3.0), (z, t), (jnp.cos(z), jnp.ones(3)))
+        cond = Conditioning(label, scale=GuidanceScale(3.0, 0.0, 1.0))
+        _, derivative = jax.jvp(lambda z, t: u(z, r, t, cond), (z, t), (jnp.cos(z), jnp.ones(3)))
         h = 1e-5
-        ahead, behind = (u(z + s * jnp.cos(z), r, t + s, label, 3.0) for s in (h, -h))
+        ahead, behind = (u(z + s * jnp.cos(z), r, t + s, cond) for s in (h, -h))
         np.testing.assert_allclose(derivative, (ahead - behind) / (2 * h), rtol=1e-6, atol=1e-6)
 
 

@@ -11,11 +11,11 @@ from flax import nnx
 
 from modules import equations, quick
 from vamf.average_velocity import total_derivative
-from vamf.conditioning import Conditioning
+from vamf.conditioning import Conditioning, CondShape
 from vamf.diffusion import DDPM
 from vamf.errors import UserError
 from vamf.networks import unet_blocks as blocks
-from vamf.networks.given import Given
+from vamf.networks.bound_network import BoundNetwork
 from vamf.networks.unet import CIFAR10, DDPM_CIFAR10, UNet, UNetConfig
 
 SMALL = UNetConfig(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), time_features=8)
@@ -181,30 +181,30 @@ def test_augment_label_is_used_and_absent_is_zero():
     u = moved(dataclasses.replace(TINY, augment_features=6))
     z, r, t = arguments()
     some = jnp.asarray(np.random.default_rng(2).normal(size=(4, 6)), jnp.float32)
-    assert np.max(np.abs(u(z, r, t, augment=some) - u(z, r, t))) > 1e-3
-    np.testing.assert_allclose(u(z, r, t, augment=0 * some), u(z, r, t), rtol=1e-5, atol=1e-5)
+    assert np.max(np.abs(u(z, r, t, Conditioning(augment=some)) - u(z, r, t))) > 1e-3
+    np.testing.assert_allclose(u(z, r, t, Conditioning(augment=0 * some)), u(z, r, t), rtol=1e-5, atol=1e-5)
     with pytest.raises(UserError, match="augment"):
-        moved(TINY)(z, r, t, augment=some)
+        moved(TINY)(z, r, t, Conditioning(augment=some))
 
 
 def test_condition_goes_in_the_place_of_the_label():
     seen = []
 
     def network(z, r, t, label, **keywords):
-        seen.append((label, keywords.get("augment"), keywords.get("key")))
+        seen.append((label, keywords.get("key")))
         return z
 
     label, augment, key = jnp.arange(4), jnp.arange(8.0).reshape(4, 2), jax.random.key(0)
     z, r, t = arguments()
-    Given(network, key)(z[2:], r[2:], t[2:], Conditioning(label, augment)[2:])
-    Given(network)(z, r, t, label)
-    Given(network)(z, r, t)
-    np.testing.assert_array_equal(seen[0][0], [2, 3])
-    np.testing.assert_array_equal(seen[0][1], [[4, 5], [6, 7]])
-    assert seen[0][2] is key
+    BoundNetwork(network, key)(z[2:], r[2:], t[2:], Conditioning(label, augment)[2:])
+    BoundNetwork(network)(z, r, t, label)
+    BoundNetwork(network)(z, r, t)
+    np.testing.assert_array_equal(seen[0][0].label, [2, 3])
+    np.testing.assert_array_equal(seen[0][0].augment, [[4, 5], [6, 7]])
+    assert seen[0][1] is key
     assert seen[1][0] is label
-    assert seen[1][1:] == (None, None)
-    assert seen[2] == (None, None, None)
+    assert seen[1][1] is None
+    assert seen[2] == (None, None)
 
 
 # -------------------------------------------------------------------------------------------------------- forward mode
@@ -221,12 +221,14 @@ def test_forward_mode_matches_differences(kind, rate):
         z, r, t, label = z[:2], r[:2], t[:2], jnp.arange(2)
         if kind == "noise":  # away from the kinks of the interpolated step number
             t = jnp.asarray(DDPM.times[[400, 700]] + 3e-4)
-        u = functools.partial(quick(lambda p, z, t, key: Given(nnx.merge(graph, p), key)(z, r, t, label)), params)
+        u = functools.partial(
+            quick(lambda p, z, t, key: BoundNetwork(nnx.merge(graph, p), key)(z, r, t, label)), params
+        )
         key = cheap_key(5)
 
         @quick
         def derivative(params, z, t, key):
-            return total_derivative(Given(nnx.merge(graph, params), key), z, r, t, jnp.cos(z), label)
+            return total_derivative(BoundNetwork(nnx.merge(graph, params), key), z, r, t, jnp.cos(z), label)
 
         value, slope = derivative(params, z, t, key)
         h = 1e-6
@@ -252,7 +254,7 @@ def test_gradient_of_the_derivative_lowers_for_cuda(kind, dtype):
     graph, params = nnx.split(network)
 
     def loss(params, z, r, t, condition, key):
-        u = Given(nnx.merge(graph, params), key)
+        u = BoundNetwork(nnx.merge(graph, params), key)
         value, derivative = total_derivative(lambda z, r, t, _: u(z, r, t, condition), z, r, t, z)
         residual = jnp.sum((value + jax.lax.stop_gradient(derivative)) ** 2)
         return residual + jnp.sum(u.velocity(z, t, condition) ** 2) + jnp.sum(u.log_variance(r, t))
@@ -430,7 +432,7 @@ def test_resampling_block_changes_both_paths_before_their_weights(resample):
 
 
 def test_time_features_reach_both_ends_of_the_frequencies():
-    mapping = blocks.Mapping(8, True, 0, 0, 4, rngs=nnx.Rngs(0))
+    mapping = blocks.Mapping(8, True, CondShape(), 0, 4, rngs=nnx.Rngs(0))
     t, gap = np.array([0.3, 700.0]), np.array([0.1, 0.0])
     found = mapping.times(jnp.asarray(t, jnp.float32), jnp.asarray(gap, jnp.float32))
     frequency = np.array([1.0, 1e4 ** (-1 / 3), 1e4 ** (-2 / 3), 1e-4])

@@ -45,8 +45,12 @@ def precise(u: AverageVelocity) -> AverageVelocity:
 def instantaneous_velocity(
     u: AverageVelocity, z: Float[Array, "batch *event"], t: Float[Array, " batch"], label: Cond = None
 ) -> Float[Array, "batch *event"]:
-    """v(z, t) = u(z, t, t). A network that is told its guidance is told the scale at t, over all times."""
-    return u(z, t, t, at_time(label, t))  # one array for both times: networks know the diagonal by it
+    """v(z, t) = u(z, t, t). A network that is told its guidance is told the scale at t, over all times.
+
+    An average velocity that has a cheaper form of it has it as its method `diagonal` (z, t, label).
+    """
+    diagonal, label = getattr(u, "diagonal", None), at_time(label, t)
+    return u(z, t, t, label) if diagonal is None else diagonal(z, t, label)
 
 
 def total_derivative(

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vamf.errors import UserError
+
 NULL_LABEL = -1
 """The label of a row without condition."""
 
@@ -71,6 +73,25 @@ class CondShape(NamedTuple):
     image: int = 0
     """Channels of the image-shaped array; 0 without one."""
 
+    @classmethod
+    def of(cls, cond: "CondShape | int") -> "CondShape":
+        """A number stands for that many classes."""
+        return cond if isinstance(cond, CondShape) else cls(cond)
+
+    def check(self, cond: "Cond") -> None:
+        """Refuse a condition of a kind or size that is not here; none at all is a row without condition.
+
+        Raises:
+            UserError: names what is not taken.
+        """
+        if not isinstance(cond, Conditioning):
+            return
+        for name in ("vector", "image"):
+            given, size = getattr(cond, name), getattr(self, name)
+            if given is not None and given.shape[-1] != size:
+                taken = f"one of {size}" if size else "none"
+                raise UserError(f"condition: {name} of {given.shape[-1]} numbers; this network takes {taken}")
+
 
 Cond = Int[Array, " batch"] | Conditioning | None
 """A label, more than that, or nothing."""
@@ -79,6 +100,11 @@ Cond = Int[Array, " batch"] | Conditioning | None
 def label_of(cond: Any) -> Any:
     """The class (batch,), or None."""
     return cond.label if isinstance(cond, Conditioning) else cond
+
+
+def augment_of(cond: Any) -> Any:
+    """How each image was augmented (batch, features), or None."""
+    return cond.augment if isinstance(cond, Conditioning) else None
 
 
 def scale_of(cond: Any) -> GuidanceScale | None:
@@ -95,13 +121,15 @@ def has_condition(cond: Any) -> bool:
 
 def is_conditional(cond: Any) -> Bool[Array, " batch"]:
     """True in the rows whose condition is not dropped."""
-    if isinstance(cond, Conditioning) and cond.present is not None:
-        return cond.present
-    label = label_of(cond)
-    if label is not None:
-        return label != NULL_LABEL
-    part = cond.vector if cond.vector is not None else cond.image
-    return jnp.ones(part.shape[:1], bool)
+    if isinstance(cond, Conditioning) and not (cond.vector is None and cond.image is None):
+        return is_present(cond)
+    return label_of(cond) != NULL_LABEL
+
+
+def is_present(cond: Conditioning) -> Bool[Array, " batch"]:
+    """True in the rows that have their vector and their image; their class may be unknown all the same."""
+    part = cond.image if cond.vector is None else cond.vector
+    return jnp.ones(part.shape[:1], bool) if cond.present is None else cond.present
 
 
 def with_scale(cond: Any, scale: GuidanceScale) -> Conditioning:
@@ -117,7 +145,7 @@ def drop(cond: Any, rows: Bool[Array, " batch"] | bool = True) -> Any:
     if cond.label is not None:
         changes["label"] = jnp.where(rows, NULL_LABEL, cond.label)
     if cond.vector is not None or cond.image is not None:
-        changes["present"] = is_conditional(cond) & ~jnp.asarray(rows)
+        changes["present"] = is_present(cond) & ~jnp.asarray(rows)
     return dataclasses.replace(cond, **changes)
 
 

@@ -9,16 +9,18 @@ import jax
 from flax import nnx
 
 from vamf.average_velocity import AverageVelocity
+from vamf.conditioning import CondShape
 from vamf.errors import UserError
+from vamf.networks.bound_network import BoundNetwork
 from vamf.networks.dit import DiT, DiTConfig
-from vamf.networks.given import Given
 from vamf.networks.in_context import InContextConfig, InContextTransformer
 from vamf.networks.mlp import MLP, MLPConfig
+from vamf.networks.prediction import DataPrediction
 from vamf.networks.unet import UNet, UNetConfig
 
 __all__ = [
-    "KINDS", "DiTConfig", "InContextConfig", "MLPConfig", "Network", "NetworkConfig", "UNetConfig", "build", "kind_of",
-    "overlay",
+    "KINDS", "DiTConfig", "InContextConfig", "MLPConfig", "Network", "NetworkConfig", "Prediction", "UNetConfig",
+    "build", "kind_of", "overlay",
 ]  # fmt: skip
 
 NetworkConfig = MLPConfig | DiTConfig | InContextConfig | UNetConfig
@@ -31,6 +33,8 @@ MODULES: dict[type, Callable[..., Any]] = {
     UNetConfig: UNet,
 }
 
+Prediction = Literal["average_velocity", "data"]
+"""What a network's outputs are."""
 OWN, FAKE = "network", "fake"
 """The parts of two networks in one tree; the second is a head of the first."""
 
@@ -40,7 +44,7 @@ class Network(NamedTuple):
 
     init: Callable[[jax.Array], Any]
     """key -> parameters."""
-    bind: Callable[..., AverageVelocity]
+    bind: Callable[..., Any]
     """parameters -> u(z, r, t, label); with a key as well, the network in training, whose dropout it decides."""
 
 
@@ -52,24 +56,34 @@ def kind_of(config: NetworkConfig) -> str:
 def build(
     config: NetworkConfig,
     event_shape: tuple[int, ...],
-    num_classes: int = 0,
+    cond: CondShape | int = 0,
     heads: tuple[str, ...] = (),
     jvp_dtype: Literal["float32", "network"] = "float32",
+    prediction: Prediction = "average_velocity",
 ) -> Network:
-    """The network that a configuration describes, for events of a shape and a number of classes (0: none).
+    """The network that a configuration describes, for events of a shape.
 
     Args:
+        cond: the kinds of condition that it takes; a number stands for that many classes.
         heads: outputs beside u: `velocity` (z, t, label), `log_variance` (r, t), and `fake` (z, t, label), which is a
             second network of the same kind.
         jvp_dtype: what Jacobian-vector products of u are computed in; `network`: its own `dtype`. Parameters are in
             single precision in any case.
+        prediction: what the network's outputs are; u follows from data (`prediction.py`).
+
+    Raises:
+        UserError: the network cannot predict that.
     """
+    if prediction == "data" and getattr(config, "predicts", "") == "noise":
+        raise UserError("prediction = data: network.predicts = noise already says what the network predicts")
     if FAKE in heads:
-        own = build(config, event_shape, num_classes, tuple(name for name in heads if name != FAKE), jvp_dtype)
-        return _beside(own, build(config, event_shape, num_classes))
+        own = build(config, event_shape, cond, tuple(name for name in heads if name != FAKE), jvp_dtype, prediction)
+        return _beside(own, build(config, event_shape, cond, prediction=prediction))
+
+    shape = CondShape.of(cond)
 
     def create(key, config):
-        return MODULES[type(config)](config, event_shape, num_classes, heads, rngs=nnx.Rngs(key))
+        return MODULES[type(config)](config, event_shape, shape, heads, rngs=nnx.Rngs(key))
 
     def init(key):
         return nnx.to_pure_dict(nnx.state(create(key, config), nnx.Param))
@@ -83,8 +97,9 @@ def build(
     def bind(params, key=None):
         state = jax.tree.map(lambda leaf: leaf, states[0])
         nnx.replace_by_pure_dict(state, params)
-        network, *twin = (nnx.merge(graph, state) for graph in graphs)
-        return Given(network, key, *twin)
+        network, *float32_copy = (nnx.merge(graph, state) for graph in graphs)
+        bound = BoundNetwork(network, key, *float32_copy, cond_shape=shape)
+        return DataPrediction(bound) if prediction == "data" else bound
 
     return Network(init, bind)
 
@@ -104,7 +119,7 @@ def _beside(own: Network, fake: Network) -> Network:
             return getattr(self.own, name)
 
         def fake(self, z, t, label=None):
-            return self.second(z, t, t, label)
+            return self.second.diagonal(z, t, label)
 
     def init(key):
         first, second = jax.random.split(key)

@@ -21,11 +21,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from vamf.conditioning import Cond, CondShape, label_of
 from vamf.errors import require
 from vamf.field_types import check_field_types
 from vamf.networks.attention import Attention, Linear, through
+from vamf.networks.conditions import VectorEmbedding, input_shape, with_image
 from vamf.networks.embeddings import (
     LogVariance,
     ScalarEmbedding,
@@ -88,54 +90,60 @@ class DiT(nnx.Module):
         self,
         config: DiTConfig,
         event_shape: tuple[int, ...],
-        num_classes: int,
+        cond: CondShape | int = 0,
         heads: tuple[str, ...] = (),
         *,
         rngs: nnx.Rngs,
     ):
         self.config = config
         self.grid = grid_of(event_shape, config.patch)
+        self.cond = CondShape.of(cond)
         features = config.patch**2 * event_shape[-1]
+        inputs = config.patch**2 * input_shape(event_shape, self.cond)[-1]
         small = nnx.initializers.normal(0.02)
         embedded = ("t",) if config.decoupled_depth else tuple(config.times.split(","))
-        self.patches = Linear(features, config.width, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
+        self.patches = Linear(inputs, config.width, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
         self.times = nnx.Dict({name: ScalarEmbedding(config.width, kernel_init=small, rngs=rngs) for name in embedded})
-        self.num_classes = num_classes
-        if num_classes:
-            self.classes = nnx.Embed(num_classes + 1, config.width, embedding_init=small, rngs=rngs)
+        if self.cond.num_classes:
+            self.classes = nnx.Embed(self.cond.num_classes + 1, config.width, embedding_init=small, rngs=rngs)
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.depth)])
         self.last = LastLayer(config.width, features, rngs=rngs)
         if "velocity" in heads:
             self.head = LastLayer(config.width, features, rngs=rngs)
         if "log_variance" in heads:
             self.scale = LogVariance(rngs=rngs)
+        if self.cond.vector:
+            self.vector = VectorEmbedding(self.cond.vector, config.width, rngs=rngs)
 
     def __call__(
         self,
         z: Float[Array, "batch height width channels"],
         r: Float[Array, " batch"],
         t: Float[Array, " batch"],
-        label: Int[Array, " batch"] | None = None,
+        label: Cond = None,
     ) -> Float[Array, "batch height width channels"]:
         return self._through((self.last,), z, r, t, label)[0]
 
+    def diagonal(
+        self, z: Float[Array, "batch height width channels"], t: Float[Array, " batch"], label: Cond = None
+    ) -> Float[Array, "batch height width channels"]:
+        """u(z, t, t), with one embedding of the gap 0 for all rows."""
+        return self._through((self.last,), z, None, t, label)[0]
+
     def velocity(
-        self,
-        z: Float[Array, "batch height width channels"],
-        t: Float[Array, " batch"],
-        label: Int[Array, " batch"] | None = None,
+        self, z: Float[Array, "batch height width channels"], t: Float[Array, " batch"], label: Cond = None
     ) -> Float[Array, "batch height width channels"]:
         """The velocity head: a last layer of its own on the blocks at r = t."""
-        return self._through((self.head,), z, t, t, label)[0]
+        return self._through((self.head,), z, None, t, label)[0]
 
     def with_velocity(
         self,
         z: Float[Array, "batch height width channels"],
-        r: Float[Array, " batch"],
+        r: Float[Array, " batch"] | None,
         t: Float[Array, " batch"],
-        label: Int[Array, " batch"] | None = None,
+        label: Cond = None,
     ) -> tuple[Float[Array, "batch height width channels"], ...]:
-        """u and the velocity head, on the same blocks."""
+        """u and the velocity head, on the same blocks; r None for r = t."""
         return self._through((self.last, self.head), z, r, t, label)
 
     def log_variance(self, r: Float[Array, " batch"], t: Float[Array, " batch"]) -> Float[Array, " batch"]:
@@ -145,7 +153,7 @@ class DiT(nnx.Module):
     def _through(self, lasts, z, r, t, label):
         """What each of the last layers makes of the blocks."""
         early, late = self._conditions(r, t, label)
-        x = self.patches(to_patches(z, self.config.patch))
+        x = self.patches(to_patches(with_image(z, label, self.cond), self.config.patch))
         x = x + jnp.asarray(grid_positions(*self.grid, self.config.width), x.dtype)
         blocks, split, remat = list(self.blocks), self.config.decoupled_depth, self.config.remat
         x = through(blocks[:split], x, early, remat=remat)
@@ -154,11 +162,13 @@ class DiT(nnx.Module):
 
     def _conditions(self, r, t, label):
         """SiLU of the conditions of the early and of the late layers, one row where they are the same for all rows."""
-        of_label = embed_label(self.classes, label) if self.num_classes else 0.0
+        of_label = embed_label(self.classes, label_of(label)) if self.cond.num_classes else 0.0
+        if self.cond.vector:
+            of_label = of_label + self.vector(label)
         if self.config.decoupled_depth:
             early = jax.nn.silu(self.times["t"](t) + of_label)
-            return early, early if r is t else jax.nn.silu(self.times["t"](r) + of_label)
-        at = {"t": t, "r": r, "t-r": jnp.zeros(1, t.dtype) if r is t else t - r}
+            return early, early if r is None else jax.nn.silu(self.times["t"](r) + of_label)
+        at = {"t": t, "r": t if r is None else r, "t-r": jnp.zeros(1, t.dtype) if r is None else t - r}
         c = jax.nn.silu(sum((embed(at[name]) for name, embed in self.times.items()), of_label))
         return c, c
 

@@ -2,7 +2,7 @@
 
 There are no adaptive norms. What the network is told stands before the patches as tokens of their own,
 
-    8 of the class, 4 of omega, 2 of t_min, 2 of t_max, 4 of h = t - r,      then the patches,
+    8 of the class, 8 of a vector, 4 of omega, 2 of t_min, 2 of t_max, 4 of h = t - r,      then the patches,
 
 each a learned vector plus the embedding of its number or label; omega enters as 1 - 1 / omega. Of the two times the
 network is told h alone. omega and [t_min, t_max] are the scale of guidance and the times at which it acts; 1, 0 and 1,
@@ -21,19 +21,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from vamf.conditioning import Cond, CondShape, GuidanceScale, label_of, scale_of
 from vamf.errors import require
 from vamf.field_types import check_field_types
 from vamf.networks.attention import Attention, Linear, RMSNorm, rotation_table, through
+from vamf.networks.conditions import VectorEmbedding, input_shape, with_image
 from vamf.networks.embeddings import LogVariance, ScalarEmbedding, embed_label, from_patches, grid_of, to_patches
 from vamf.networks.sizes import size_of
 
-Number = Float[Array, " batch"] | Float[Array, ""] | float
-"""One for each row, or one for all."""
+UNGUIDED = GuidanceScale(1.0, 0.0, 1.0)
+"""What a network is told where no scale is given."""
 SIZES = {"B": (12, 768, 12), "M": (24, 768, 12), "L": (32, 1024, 16), "XL": (48, 1024, 16)}
 """Depth, width and heads by name."""
-TOKENS = {"label": 8, "omega": 4, "t_min": 2, "t_max": 2, "h": 4}
+TOKENS = {"label": 8, "vector": 8, "omega": 4, "t_min": 2, "t_max": 2, "h": 4}
 """How many tokens tell what, in their order."""
 
 
@@ -78,24 +80,27 @@ class InContextTransformer(nnx.Module):
         self,
         config: InContextConfig,
         event_shape: tuple[int, ...],
-        num_classes: int,
+        cond: CondShape | int = 0,
         heads: tuple[str, ...] = (),
         *,
         rngs: nnx.Rngs,
     ):
         self.config = config
+        self.cond = CondShape.of(cond)
         width, features = config.width, config.patch**2 * event_shape[-1]
+        inputs = config.patch**2 * input_shape(event_shape, self.cond)[-1]
         rows, columns = grid_of(event_shape, config.patch)
         unit = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
         one_token = nnx.initializers.normal(width**-0.5)
-        self.patches = Linear(features, width, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
-        numbers = tuple(name for name in TOKENS if name != "label")
-        self.told = ("label", *numbers) if num_classes else numbers
+        self.patches = Linear(inputs, width, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
+        numbers = tuple(name for name in TOKENS if name not in ("label", "vector"))
+        kinds = ("label",) * (self.cond.num_classes > 0) + ("vector",) * (self.cond.vector > 0)
+        self.told = (*kinds, *numbers)
         self.before = sum(TOKENS[name] for name in self.told)
         self.length = self.before + rows * columns
         self.token_embedding = nnx.Param(one_token(rngs.params(), (self.before, width)))
-        if num_classes:
-            self.classes = nnx.Embed(num_classes + 1, width, embedding_init=one_token, rngs=rngs)
+        if self.cond.num_classes:
+            self.classes = nnx.Embed(self.cond.num_classes + 1, width, embedding_init=one_token, rngs=rngs)
         self.numbers = nnx.Dict({name: ScalarEmbedding(width, kernel_init=unit, rngs=rngs) for name in numbers})
 
         def blocks(count):
@@ -109,71 +114,74 @@ class InContextTransformer(nnx.Module):
             self.head_last = LastLayer(width, features, rngs=rngs)
         if "log_variance" in heads:
             self.scale = LogVariance(rngs=rngs)
+        if self.cond.vector:
+            self.vector = VectorEmbedding(self.cond.vector, width, rngs=rngs)
 
     def __call__(
         self,
         z: Float[Array, "batch height width channels"],
         r: Float[Array, " batch"],
         t: Float[Array, " batch"],
-        label: Int[Array, " batch"] | None = None,
-        omega: Number = 1.0,
-        t_min: Number = 0.0,
-        t_max: Number = 1.0,
+        label: Cond = None,
     ) -> Float[Array, "batch height width channels"]:
-        return self._through(((self.own, self.last),), z, _gap(r, t), label, omega, t_min, t_max)[0]
+        return self._through(((self.own, self.last),), z, t - r, label)[0]
+
+    def diagonal(
+        self, z: Float[Array, "batch height width channels"], t: Float[Array, " batch"], label: Cond = None
+    ) -> Float[Array, "batch height width channels"]:
+        """u(z, t, t), with one embedding of h = 0 for all rows."""
+        return self._through(((self.own, self.last),), z, _gap(None, t), label)[0]
 
     def velocity(
-        self,
-        z: Float[Array, "batch height width channels"],
-        t: Float[Array, " batch"],
-        label: Int[Array, " batch"] | None = None,
-        omega: Number = 1.0,
-        t_min: Number = 0.0,
-        t_max: Number = 1.0,
+        self, z: Float[Array, "batch height width channels"], t: Float[Array, " batch"], label: Cond = None
     ) -> Float[Array, "batch height width channels"]:
         """The velocity head: later blocks and a last layer of its own on the first blocks at h = 0."""
-        return self._through(((self.head, self.head_last),), z, _gap(t, t), label, omega, t_min, t_max)[0]
+        return self._through(((self.head, self.head_last),), z, _gap(None, t), label)[0]
 
     def with_velocity(
         self,
         z: Float[Array, "batch height width channels"],
-        r: Float[Array, " batch"],
+        r: Float[Array, " batch"] | None,
         t: Float[Array, " batch"],
-        label: Int[Array, " batch"] | None = None,
-        omega: Number = 1.0,
-        t_min: Number = 0.0,
-        t_max: Number = 1.0,
+        label: Cond = None,
     ) -> tuple[Float[Array, "batch height width channels"], ...]:
-        """u and the velocity head on the same first blocks, both at h = t - r: what the published loss is made of."""
+        """u and the velocity head on the same first blocks, both at h = t - r, r None for h = 0: what the published
+        loss is made of."""
         branches = ((self.own, self.last), (self.head, self.head_last))
-        return self._through(branches, z, _gap(r, t), label, omega, t_min, t_max)
+        return self._through(branches, z, _gap(r, t), label)
 
     def log_variance(self, r: Float[Array, " batch"], t: Float[Array, " batch"]) -> Float[Array, " batch"]:
         """phi(r, t), the learned logarithm of the loss's scale; linear in features of the times, 0 at the start."""
         return self.scale(r, t)
 
-    def _through(self, branches, z, h, label, omega, t_min, t_max):
+    def _through(self, branches, z, h, cond):
         """What each branch, later blocks and a last layer, makes of the first blocks."""
-        x, remat = self._sequence(z, h, label, omega, t_min, t_max), self.config.remat
+        x, remat = self._sequence(z, h, cond), self.config.remat
         rotation = jnp.asarray(rotation_table(self.length, self.config.width // self.config.heads), x.dtype)
         x = through(list(self.shared), x, rotation, remat=remat)
         ends = ((last, through(list(own), x, rotation, remat=remat)) for own, last in branches)
         return tuple(from_patches(last(end[:, self.before :]), self.config.patch, z.shape) for last, end in ends)
 
-    def _sequence(self, z, h, label, omega, t_min, t_max):
-        omega, t_min, t_max = (jnp.atleast_1d(jnp.asarray(number, z.dtype)) for number in (omega, t_min, t_max))
+    def _sequence(self, z, h, cond):
+        scale = scale_of(cond) or UNGUIDED
+        numbers = (scale.omega, scale.t_min, scale.t_max)
+        omega, t_min, t_max = (jnp.atleast_1d(jnp.asarray(number, z.dtype)) for number in numbers)
         at = {"omega": 1 - 1 / omega, "t_min": t_min, "t_max": t_max, "h": h}
         learned = jnp.split(self.token_embedding[...], np.cumsum([TOKENS[name] for name in self.told])[:-1])
         tokens = []
         for name, own in zip(self.told, learned, strict=True):
-            told = embed_label(self.classes, label) if name == "label" else self.numbers[name](at[name])
-            tokens.append(jnp.broadcast_to(own + told[:, None], (z.shape[0], *own.shape)))
-        return jnp.concatenate([*tokens, self.patches(to_patches(z, self.config.patch))], axis=1)
+            if name == "label":
+                embedded = embed_label(self.classes, label_of(cond))
+            else:
+                embedded = self.vector(cond) if name == "vector" else self.numbers[name](at[name])
+            tokens.append(jnp.broadcast_to(own + embedded[:, None], (z.shape[0], *own.shape)))
+        patches = to_patches(with_image(z, cond, self.cond), self.config.patch)
+        return jnp.concatenate([*tokens, self.patches(patches)], axis=1)
 
 
 def _gap(r, t):
-    """h = t - r; one row of it where r = t."""
-    return jnp.zeros(1, t.dtype) if r is t else t - r
+    """h = t - r; one row of 0 for r None."""
+    return jnp.zeros(1, t.dtype) if r is None else t - r
 
 
 class Block(nnx.Module):

@@ -12,10 +12,12 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from vamf.conditioning import Cond, CondShape, label_of
 from vamf.errors import require
 from vamf.field_types import check_field_types
+from vamf.networks.conditions import VectorEmbedding, input_shape, with_image
 from vamf.networks.embeddings import sinusoidal
 
 THIN = 4
@@ -48,54 +50,62 @@ class MLP(nnx.Module):
         self,
         config: MLPConfig,
         event_shape: tuple[int, ...],
-        num_classes: int,
+        cond: CondShape | int = 0,
         heads: tuple[str, ...] = (),
         *,
         rngs: nnx.Rngs,
     ):
-        size = math.prod(event_shape)
+        self.cond = CondShape.of(cond)
+        size, inputs = math.prod(event_shape), math.prod(input_shape(event_shape, self.cond))
         xavier = nnx.initializers.xavier_uniform()
         self.time_features = config.time_features
-        self.num_classes = num_classes
-        fan_in = size + 2 * config.time_features
+        fan_in = inputs + 2 * config.time_features
         self.first = nnx.Linear(fan_in, config.width, kernel_init=xavier, rngs=rngs)
         self.hidden = nnx.List(
             [nnx.Linear(config.width, config.width, kernel_init=xavier, rngs=rngs) for _ in range(config.depth - 1)]
         )
         almost_zero = nnx.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
         self.last = nnx.Linear(config.width, size, kernel_init=almost_zero, rngs=rngs)
-        if num_classes:
-            self.classes = nnx.Embed(num_classes + 1, config.width, rngs=rngs)
+        if self.cond.num_classes:
+            self.classes = nnx.Embed(self.cond.num_classes + 1, config.width, rngs=rngs)
         if "velocity" in heads:
             self.own = nnx.Linear(config.width, config.width, kernel_init=xavier, rngs=rngs)
             self.head = nnx.Linear(config.width, size, kernel_init=almost_zero, rngs=rngs)
         if "log_variance" in heads:
             zeros = nnx.initializers.zeros_init()
             self.scale = nnx.Linear(2 * config.time_features, 1, kernel_init=zeros, rngs=rngs)
+        if self.cond.vector:
+            self.vector = VectorEmbedding(self.cond.vector, config.width, rngs=rngs)
 
     def __call__(
         self,
         z: Float[Array, "batch *event"],
         r: Float[Array, " batch"],
         t: Float[Array, " batch"],
-        label: Int[Array, " batch"] | None = None,
+        label: Cond = None,
     ) -> Float[Array, "batch *event"]:
         return self._average(self._trunk(z, r, t, label), z)
 
+    def diagonal(
+        self, z: Float[Array, "batch *event"], t: Float[Array, " batch"], label: Cond = None
+    ) -> Float[Array, "batch *event"]:
+        """u(z, t, t), without the embedding of the gap."""
+        return self._average(self._trunk(z, None, t, label), z)
+
     def velocity(
-        self, z: Float[Array, "batch *event"], t: Float[Array, " batch"], label: Int[Array, " batch"] | None = None
+        self, z: Float[Array, "batch *event"], t: Float[Array, " batch"], label: Cond = None
     ) -> Float[Array, "batch *event"]:
         """The velocity head: one more hidden layer on the trunk at r = t."""
-        return self._instantaneous(self._trunk(z, t, t, label), z)
+        return self._instantaneous(self._trunk(z, None, t, label), z)
 
     def with_velocity(
         self,
         z: Float[Array, "batch *event"],
-        r: Float[Array, " batch"],
+        r: Float[Array, " batch"] | None,
         t: Float[Array, " batch"],
-        label: Int[Array, " batch"] | None = None,
+        label: Cond = None,
     ) -> tuple[Float[Array, "batch *event"], Float[Array, "batch *event"]]:
-        """u and the velocity head, on the same trunk."""
+        """u and the velocity head, on the same trunk; r None for r = t."""
         h = self._trunk(z, r, t, label)
         return self._average(h, z), self._instantaneous(h, z)
 
@@ -113,16 +123,17 @@ class MLP(nnx.Module):
     def _trunk(self, z, r, t, label):
         # [z, at_t, at_t - at_r] @ kernel, with the terms in at_t gathered: no concatenation, and as r does not move
         # with t, a forward-mode pass has one product with time's tangent instead of two.
-        flat = z.reshape(z.shape[0], -1)
+        flat = with_image(z, label, self.cond).reshape(z.shape[0], -1)
         of_z, of_t, of_gap = jnp.split(self.first.kernel[...], [flat.shape[1], flat.shape[1] + self.time_features])
         at_t = sinusoidal(t, self.time_features)
-        diagonal = r is t  # the gap's embedding is 0
-        h = flat @ of_z + at_t @ (of_t if diagonal else of_t + of_gap) + _bias(self.first)
-        if not diagonal:
+        h = flat @ of_z + at_t @ (of_t if r is None else of_t + of_gap) + _bias(self.first)
+        if r is not None:  # at r = t the gap's embedding is 0
             h = h - sinusoidal(r, self.time_features) @ of_gap
-        if self.num_classes:
-            none = jnp.full(t.shape, self.num_classes)
-            h = h + self.classes(none if label is None else jnp.where(label < 0, none, label))
+        if self.cond.num_classes:
+            none, classes = jnp.full(t.shape, self.cond.num_classes), label_of(label)
+            h = h + self.classes(none if classes is None else jnp.where(classes < 0, none, classes))
+        if self.cond.vector:
+            h = h + self.vector(label)
         h = jax.nn.silu(h)
         for layer in self.hidden:
             h = jax.nn.silu(layer(h))

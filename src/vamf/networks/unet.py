@@ -27,12 +27,14 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
+from vamf.conditioning import Cond, CondShape, augment_of
 from vamf.diffusion import DDPM
 from vamf.errors import UserError, require
 from vamf.field_types import check_field_types
 from vamf.networks import unet_blocks as blocks
+from vamf.networks.conditions import input_shape, with_image
 from vamf.networks.embeddings import LogVariance
 from vamf.networks.unet_blocks import ALMOST_ZERO
 
@@ -102,13 +104,14 @@ class UNet(nnx.Module):
         self,
         config: UNetConfig,
         event_shape: tuple[int, ...],
-        num_classes: int,
+        cond: CondShape | int = 0,
         heads: tuple[str, ...] = (),
         *,
         rngs: nnx.Rngs,
     ):
         _check(event_shape, len(config.multipliers))
-        colours = event_shape[-1]
+        self.cond = CondShape.of(cond)
+        colours, inputs = event_shape[-1], input_shape(event_shape, self.cond)[-1]
         dtype = jnp.bfloat16 if config.dtype == "bfloat16" else None
         plain = config.kind == "ddpm"
         width = 4 * config.channels
@@ -131,9 +134,9 @@ class UNet(nnx.Module):
         self.predicts, self.augment_features = config.predicts, config.augment_features
         two_times = config.predicts == "average_velocity"
         self.mapping = blocks.Mapping(
-            config.time_features, two_times, num_classes, config.augment_features, width, rngs=rngs
+            config.time_features, two_times, self.cond, config.augment_features, width, rngs=rngs
         )
-        self.first = blocks.convolution(colours, config.channels, dtype, rngs)
+        self.first = blocks.convolution(inputs, config.channels, dtype, rngs)
         levels = [
             (multiplier * config.channels, max(event_shape[:2]) >> level in config.attention)
             for level, multiplier in enumerate(config.multipliers)
@@ -175,43 +178,40 @@ class UNet(nnx.Module):
         z: Float[Array, "batch height width colours"],
         r: Float[Array, " batch"],
         t: Float[Array, " batch"],
-        label: Int[Array, " batch"] | None = None,
+        label: Cond = None,
         *,
         key: Key[Array, ""] | None = None,
-        augment: Float[Array, "batch augment_features"] | None = None,
     ) -> Float[Array, "batch height width colours"]:
         """The average velocity.
 
         Args:
+            label: the condition; how each image was augmented counts, without it, as not at all.
             key: of the dropout; without one nothing is dropped.
-            augment: how each image was augmented; without it, not at all.
         """
-        return self._average(self._trunk(z, r, t, label, key, augment)[0], z, t)
+        return self._average(self._trunk(z, r, t, label, key)[0], z, t)
 
     def velocity(
         self,
         z: Float[Array, "batch height width colours"],
         t: Float[Array, " batch"],
-        label: Int[Array, " batch"] | None = None,
+        label: Cond = None,
         *,
         key: Key[Array, ""] | None = None,
-        augment: Float[Array, "batch augment_features"] | None = None,
     ) -> Float[Array, "batch height width colours"]:
         """The velocity head: one more residual block on the trunk at r = t."""
-        return self._instantaneous(*self._trunk(z, t, t, label, key, augment), z)
+        return self._instantaneous(*self._trunk(z, t, t, label, key), z)
 
     def with_velocity(
         self,
         z: Float[Array, "batch height width colours"],
-        r: Float[Array, " batch"],
+        r: Float[Array, " batch"] | None,
         t: Float[Array, " batch"],
-        label: Int[Array, " batch"] | None = None,
+        label: Cond = None,
         *,
         key: Key[Array, ""] | None = None,
-        augment: Float[Array, "batch augment_features"] | None = None,
     ) -> tuple[Float[Array, "batch height width colours"], Float[Array, "batch height width colours"]]:
-        """The average velocity and the velocity head, on the same trunk."""
-        h, at, keys = self._trunk(z, r, t, label, key, augment)
+        """The average velocity and the velocity head, on the same trunk; r None for r = t."""
+        h, at, keys = self._trunk(z, t if r is None else r, t, label, key)
         return self._average(h, z, t), self._instantaneous(h, at, keys, z)
 
     def log_variance(self, r: Float[Array, " batch"], t: Float[Array, " batch"]) -> Float[Array, " batch"]:
@@ -226,15 +226,15 @@ class UNet(nnx.Module):
         h = self.own(h, at, next(keys))
         return self.head(jax.nn.silu(self.own_norm(h))).astype(z.dtype)
 
-    def _trunk(self, z, r, t, label, key, augment):
+    def _trunk(self, z, r, t, cond, key):
         """The last block's activations, the vector of times, and a key for each further block."""
-        if augment is not None and not self.augment_features:
+        if augment_of(cond) is not None and not self.augment_features:
             raise UserError("augment: this network takes no such label; set network.augment-features")
         if self.predicts == "noise":
             z, t = DDPM.locate(z, t)
         keys = itertools.repeat(None) if key is None else (jax.random.fold_in(key, i) for i in itertools.count())
-        at = self.mapping(r, t, label, augment)
-        kept = [h := self.first(z)]
+        at = self.mapping(r, t, cond)
+        kept = [h := self.first(with_image(z, cond, self.cond))]
         for stage in self.encoder:
             kept.append(h := stage(h, at, next(keys)))
         for stage in self.middle:

@@ -14,7 +14,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Key
 
+from vamf.conditioning import CondShape, augment_of, label_of
 from vamf.networks.attention import Linear, attend
+from vamf.networks.conditions import VectorEmbedding
 from vamf.networks.embeddings import embed_label, sinusoidal
 
 XAVIER = nnx.initializers.xavier_uniform()
@@ -83,33 +85,37 @@ def dropout(x: Float[Array, "*shape"], rate: float, key: Key[Array, ""] | None) 
 
 
 class Mapping(nnx.Module):
-    """From times, class and augmentation to the vector that every block sees."""
+    """From times, condition and augmentation to the vector that every block sees."""
 
     def __init__(
         self,
         features: int,
         two_times: bool,
-        num_classes: int,
+        cond: CondShape,
         augment_features: int,
         width: int,
         *,
         rngs: nnx.Rngs,
     ):
-        self.features, self.two_times, self.conditional = features, two_times, num_classes > 0
+        self.features, self.two_times, self.cond = features, two_times, cond
         fan_in = features * (1 + two_times)
-        if num_classes:
-            spread = nnx.initializers.variance_scaling(float(num_classes), "fan_avg", "uniform")
-            self.classes = nnx.Embed(num_classes + 1, fan_in, embedding_init=spread, rngs=rngs)
+        if cond.num_classes:
+            spread = nnx.initializers.variance_scaling(float(cond.num_classes), "fan_avg", "uniform")
+            self.classes = nnx.Embed(cond.num_classes + 1, fan_in, embedding_init=spread, rngs=rngs)
         if augment_features:
             self.augment = nnx.Linear(augment_features, fan_in, use_bias=False, kernel_init=XAVIER, rngs=rngs)
         self.first = nnx.Linear(fan_in, width, kernel_init=XAVIER, rngs=rngs)
         self.second = nnx.Linear(width, width, kernel_init=XAVIER, rngs=rngs)
+        if cond.vector:
+            self.vector = VectorEmbedding(cond.vector, fan_in, rngs=rngs)
 
-    def __call__(self, r, t, label, augment) -> Float[Array, "batch width"]:
+    def __call__(self, r, t, cond) -> Float[Array, "batch width"]:
         h = self.times(t, t - r) if self.two_times else self.times(t)
-        if self.conditional:
-            h = h + embed_label(self.classes, label)
-        if augment is not None:
+        if self.cond.num_classes:
+            h = h + embed_label(self.classes, label_of(cond))
+        if self.cond.vector:
+            h = h + self.vector(cond)
+        if (augment := augment_of(cond)) is not None:
             h = h + self.augment(augment)
         return jax.nn.silu(self.second(jax.nn.silu(self.first(h))))
 

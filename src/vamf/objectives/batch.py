@@ -169,7 +169,7 @@ class Context:
         """u(z, t, t), which is the network's own velocity there."""
         told = at_time(rows.cond, rows.t)
         if self.objective.shares_head_pass:
-            prediction = Prediction(*with_head(self.u, rows.z, rows.t, rows.t, told))
+            prediction = Prediction(*with_head(self.u, rows.z, None, rows.t, told))
         else:
             prediction = Prediction(instantaneous_velocity(self.u, rows.z, rows.t, rows.cond))
         self.remember("online", rows, prediction.u)
@@ -212,12 +212,15 @@ def head(u: AverageVelocity) -> AverageVelocity:
 
 
 def with_head(u: AverageVelocity, z, r, t, cond: Cond) -> tuple[Array, Array]:
-    """u(z, r, t) and the velocity head in one pass, whose gap and guidance scale the head is told too.
+    """u(z, r, t), or u(z, t, t) for r None, and the velocity head in one pass, told the same gap and guidance scale.
 
     An average velocity whose head stands alone is asked twice.
     """
     both = getattr(u, "with_velocity", None)
-    return (u(z, r, t, cond), head(u)(z, t, t, cond)) if both is None else both(z, r, t, cond)
+    if both is not None:
+        return both(z, r, t, cond)
+    value = instantaneous_velocity(u, z, t, cond) if r is None else u(z, r, t, cond)
+    return value, head(u)(z, t, t, cond)
 
 
 def expand_rows(values: Int[Array, "*rows"] | Float[Array, "*rows"] | float, rows: PathBatch) -> Array:

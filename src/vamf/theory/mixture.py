@@ -207,8 +207,12 @@ class GaussianMixture:
         t: Float[Array, " n"],
         label: Cond = None,
     ) -> Float[Array, "n d"]:
-        """The exact average velocity; where r and t are one and the same array, v(z, t) at no more than its cost."""
-        return self.velocity(z, t) if r is t else self.average_velocity(z, r, t)
+        """The exact average velocity, whatever the label."""
+        return self.average_velocity(z, r, t)
+
+    def diagonal(self, z: Float[Array, "n d"], t: Float[Array, " n"], label: Cond = None) -> Float[Array, "n d"]:
+        """u(z, t, t) = v(z, t), without the ODE."""
+        return self.velocity(z, t)
 
     # ------------------------------------------------------------------- pieces, for rows z (n, d) and components K
 

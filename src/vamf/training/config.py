@@ -12,7 +12,7 @@ from vamf.data import Dataset, ImageConfig, LatentScale, is_name, load, whitenin
 from vamf.data.augment import Augmentation
 from vamf.errors import UserError, require
 from vamf.field_types import check_field_types
-from vamf.networks import InContextConfig, MLPConfig, NetworkConfig
+from vamf.networks import InContextConfig, MLPConfig, NetworkConfig, Prediction
 from vamf.objectives import METHODS, Objective
 from vamf.optimisers import table
 from vamf.options import plain
@@ -183,6 +183,8 @@ class TrainConfig:
     """Pairs of noise and data that the teacher's flow connects."""
     network: NetworkConfig = TOYS_NETWORK
     """The network; its kind is the preset's, or `--network KIND`."""
+    prediction: Prediction = "average_velocity"
+    """What the network's outputs are; from data, u = (z - x_hat) / max(t, 0.05)."""
     jvp_dtype: Literal["float32", "network"] = "float32"
     """Precision of Jacobian-vector products, where the network computes in less; network: in the network's own."""
     optimiser: OptimiserConfig = OptimiserConfig()

@@ -19,13 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vamf import networks
 from vamf.data import Dataset
 from vamf.errors import UserError, require
 from vamf.training import counting
 from vamf.training.config import TrainConfig
 from vamf.training.grid import load_teacher, needs_teacher
-from vamf.training.step import Member, State, Trainer, optimiser
+from vamf.training.step import Member, State, Trainer, build_network, optimiser
 from vamf.training.windows import WINDOW_BYTES
 
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -120,9 +119,7 @@ def trainer_of(config: TrainConfig, dataset: Dataset) -> Trainer:
         UserError: the teacher that the training needs is not there.
     """
     objective = config.build_objective()
-    network = networks.build(
-        config.network, dataset.event_shape, dataset.num_classes, objective.heads, config.jvp_dtype
-    )
+    network = build_network(config, dataset)
     teacher = load_teacher(config, dataset).velocity if needs_teacher(config) else None
     return Trainer(config, dataset, network, objective, optimiser(config), teacher)
 

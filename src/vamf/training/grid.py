@@ -41,7 +41,7 @@ from vamf.training.config import CONFIG, TrainConfig, identity
 from vamf.training.couplings import couple
 from vamf.training.inputs import Inputs
 from vamf.training.mesh import Layout, MeshConfig, on_host
-from vamf.training.step import Member, Metrics, State, Trainer, learning_rate, optimiser, streams
+from vamf.training.step import Member, Metrics, State, Trainer, build_network, learning_rate, optimiser, streams
 from vamf.training.windows import Windows
 
 Strategy = Literal["auto", "loop", "vmap"]
@@ -112,7 +112,7 @@ def load_initial(config: TrainConfig, dataset: Dataset) -> Any:
     if not config.initial:
         return ()
     _, params = _load("initial", config, dataset)
-    own = networks.build(config.network, dataset.event_shape, dataset.num_classes, config.build_objective().heads)
+    own = build_network(config, dataset)
     networks.overlay(jax.eval_shape(own.init, jax.random.key(0)), params)
     return params
 
@@ -130,6 +130,11 @@ def _load(option: str, config: TrainConfig, dataset: Dataset) -> tuple[networks.
         raise UserError(
             f"{option} = {folder}: its samples have shape {run.dataset_info.event_shape}, "
             f"those of {dataset.name} {dataset.event_shape}"
+        )
+    if option == "initial" and run.config.prediction != config.prediction:
+        raise UserError(
+            f"initial = {folder}: its network predicts {run.config.prediction}, this one {config.prediction}; both "
+            "need the same --prediction"
         )
     if dataset.latents and run.dataset_info.latents and run.config.latents != config.latents:
         raise UserError(
@@ -188,8 +193,7 @@ class Grid:
         self.values = {name: tuple(given) for name, given in (values or {}).items()}
         self.learning_rate = learning_rate(config)
         self.layout = self._layout(mesh or config.mesh)
-        described = config.network, dataset.event_shape, dataset.num_classes, objective.heads
-        self.bare = networks.build(*described, config.jvp_dtype)
+        self.bare = build_network(config, dataset)
         self.network = self.layout.network(self.bare)
         if "oracle" in objective.needs and getattr(dataset, "mixture", None) is None:
             raise UserError(f"proxy = oracle: the law of {dataset.name} is not known in closed form")

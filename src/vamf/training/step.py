@@ -31,6 +31,14 @@ BINS = 4
 """Bins of t, and of the gap t - r above 0, in the table of residuals."""
 
 
+def build_network(config: TrainConfig, dataset: Dataset) -> Network:
+    """The network of a training, with the heads that its objective needs."""
+    heads = config.build_objective().heads
+    return networks.build(
+        config.network, dataset.event_shape, dataset.cond_shape, heads, config.jvp_dtype, config.prediction
+    )
+
+
 class Member(NamedTuple):
     """What distinguishes the trainings of a grid."""
 

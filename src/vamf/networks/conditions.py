@@ -1,0 +1,45 @@
+"""How a network takes a vector or an image-shaped array as its condition, beside its class.
+
+A vector is embedded and added where the class is; a learned vector stands for none. An image-shaped array joins the
+channels of z, with one channel more that is 1 in the rows that have it: an absent image is 0 there and everywhere.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vamf.conditioning import Cond, Conditioning, CondShape, is_present
+
+
+class VectorEmbedding(nnx.Module):
+    """A vector (batch, size) through a perceptron of one hidden SiLU layer."""
+
+    def __init__(self, size: int, width: int, *, rngs: nnx.Rngs):
+        self.first = nnx.Linear(size, width, rngs=rngs)
+        self.second = nnx.Linear(width, width, rngs=rngs)
+        self.none = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (width,)))
+
+    def __call__(self, cond: Cond) -> Float[Array, "rows width"]:
+        """One row where no row has a vector."""
+        none = self.none[...][None]
+        if not isinstance(cond, Conditioning) or cond.vector is None:
+            return none
+        embedded = self.second(jax.nn.silu(self.first(cond.vector)))
+        return jnp.where(is_present(cond)[:, None], embedded, none)
+
+
+def input_shape(event_shape: tuple[int, ...], shape: CondShape) -> tuple[int, ...]:
+    """Shape of what `with_image` makes of one row."""
+    return (*event_shape[:-1], event_shape[-1] + shape.image + 1) if shape.image else event_shape
+
+
+def with_image(z: Float[Array, "batch *event"], cond: Cond, shape: CondShape) -> Float[Array, "batch *input"]:
+    """z and the image-shaped condition along the last axis, where there is one."""
+    if not shape.image:
+        return z
+    if not isinstance(cond, Conditioning) or cond.image is None:
+        return jnp.concatenate([z, jnp.zeros((*z.shape[:-1], shape.image + 1), z.dtype)], axis=-1)
+    shown = is_present(cond).reshape(-1, *[1] * (z.ndim - 1)).astype(z.dtype)
+    mask = jnp.broadcast_to(shown, (*z.shape[:-1], 1))
+    return jnp.concatenate([z, shown * cond.image.astype(z.dtype), mask], axis=-1)
