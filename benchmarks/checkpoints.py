@@ -23,7 +23,8 @@ from vamf.files import write_json
 from vamf.progress import Progress
 from vamf.training import loop, presets
 from vamf.training.config import LogConfig
-from vamf.training.grid import Grid, keep_on_one_core
+from vamf.training.cores import keep_on_one_core
+from vamf.training.grid import Grid
 from vamf.training.logs import read
 
 

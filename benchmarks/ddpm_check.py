@@ -31,12 +31,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vamf import figures
 from vamf.data import ImageConfig
 from vamf.diffusion import DDPM
 from vamf.errors import UserError
 from vamf.files import write_atomic, write_json
 from vamf.networks import UNetConfig
-from vamf.report import figures
 from vamf.training.config import LogConfig, OptimiserConfig, TrainConfig
 from vamf.training.grid import Grid
 

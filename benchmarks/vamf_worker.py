@@ -25,7 +25,8 @@ import numpy as np
 from vamf import data
 from vamf.networks import MLPConfig
 from vamf.training.config import LogConfig, OptimiserConfig, TrainConfig
-from vamf.training.grid import Grid, keep_on_one_core, spread_over_cores
+from vamf.training.cores import keep_on_one_core, spread_over_cores
+from vamf.training.grid import Grid
 from vamf.training.step import Member
 
 BETAS, SEEDS = 11, 3

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from vamf.data.images import ImageConfig
+from vamf.data.image_dataset import ImageConfig
 from vamf.networks import DiTConfig, MLPConfig
 from vamf.training.config import LogConfig, OptimiserConfig, TrainConfig
 from vamf.training.grid import Grid

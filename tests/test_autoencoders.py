@@ -16,7 +16,7 @@ from test_tensors import write_safetensors
 from vamf import autoencoders
 from vamf.autoencoders import kl, layers, tiny
 from vamf.autoencoders.pictures import from_bytes, in_batches, psnr, to_bytes
-from vamf.data import image_files, images
+from vamf.data import image_dataset, image_files, images
 from vamf.errors import UserError
 
 SHARED = Path(os.environ.get("VAMF_TEST_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
@@ -231,7 +231,7 @@ def reconstructions(step):
         pytest.skip(f"no taef2 or imagenet_sample under {SHARED}")
     autoencoder = autoencoders.load(folder)
     assert (autoencoder.name, autoencoder.channels) == ("taef2", 32)
-    config = images.ImageConfig(size=256, channels="rgb")
+    config = image_dataset.ImageConfig(size=256, channels="rgb")
     pixels = images.decode(image_files.read(photographs), config, "photographs").pixels[::step]
     latents = in_batches(autoencoder.encode, from_bytes(pixels), 7)
     assert latents.shape == (len(pixels), 32, 32, 32)

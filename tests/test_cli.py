@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from vamf import cli
+from vamf.objectives import METHODS
 from vamf.progress import Progress
+from vamf.training.presets import PRESETS
 from vamf.training.run import Run
 
 FAST = ["--steps", "20", "--batch-size", "16", "--checkpoint-every", "10", "--log.every", "10", "--network.width", "16"]
@@ -166,16 +168,8 @@ def test_help_is_fast_and_complete():
     """Help must not wait for the heavy imports."""
     code = "import sys; from vamf.cli import main; main(['--help']); assert 'jax' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for name in (*cli.COMMANDS, *cli.PRESETS.split(), *cli.METHODS.split()):
+    for name in cli.COMMANDS:
         assert name in done.stdout
-
-
-def test_help_names_match_the_code():
-    from vamf.objectives import METHODS
-    from vamf.training.presets import PRESETS
-
-    assert cli.PRESETS.split() == list(PRESETS)
-    assert cli.METHODS.split() == list(METHODS)
 
 
 def test_command_help(capsys):
@@ -184,6 +178,9 @@ def test_command_help(capsys):
         assert status == 0
         assert f"usage: vamf {command}" in out
     _, out, _ = run("train", "--help", capsys=capsys)
+    lines = dict(line.split(": ", 1) for line in out.splitlines()[:2])
+    assert lines["presets"].split() == list(PRESETS)
+    assert lines["methods"].split() == list(METHODS)
     for option in ("--beta", "--steps", "--anchor.weight", "--times.max-gap", "--out"):
         assert option in out
 

@@ -35,7 +35,7 @@ from vamf import cli
 from vamf.autoencoders import tiny
 from vamf.metrics import inception
 from vamf.metrics.moments import Moments
-from vamf.studies import comparison, launcher, runner, summary, toys
+from vamf.studies import STUDIES, comparison, launcher, runner, summary, toys
 from vamf.training import run
 
 pytestmark = pytest.mark.slow
@@ -347,23 +347,22 @@ class Parsed(Exception):
 def parse(words):
     """Have a command read by its own parser, up to where work would begin: the objective of a training is built, and a
     study with its budget."""
-    read = cli._parse
 
-    def stop(*arguments, **options):
-        raise Parsed(None if words[0] == "study" else read(*arguments, **options))
+    def stop(*arguments, **_):
+        raise Parsed(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         if words[0] == "study":
             patch.setattr(launcher, "choose", lambda *_: None)
             patch.setattr(launcher, "run", stop)
-            for name, kind in cli.STUDIES.items():
-                patch.setattr(f"vamf.studies.{name}.{kind}.run", stop)
+            for row in STUDIES.values():
+                patch.setattr(f"{row.module}.{row.name}.run", stop)
         else:
-            patch.setattr(cli, "_parse", stop)
+            patch.setattr(run.Run, "create", stop)
         with pytest.raises(Parsed) as stopped:
             cli.main(words)
     if words[0] == "train":
-        stopped.value.args[0].settings.build_objective()
+        stopped.value.args[0].build_objective()
 
 
 @pytest.fixture(scope="module")

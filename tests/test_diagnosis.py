@@ -8,17 +8,16 @@ import numpy as np
 import pytest
 
 import oracles
-from vamf import cli, objectives
+from vamf import cli, figures, objectives
 from vamf.diagnosis import BETAS, Finding, advise, diagnose, logbook
 from vamf.diagnosis import run as visit
 from vamf.diagnosis.advice import Current, with_error
-from vamf.diagnosis.measure import Curve
+from vamf.diagnosis.results import Curve
 from vamf.diagnosis.run import gradients_of, in_both_roles, mixing
 from vamf.errors import UserError
 from vamf.networks import MLPConfig
 from vamf.objectives import METHODS
 from vamf.objectives.velocity import Mix
-from vamf.report import figures
 from vamf.theory.estimate import Estimate
 from vamf.theory.estimators import gradient_contrasts
 from vamf.times import Uniform

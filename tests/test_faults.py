@@ -29,7 +29,8 @@ from vamf.errors import UserError
 from vamf.networks import MLPConfig
 from vamf.progress import Progress
 from vamf.training import loop
-from vamf.training.checkpoints import Checkpoints, checksum
+from vamf.training.checkpoints import Checkpoints
+from vamf.training.checksum import checksum
 from vamf.training.config import CheckpointConfig, GuardConfig, LogConfig, TrainConfig, identity, to_json
 from vamf.training.grid import Grid
 from vamf.training.guards import HUNG, Diverged, Guard, Watchdog
@@ -370,7 +371,8 @@ def test_restored_on_another_number_of_devices(tmp_path):
 import jax, jax.numpy as jnp, numpy as np
 from pathlib import Path
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from vamf.training.checkpoints import Checkpoints, checksum
+from vamf.training.checkpoints import Checkpoints
+from vamf.training.checksum import checksum
 jax.config.update("jax_num_cpu_devices", 8)
 folder = Path({str(tmp_path)!r})
 host = {{"w": np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32), "b": np.arange(8, dtype=np.int32)}}

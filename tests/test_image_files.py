@@ -16,7 +16,7 @@ from PIL import Image
 
 from pytorch_files import Raw, call, name, opcodes
 from vamf.data import image_files, images
-from vamf.data.images import ImageConfig
+from vamf.data.image_dataset import ImageConfig
 from vamf.errors import UserError
 from vamf.metrics.images import open_images
 

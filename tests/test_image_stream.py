@@ -8,8 +8,8 @@ import pytest
 
 from test_image_files import labels, pixels, save
 from test_images import as_set, damage
+from vamf.data.image_dataset import ImageConfig
 from vamf.data.image_stream import stream
-from vamf.data.images import ImageConfig
 from vamf.errors import UserError
 
 

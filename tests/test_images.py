@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from test_image_files import SHARED, labels, pixels, save, write_mnist
-from vamf.data import image_files, images
+from vamf.data import image_dataset, image_files, images
 from vamf.data.classes import number_of
+from vamf.data.image_dataset import ImageConfig
 from vamf.data.image_stream import Source
-from vamf.data.images import ImageConfig
 from vamf.data.pictures import Damaged, Encoded, one
 from vamf.errors import UserError
 from vamf.metrics.images import open_images
@@ -319,7 +319,7 @@ def test_a_folder_of_damaged_pictures(tmp_path):
 
 
 def test_too_few_are_left(tmp_path):
-    save(tmp_path, pixels(images.MINIMUM))
+    save(tmp_path, pixels(image_dataset.MINIMUM))
     images.load(tmp_path)
     damage(tmp_path / "0004.png", "empty")
     message = refusal(tmp_path)

@@ -13,9 +13,10 @@ import pytest
 
 from test_image_files import labels, pixels, save
 from test_images import damage
-from vamf import autoencoders, cli, data
+from vamf import autoencoders, data
 from vamf.autoencoders import Autoencoder
 from vamf.autoencoders.pictures import from_bytes, psnr
+from vamf.commands.runs import print_distances
 from vamf.data import LatentScale, command, encoding, latents
 from vamf.data.encoding import LatentConfig
 from vamf.errors import UserError
@@ -274,7 +275,7 @@ def test_whether_the_reference_is_unseen(tmp_path, kind):
 def test_what_an_evaluation_without_held_out_data_says(capsys):
     result = {"run": "r", "step": 1, "ema": 0.999, "distances": {"floor": {"sw1": 1.0, "sw2": 2.0}}}
     for unseen in (True, False):
-        cli._print_distances(result | {"unseen": unseen})
+        print_distances(result | {"unseen": unseen})
         assert ("to the training data, since none were held out" in capsys.readouterr().out) != unseen
 
 

@@ -17,18 +17,19 @@ from vamf.errors import UserError
 from vamf.progress import Progress
 from vamf.studies import runner
 from vamf.training.config import TrainConfig
+from vamf.training.folders import claim
 from vamf.training.logs import read
-from vamf.training.run import Run, _claim
+from vamf.training.run import Run
 
 
 def claims(config: TrainConfig, folder: Path | None, count: int) -> list[Path | str]:
     """What so many claims at once come to: folders, or refusals. All are held until the last one is answered."""
     start, end = threading.Barrier(count), threading.Barrier(count)
 
-    def claim(_) -> Path | str:
+    def attempt(_) -> Path | str:
         start.wait()
         try:
-            with _claim(config, folder) as found:
+            with claim(config, folder) as found:
                 end.wait()
                 return found
         except UserError as error:
@@ -36,7 +37,7 @@ def claims(config: TrainConfig, folder: Path | None, count: int) -> list[Path | 
             return str(error)
 
     with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(claim, range(count)))
+        return list(pool.map(attempt, range(count)))
 
 
 def test_a_folder_is_claimed_once(tmp_path, monkeypatch):
@@ -53,7 +54,7 @@ def test_a_folder_is_claimed_once(tmp_path, monkeypatch):
         assert found.count(folder) == 1
         assert list(folder.glob("*")) == []  # who made it may not have been who got it: it may stay, empty
     for folder in (Path("fresh") / "run", Path("empty")):
-        with pytest.raises(ZeroDivisionError), _claim(TrainConfig("swiss_roll"), folder):
+        with pytest.raises(ZeroDivisionError), claim(TrainConfig("swiss_roll"), folder):
             raise ZeroDivisionError
         assert folder.parent.exists() == folder.exists() == (folder.name == "empty")
 

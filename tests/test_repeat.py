@@ -5,12 +5,14 @@ import shlex
 
 import pytest
 
-from vamf import cli
 from vamf.cli_options import Parser
+from vamf.commands.parsing import parse
+from vamf.commands.train import settings_of
 from vamf.data import ImageConfig
 from vamf.errors import UserError
 from vamf.networks import DiTConfig, MLPConfig
-from vamf.training import presets, repeat
+from vamf.report import repeat
+from vamf.training import presets
 from vamf.training.config import CheckpointConfig, LogConfig, TrainConfig
 from vamf.training.run import Run
 
@@ -18,8 +20,8 @@ from vamf.training.run import Run
 def parsed(words: list[str]) -> TrainConfig:
     """The configuration that the words after `vamf train` make."""
     words = list(words)
-    parser = Parser(cli._settings(words, "train"))
-    return parser.config(cli._parse(parser.kind, words, "train CONFIG"))
+    parser = Parser(settings_of(words, "train"))
+    return parser.config(parse(parser.kind, words, "train CONFIG"))
 
 
 TOY = presets.PRESETS["two_moons"]

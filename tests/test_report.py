@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vamf.report import figures, tables
+from vamf import figures
+from vamf.report import tables
 from vamf.report.page import Page
 
 

@@ -13,7 +13,7 @@ from test_images import as_set, damage
 from vamf import data
 from vamf.data import encoding, latents, shards
 from vamf.data import stream as streams
-from vamf.data.images import ImageConfig
+from vamf.data.image_dataset import ImageConfig
 from vamf.data.stream import Stream
 from vamf.errors import UserError
 from vamf.networks import MLPConfig

@@ -11,7 +11,7 @@ import pytest
 import oracles
 from vamf import data
 from vamf.progress import Progress
-from vamf.studies import adaptive
+from vamf.studies import adaptive_results
 from vamf.studies.adaptive import AdaptiveStudy, Budget
 from vamf.training import loop
 
@@ -37,7 +37,7 @@ def test_every_arm_is_there_with_every_seed(finished):
     with (finished / "members.csv").open() as handle:
         rows = list(csv.DictReader(handle))
     found = {(row["arm"], row["equal"], int(row["seed"]), int(row["steps"])) for row in rows}
-    arms = [*adaptive.FIXED, "binned", "rao_blackwell", "oracle"]
+    arms = [*adaptive_results.FIXED, "binned", "rao_blackwell", "oracle"]
     expected = {(arm, "steps", seed, 200) for arm in arms for seed in TINY.seeds}
     assert found == expected | {("rao_blackwell", "time", seed, 100) for seed in TINY.seeds}
     for row in rows:
@@ -88,13 +88,13 @@ def test_verdict_counts_differences_above_one_standard_error():
     error = np.hypot(0.01, 0.01) / np.sqrt(5)
     near, far = 0.9 * error, 1.1 * error
     table = rows(**{"beta_0": 0.2, "beta_0.5": 0.1}, binned=0.1 + near, per_sample=0.1 + far, rao_blackwell=0.1 - far)
-    found = adaptive.verdict("x", table)
+    found = adaptive_results.verdict("x", table)
     assert found["best_arm"] == "beta_0.5"
     outcomes = {arm: result["outcome"] for arm, result in found["compared"].items()}
     assert outcomes == {"binned": "ties", "per_sample": "loses", "rao_blackwell": "wins"}
     assert found["compared"]["rao_blackwell"]["error"] == pytest.approx(error)
     assert found["compared"]["rao_blackwell"]["variance_ratio"] == 5
-    text = adaptive.sentence(found)
+    text = adaptive_results.sentence(found)
     assert "wins: rao blackwell (-7 %)" in text
     assert "loses: per sample (+7 %)" in text
     assert "5.0 times less gradient variance" in text
@@ -102,7 +102,7 @@ def test_verdict_counts_differences_above_one_standard_error():
 
 @pytest.mark.slow
 def test_effective_sizes_are_those_of_bayes_rule():
-    found = adaptive.effective_sizes("two_moons", count=32)
+    found = adaptive_results.effective_sizes("two_moons", count=32)
     dataset = data.load("two_moons")
     keys = jax.random.split(jax.random.key(7), 3)
     x = np.asarray(dataset.draw((), keys[0], 32)[0], np.float64)
@@ -130,4 +130,4 @@ def test_default_budget_is_the_one_asked_for():
     assert len(adaptive.DEFAULT.seeds) == 5
     assert len([name for name in adaptive.DEFAULT.datasets if name.startswith("dgmm")]) >= 3
     assert {"digits", "swiss_roll", "dgmm64"} <= set(adaptive.DEFAULT.datasets)
-    assert adaptive.BETAS == (0.0, 0.25, 0.5, 0.75, 1.0)
+    assert adaptive_results.BETAS == (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -8,7 +8,7 @@ import numpy as np
 
 from vamf.data import arrays, image_files, images, latents, mixtures, toys
 from vamf.data.dataset import Dataset
-from vamf.data.images import ImageConfig
+from vamf.data.image_dataset import ImageConfig
 from vamf.data.latents import LatentScale
 from vamf.errors import UserError
 

@@ -9,7 +9,7 @@ import tyro
 from vamf import autoencoders
 from vamf.data import encoding, image_files, images
 from vamf.data.classes import called
-from vamf.data.images import ImageConfig
+from vamf.data.image_dataset import ImageConfig
 from vamf.data.pictures import Channels
 from vamf.errors import require
 from vamf.files import check_source, write_arrays

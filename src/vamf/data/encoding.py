@@ -17,8 +17,9 @@ import numpy as np
 from vamf import locks
 from vamf.autoencoders import Autoencoder
 from vamf.autoencoders.pictures import from_bytes, in_batches, psnr, to_bytes
-from vamf.data import image_files, images
-from vamf.data.images import QUIET, ImageConfig
+from vamf.data import image_dataset, image_files, images
+from vamf.data.image_dataset import ImageConfig
+from vamf.data.images import QUIET
 from vamf.data.latents import FORMAT, INDEX, is_folder, read_index
 from vamf.data.pictures import Damaged, Encoded, Pictures
 from vamf.errors import UserError, require
@@ -79,7 +80,7 @@ def encode(
 def _encode(
     path: Path, source: Pictures, autoencoder: Autoencoder, folder: Path, config: LatentConfig, progress: Progress
 ) -> dict[str, Any]:
-    label, classes, num_classes = images.classed(str(path), source.label, source.classes, source.num_classes)
+    label, classes, num_classes = image_dataset.classed(str(path), source.label, source.classes, source.num_classes)
     source = source._replace(label=label)
     index = _open(folder, _settings(path, source, autoencoder, config))
     index["source"] = str(path.resolve())

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from vamf.data import image_files, images, pictures
+from vamf.data import image_dataset, image_files, pictures
 from vamf.data import stream as streams
 from vamf.data.dataset import Dataset
-from vamf.data.images import ImageConfig
+from vamf.data.image_dataset import ImageConfig
 from vamf.data.pictures import Damaged, Pictures
 from vamf.data.stream import Stream
 from vamf.errors import UserError, require
@@ -82,10 +82,10 @@ def load(path: Path, name: str, found: Pictures, config: ImageConfig, holdout: f
         UserError: grain is not installed, or too few pictures.
     """
     streams.check_grain(path)
-    if len(found.items) < images.MINIMUM:
-        raise UserError(f"{path}: {len(found.items)} pictures; at least {images.MINIMUM} are needed")
+    if len(found.items) < image_dataset.MINIMUM:
+        raise UserError(f"{path}: {len(found.items)} pictures; at least {image_dataset.MINIMUM} are needed")
     if found.test is None:
-        rows, held = images.parted(len(found.items), holdout)
+        rows, held = image_dataset.parted(len(found.items), holdout)
         unseen = Source(found, config, held if len(held) else rows)
         used, seen = f"{len(held):,} held out" if len(held) else "none held out", len(held) == 0
     else:
@@ -94,13 +94,13 @@ def load(path: Path, name: str, found: Pictures, config: ImageConfig, holdout: f
     source = Source(found, config, rows)
     if unseen.shape != source.shape:
         raise UserError(f"{path}: the test set has pictures of shape {unseen.shape}, the training set {source.shape}")
-    most = min(len(unseen), max(1, images.REFERENCE // math.prod(source.shape)))
+    most = min(len(unseen), max(1, image_dataset.REFERENCE // math.prod(source.shape)))
 
     def reference(n, seed):
         pixels = streams.window(unseen, seed, 0, min(n, most))["pixels"]
         return pixels.reshape(-1, *source.shape).astype(np.float32)
 
-    dataset = images.assembled(
+    dataset = image_dataset.assembled(
         name,
         source.shape,
         streams.kept(source),
@@ -111,9 +111,9 @@ def load(path: Path, name: str, found: Pictures, config: ImageConfig, holdout: f
         count=len(rows),
         used=used,
         unseen=not seen,
-        stream=Stream(source, images.taking(source.shape, config.flip), _digest(path, found), source.damaged),
+        stream=Stream(source, image_dataset.taking(source.shape, config.flip), _digest(path, found), source.damaged),
     )
-    return images.described(dataset, found)
+    return image_dataset.described(dataset, found)
 
 
 def stream(

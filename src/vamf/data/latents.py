@@ -35,7 +35,7 @@ from vamf.data import images, shards
 from vamf.data import stream as streams
 from vamf.data.classes import in_classes
 from vamf.data.dataset import Dataset
-from vamf.data.images import MINIMUM, parted
+from vamf.data.image_dataset import MINIMUM, parted
 from vamf.data.pictures import line
 from vamf.data.shards import Shards
 from vamf.data.stream import Stream

@@ -7,6 +7,7 @@ run.py         all of it on a run's folder
 """
 
 from vamf.diagnosis.advice import Finding, advise
-from vamf.diagnosis.measure import BETAS, Diagnosis, diagnose
+from vamf.diagnosis.measure import diagnose
+from vamf.diagnosis.results import BETAS, Diagnosis
 
 __all__ = ["BETAS", "Diagnosis", "Finding", "advise", "diagnose"]

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from vamf.diagnosis.measure import BETAS, CLEAR, Cell, Diagnosis, above, below
+from vamf.diagnosis.results import BETAS, CLEAR, Cell, Diagnosis, above, below
 from vamf.objectives import METHODS
 from vamf.theory.estimate import Estimate
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vamf.diagnosis.advice import Finding
-from vamf.diagnosis.measure import CLEAR, Diagnosis
+from vamf.diagnosis.results import CLEAR, Diagnosis
 from vamf.training.config import TrainConfig
 
 SPIKE = 10.0

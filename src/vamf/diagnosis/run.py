@@ -18,7 +18,8 @@ from vamf.average_velocity import AverageVelocity
 from vamf.conditioning import Cond, Conditioning
 from vamf.diagnosis import logbook
 from vamf.diagnosis.advice import Current, Finding, advise
-from vamf.diagnosis.measure import Diagnosis, Gradient, diagnose
+from vamf.diagnosis.measure import Gradient, diagnose
+from vamf.diagnosis.results import Diagnosis
 from vamf.errors import UserError, require
 from vamf.objectives import METHODS, Objective
 from vamf.objectives.adaptive import AdaptiveMix

@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 from flax import nnx
 
-from vamf.average_velocity import AverageVelocity
 from vamf.conditioning import CondShape
 from vamf.errors import UserError
 from vamf.networks.bound_network import BoundNetwork

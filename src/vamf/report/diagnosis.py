@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vamf import __version__
+from vamf import __version__, figures
 from vamf.diagnosis import BETAS, Diagnosis, Finding
 from vamf.diagnosis.advice import with_error
 from vamf.diagnosis.run import Visit
 from vamf.files import write_atomic
-from vamf.report import figures
 from vamf.report.page import Page
 from vamf.training.run import Run
 

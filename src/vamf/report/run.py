@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vamf import __version__
+from vamf import __version__, figures
 from vamf.files import write_atomic
-from vamf.report import figures, tables
+from vamf.report import repeat, tables
 from vamf.report.page import Page
 from vamf.sampling import named
-from vamf.training import repeat
 from vamf.training.logs import read
 from vamf.training.run import Run
 

@@ -27,13 +27,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from vamf import distributed, locks
+from vamf import distributed, figures, locks
 from vamf.data import csv_table, is_name
 from vamf.data.viewing import viewer
 from vamf.errors import UserError, require
 from vamf.files import check_source, write_array, write_arrays, write_atomic, write_json
 from vamf.progress import Progress
-from vamf.report import figures
 from vamf.sampling import named
 from vamf.training import averages
 from vamf.training.averages import Ema

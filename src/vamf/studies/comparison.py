@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from vamf import __version__, data
+from vamf import __version__, data, figures
 from vamf.files import write_atomic, write_json
 from vamf.progress import Progress
-from vamf.report import figures, tables
+from vamf.report import tables
 from vamf.report.page import Page
 from vamf.studies import runner, summary
 from vamf.studies.runner import Training

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from vamf import __version__
-from vamf.diagnosis.measure import BETAS as CURVE_BETAS
+from vamf import __version__, figures
+from vamf.diagnosis.results import BETAS as CURVE_BETAS
 from vamf.files import write_atomic, write_json
-from vamf.report import figures, tables
+from vamf.report import tables
 from vamf.report.page import Page
 from vamf.studies import dit_results as results
 from vamf.studies import runner, summary

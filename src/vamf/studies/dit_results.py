@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vamf.diagnosis.measure import BETAS as CURVE_BETAS
+from vamf.diagnosis.results import BETAS as CURVE_BETAS
 from vamf.report import tables
 from vamf.studies import summary
 from vamf.studies.image_noise import TIMES

@@ -18,7 +18,8 @@ import numpy as np
 
 from vamf.conditioning import NULL_LABEL
 from vamf.data import Dataset
-from vamf.diagnosis.measure import BETAS, residual_terms
+from vamf.diagnosis.measure import residual_terms
+from vamf.diagnosis.results import BETAS
 from vamf.networks import Network
 from vamf.objectives import Objective
 from vamf.objectives.batch import Context, PathBatch

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from vamf import __version__
+from vamf import __version__, figures
+from vamf.figures import Curve, Field, FieldRow, Level, Panel
 from vamf.files import write_atomic
-from vamf.report import figures, tables
-from vamf.report.figures import Curve, Field, FieldRow, Level, Panel
+from vamf.report import tables
 from vamf.report.page import Page
 from vamf.studies import exact_noise, runner, summary
 

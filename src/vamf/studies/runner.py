@@ -22,12 +22,14 @@ from vamf.progress import Progress
 from vamf.studies.launcher import LOGS
 from vamf.theory import GaussianMixture
 from vamf.training import loop
-from vamf.training.checkpoints import fingerprint
+from vamf.training.checksum import fingerprint
 from vamf.training.config import TrainConfig, identity, to_json
-from vamf.training.grid import Grid, Strategy
+from vamf.training.grid import Grid
 from vamf.training.inputs import Inputs
 from vamf.training.logs import read
+from vamf.training.programs import Strategy
 from vamf.training.step import State
+from vamf.training.stored import open_grid
 
 Measure = Callable[[np.ndarray], dict[str, float]]
 Inspect = Callable[[Grid, State], list[dict[str, float]]]
@@ -169,7 +171,7 @@ def _digest(config: TrainConfig) -> str:
 def _train(training: Training, place: Path, mark: str, finish, progress: Progress, watch) -> list[dict]:
     """As `once`, of a training that is not finished, in its folder."""
     path = place / "result.json"
-    grid = Grid(training.config, training.config.load_data(), training.seeds, training.values, training.strategy)
+    grid = open_grid(training.config, training.config.load_data(), training.seeds, training.values, training.strategy)
     write_atomic(place / "config.json", to_json(training.config))
     if watch is None:
         outcome = loop.train(grid, place, progress)
@@ -213,7 +215,7 @@ def step_costs(configs: dict[str, TrainConfig], progress: Progress, steps: int =
     progress.say("timing single trainings")
     running, best = {}, {}
     for label, config in configs.items():
-        grid = Grid(config, config.load_data(), [0])
+        grid = open_grid(config, config.load_data(), [0])
         running[label] = (grid, grid.advance(grid.init(), steps)[0])
     for _ in range(rounds):
         for label, (grid, state) in running.items():
@@ -225,7 +227,7 @@ def step_costs(configs: dict[str, TrainConfig], progress: Progress, steps: int =
 
 def step_memory(config: TrainConfig) -> int:
     """Bytes that the compiled step of one training needs beside its inputs and outputs."""
-    grid = Grid(config, config.load_data(), [0])
+    grid = open_grid(config, config.load_data(), [0])
     trainer = grid.trainer
 
     def step(arrays, member, state):

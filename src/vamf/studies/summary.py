@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from vamf import metrics
-from vamf.report import figures, tables
+from vamf import figures, metrics
+from vamf.report import tables
 from vamf.theory.estimate import Estimate, mean_of
 
 PROJECTIONS = 500

@@ -3,24 +3,14 @@
 A checkpoint holds the parameters, their moving average, the optimiser's state, the step and the objective's memory,
 and the log's last line. The state of the random numbers and the place in the data are not in it: both follow from the
 seed and the step.
-
-Its checksum does not depend on how the arrays lie on devices. With an array's words w_i of 32 bits, their linear
-index i, a salt of the array's place, shape and type, and the mixing m of MurmurHash3,
-
-    checksum = sum over arrays of (salt + sum_i m(w_i xor h(i)))   mod 2^32,     h(i) = m(i xor salt),
-
-twice, the second time with m(h(i) + 9E3779B9) for h(i). Whole numbers add up to the same in any order, and m is one to
-one: a change within one word changes both sums for certain, others go unseen once in 2^64.
 """
 
 import contextlib
 import errno
-import hashlib
 import logging
 import os
 import shutil
 import sys
-import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
@@ -28,20 +18,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
 from vamf.errors import UserError
 from vamf.files import finite
+from vamf.training.checksum import checksum, matches, named_leaves
 from vamf.training.config import CheckpointConfig
 
 REMOVED = ".removed"
 """Where a checkpoint is moved before it is deleted: none is ever there in part."""
-BLOCK = 2**18
-"""Words of a host array that are summed at once: they stay in the processor's cache."""
-
-
 Which = int | Literal["newest", "best"]
 """A checkpoint: by its step, or the newest, or the one with the least of what `checkpoints.best` says."""
 
@@ -143,7 +129,7 @@ class Checkpoints:
             UserError: this one or the one before cannot be written; the line names the newest good checkpoint.
         """
         self.settle()
-        arrays, facts = _named(state), {"fingerprint": self.fingerprint, "metrics": finite(metrics or {})}
+        arrays, facts = named_leaves(state), {"fingerprint": self.fingerprint, "metrics": finite(metrics or {})}
         self._scores[step] = self._score(facts)
         if jax.process_count() == 1:
             copies = {name: np.array(array) for name, array in arrays.items()}
@@ -196,7 +182,7 @@ class Checkpoints:
             UserError: it is not there or cannot be read.
         """
         leaves, structure = jax.tree.flatten(like)
-        template = {name: _blank(leaf) for name, leaf in _named(leaves).items()}
+        template = {name: _blank(leaf) for name, leaf in named_leaves(leaves).items()}
         steps = self._named(which)
         for step in steps:
             foreign = "a checkpoint of another configuration or other data"
@@ -205,7 +191,7 @@ class Checkpoints:
                 if facts["fingerprint"] == self.fingerprint:
                     args = self._args.Composite(state=self._args.StandardRestore(template))
                     restored = self._manager.restore(step, args=args)["state"]
-                    if not _matches(restored, facts):
+                    if not matches(restored, facts):
                         raise ValueError("its arrays do not match their checksum")
                     if all(restored[name].shape == blank.shape for name, blank in template.items()):
                         state = jax.tree.unflatten(structure, [restored[name] for name in sorted(restored)])
@@ -310,99 +296,12 @@ class Checkpoints:
         return UserError(f"cannot write checkpoint {self.folder / str(step)}: {why}; {kept}")
 
 
-def fingerprint(*parts: Any) -> str:
-    """A digest of text and trees of arrays."""
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, str):
-            digest.update(part.encode())
-        else:
-            digest.update(_digest({name: np.asarray(leaf) for name, leaf in _named(part).items()}).encode())
-    return digest.hexdigest()
-
-
-def checksum(arrays: dict[str, Any]) -> str:
-    """The checksum of arrays under names, as 16 hexadecimal digits; computed where the arrays are."""
-    names = sorted(arrays)
-    salts = [_salt(number, arrays[name]) for number, name in enumerate(names)]
-    placed = [number for number, name in enumerate(names) if isinstance(arrays[name], jax.Array)]
-    hosted = [number for number in range(len(names)) if number not in placed]
-    sums = [_on_host(np.asarray(arrays[names[number]]), salts[number]) for number in hosted]
-    if placed:
-        on_devices = _on_devices([arrays[names[number]] for number in placed], [salts[number] for number in placed])
-        sums.append(np.asarray(on_devices))
-    return "".join(f"{part:08x}" for part in np.stack(sums).sum(axis=0, dtype=np.uint32).tolist())
-
-
-def _salt(number: int, array: Any) -> np.ndarray:
-    return np.array([zlib.crc32(f"{number} {array.shape} {array.dtype}".encode())], np.uint32)
-
-
-@jax.jit
-def _on_devices(arrays: list[jax.Array], salts: list[jax.Array]) -> jax.Array:
-    """Both sums over all arrays; no array changes its layout for it."""
-    total = jnp.zeros(2, jnp.uint32)
-    for array, salt in zip(arrays, salts, strict=True):
-        kind = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
-        words = array if array.dtype == bool else jax.lax.bitcast_convert_type(array, kind)
-        index = jnp.zeros(words.shape, jnp.uint32)
-        for axis, length in enumerate(words.shape):
-            index = index * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-        mixed = _mixed(words.astype(jnp.uint32), index, salt[0])
-        total += salt[0] + jnp.stack([jnp.sum(part, dtype=jnp.uint32) for part in mixed])
-    return total
-
-
-def _on_host(array: np.ndarray, salt: np.ndarray) -> np.ndarray:
-    """Both sums over an array, block by block."""
-    kind = {1: np.uint8, 2: np.uint16}.get(array.dtype.itemsize, np.uint32)
-    words = np.ascontiguousarray(array).reshape(-1).view(kind)
-    total = np.array([*salt, *salt])
-    for start in range(0, words.size, BLOCK):
-        block = words[start : start + BLOCK].astype(np.uint32)
-        index = np.arange(start, start + block.size, dtype=np.uint64).astype(np.uint32)
-        total += np.array([part.sum(dtype=np.uint32) for part in _mixed(block, index, salt)])
-    return total
-
-
-def _mixed(words, index, salt) -> tuple[Any, Any]:
-    """m(w xor h) with either hash."""
-    hashed = _mix(index ^ salt)
-    return _mix(words ^ hashed), _mix(words ^ _mix(hashed + np.uint32(0x9E3779B9)))
-
-
-def _mix(x):
-    """The finaliser of MurmurHash3: every bit of x stirs every bit of the result."""
-    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
-
-
-def _matches(arrays: dict[str, Any], facts: dict[str, Any]) -> bool:
-    """Whether arrays are those that were written; earlier versions marked them with SHA-256."""
-    return checksum(arrays) == facts["checksum"] if "checksum" in facts else _digest(arrays) == facts["digest"]
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree under names that sort in their order: the same on disk whatever the tree's types."""
-    return {f"{index:05d}": leaf for index, leaf in enumerate(jax.tree.leaves(tree))}
-
-
 def _blank(leaf: Any) -> Any:
     """What orbax takes for an array to be read: where it goes on the devices, or a host array."""
     sharding = getattr(leaf, "sharding", None)
     if sharding is None:
         return np.empty(leaf.shape, leaf.dtype)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _digest(arrays: dict[str, Any]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name}{array.shape}{array.dtype}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def anywhere(flag: bool) -> bool:

@@ -227,6 +227,11 @@ class TrainConfig:
         self._check_augment(objective)
         self._check_accumulate(objective)
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the training asks another run's network."""
+        return self.couplings.pairs > 0 or "teacher" in self.build_objective().needs
+
     def build_objective(self, **options: Any) -> Objective:
         """The objective that the configuration describes, with `options` in place of its own."""
         return METHODS[self.method](self.steps, **{**self.objective, **options})

@@ -23,8 +23,8 @@ from vamf.data import Dataset
 from vamf.errors import UserError, require
 from vamf.training import counting
 from vamf.training.config import TrainConfig
-from vamf.training.grid import load_teacher, needs_teacher
 from vamf.training.step import Member, State, Trainer, build_network, optimiser
+from vamf.training.stored import load_teacher
 from vamf.training.windows import WINDOW_BYTES
 
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -120,7 +120,7 @@ def trainer_of(config: TrainConfig, dataset: Dataset) -> Trainer:
     """
     objective = config.build_objective()
     network = build_network(config, dataset)
-    teacher = load_teacher(config, dataset).velocity if needs_teacher(config) else None
+    teacher = load_teacher(config, dataset).velocity if config.needs_teacher else None
     return Trainer(config, dataset, network, objective, optimiser(config), teacher)
 
 

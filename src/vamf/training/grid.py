@@ -13,12 +13,9 @@ other: it has neither, and may be spread over many devices itself (`mesh.py`).
 """
 
 import contextlib
-import dataclasses
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,51 +33,27 @@ from vamf.objectives.adaptive import Adaptive
 from vamf.sampling import named
 from vamf.schedules import value_at
 from vamf.training.averages import Ema, resolve
-from vamf.training.checkpoints import fingerprint
-from vamf.training.config import CONFIG, TrainConfig, identity
+from vamf.training.checksum import fingerprint
+from vamf.training.config import TrainConfig, identity
 from vamf.training.couplings import couple
 from vamf.training.inputs import Inputs
 from vamf.training.mesh import Layout, MeshConfig, on_host
+from vamf.training.programs import Programs, Strategy
 from vamf.training.step import Member, Metrics, State, Trainer, build_network, learning_rate, optimiser, streams
 from vamf.training.windows import Windows
 
-Strategy = Literal["auto", "loop", "vmap"]
 BLOCK_BYTES = 2**20
 """Memory for batches drawn ahead, for each member."""
 BLOCK_ROWS = 256
 """Samples that a large network draws together."""
 PIECE = 25
 """Most steps of a network other than a perceptron between two looks of the host: at progress and at signals."""
-SMALL = 2**15
-"""Largest width times batch size of a training that is better off on one core."""
 
 
-def spread_over_cores() -> None:
-    """Give every core of this machine a device of its own, so that a grid can use all of them.
-
-    One small network cannot keep several cores busy; several networks, one on each, can. Call before anything has
-    started JAX's backend; later calls change nothing. Accelerators are not affected.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", cores)
-
-
-def keep_on_one_core(config: TrainConfig) -> None:
-    """Let a small network's training run on one core: its products are over before a second core has joined in.
-
-    Measured on two cores: width 128 and batch 256 train 1.2 times faster on one, width 256 and batch 256 0.8 times.
-    Call before anything has started JAX's backend; an NPROC set from outside is left alone.
-    """
-    network = config.network
-    small = isinstance(network, networks.MLPConfig) and network.width * config.batch_size <= SMALL
-    if small and config.mesh == MeshConfig():
-        os.environ.setdefault("NPROC", "1")
-
-
-def needs_teacher(config: TrainConfig) -> bool:
-    """Whether a training asks another run's network."""
-    return config.couplings.pairs > 0 or "teacher" in config.build_objective().needs
+def _noise_and_label(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys of the noise and of the classes of samples."""
+    noise_key, label_key = jax.random.split(key)
+    return noise_key, label_key
 
 
 class Teacher(NamedTuple):
@@ -89,66 +62,6 @@ class Teacher(NamedTuple):
     velocity: AverageVelocity
     digest: str
     """What tells its weights from others."""
-
-
-def load_teacher(config: TrainConfig, dataset: Dataset) -> Teacher:
-    """The moving average of the run that a configuration names as its teacher.
-
-    Raises:
-        UserError: no run is named, it has no checkpoint, or its data has another shape or other units of latents.
-    """
-    if not config.teacher:
-        raise UserError("proxy = teacher: name the teacher's run with --teacher RUN")
-    network, params = _load("teacher", config, dataset)
-    return Teacher(network.bind(jax.tree.map(jnp.asarray, params)), fingerprint(params))
-
-
-def load_initial(config: TrainConfig, dataset: Dataset) -> Any:
-    """The parameters that a training starts from: the moving average of the run it names; () where it names none.
-
-    Raises:
-        UserError: the run has no checkpoint, its data or network has another shape, or latents have other units.
-    """
-    if not config.initial:
-        return ()
-    _, params = _load("initial", config, dataset)
-    own = build_network(config, dataset)
-    networks.overlay(jax.eval_shape(own.init, jax.random.key(0)), params)
-    return params
-
-
-def _load(option: str, config: TrainConfig, dataset: Dataset) -> tuple[networks.Network, Any]:
-    """The network of another run and its averaged parameters on the host."""
-    from vamf.progress import Progress
-    from vamf.training.run import Run
-
-    folder = getattr(config, option)
-    if not (Path(folder) / CONFIG).exists():
-        raise UserError(f"{option} = {folder}: holds no run (no {CONFIG}); name its place with --{option} RUN")
-    run = Run.open(Path(folder))
-    if run.dataset_info.event_shape != dataset.event_shape:
-        raise UserError(
-            f"{option} = {folder}: its samples have shape {run.dataset_info.event_shape}, "
-            f"those of {dataset.name} {dataset.event_shape}"
-        )
-    if option == "initial" and run.config.prediction != config.prediction:
-        raise UserError(
-            f"initial = {folder}: its network predicts {run.config.prediction}, this one {config.prediction}; both "
-            "need the same --prediction"
-        )
-    if dataset.latents and run.dataset_info.latents and run.config.latents != config.latents:
-        raise UserError(
-            f"{option} = {folder}: its network sees latents with latents.scale = {run.config.latents.scale}, this "
-            f"training's with {config.latents.scale}; both need the same options --latents"
-        )
-    state, _ = run.load(Progress(show=False))
-    return run.inference.bare, jax.tree.map(lambda leaf: leaf[0], run.inference.collect(state.average))
-
-
-def _noise_and_label(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Keys of the noise and of the classes of samples."""
-    noise_key, label_key = jax.random.split(key)
-    return noise_key, label_key
 
 
 class Grid:
@@ -163,28 +76,24 @@ class Grid:
         strategy: Strategy = "auto",
         mesh: MeshConfig | None = None,
         inputs: Inputs | None = None,
-        places: Mapping[str, str] | None = None,
-        trains: bool = True,
+        teacher: Teacher | None = None,
+        initial: Callable[[], Any] | None = None,
     ):
         """One member for each seed; `values`, options of the method by their names with dots, has one number for each.
 
         Args:
             mesh: the devices, where they are others than those that the configuration names.
             inputs: what the training was given when it began, where that is remembered.
-            places: where the teacher and the initial run are now, by option, where they are no longer where the
-                configuration has them.
-            trains: otherwise it only draws samples: neither the rows of the data nor other runs have to be there.
+            teacher: the trained model that the method asks; a grid that only draws samples needs none.
+            initial: gives the parameters to start from, where the configuration names a run.
 
         Raises:
-            UserError: another run that is needed is not there, or its weights are not those of the beginning.
+            UserError: members, devices or proxies that do not go together.
         """
         self.config = config
-        self._located = dataclasses.replace(config, **(places or {}))
         objective = config.build_objective()
-        teacher = load_teacher(self._located, dataset) if trains and needs_teacher(config) else None
-        if inputs is not None and teacher is not None:
-            inputs.check_weights("teacher", self._located.teacher, teacher.digest)
         self._given = dataset, teacher, inputs
+        self._initial = initial
         if config.couplings.pairs and teacher is not None:
             dataset = couple(dataset, teacher.velocity, config.couplings)
         self.dataset = dataset
@@ -203,9 +112,10 @@ class Grid:
         self.devices = jax.devices()[: self.size]
         self.strategy = ("loop" if self.devices[0].platform == "cpu" else "vmap") if strategy == "auto" else strategy
         self._padding = -self.size % len(self.devices)
-        self._mesh = Mesh(np.array(self.devices), ("member",))
-        self._over_members = NamedSharding(self._mesh, PartitionSpec("member"))
-        self._everywhere = NamedSharding(self._mesh, PartitionSpec()) if self.size > 1 else self.layout.everywhere
+        mesh_of_members = Mesh(np.array(self.devices), ("member",))
+        self._over_members = NamedSharding(mesh_of_members, PartitionSpec("member"))
+        self._everywhere = NamedSharding(mesh_of_members, PartitionSpec()) if self.size > 1 else self.layout.everywhere
+        self._program = Programs(self.size, mesh_of_members, self.strategy, self._everywhere)
         self.members = self._put(
             Member(
                 np.asarray(seeds, np.uint32),
@@ -213,7 +123,6 @@ class Grid:
             )
         )
         self._arrays = jax.tree.map(lambda leaf: self.layout.put(leaf, self._everywhere), dataset.arrays)
-        self._programs: dict = {}
 
     def _layout(self, mesh: MeshConfig) -> Layout:
         """The devices of a single training; those of several are one for each."""
@@ -248,10 +157,7 @@ class Grid:
             return self.trainer.init(member, initial or None)
 
         program = self._program("init", lambda: init, outputs=self.shardings)
-        initial, inputs = load_initial(self._located, self.dataset), self._given[2]
-        if inputs is not None and self.config.initial:
-            inputs.check_weights("initial", self._located.initial, fingerprint(initial))
-        return program(initial, self.members)
+        return program(() if self._initial is None else self._initial(), self.members)
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -260,9 +166,9 @@ class Grid:
         if remembered is not None:
             return remembered
         weights = {} if teacher is None else {"teacher": teacher.digest}
-        if self.config.initial:
+        if self._initial is not None:
             with contextlib.suppress(UserError):  # it is gone: nothing tells these inputs from any others
-                weights["initial"] = fingerprint(load_initial(self._located, dataset))
+                weights["initial"] = fingerprint(self._initial())
         return Inputs.of(self.config.data, dataset, weights)
 
     @property
@@ -455,13 +361,6 @@ class Grid:
         alone = self.devices[0].platform == "cpu" and isinstance(self.config.network, networks.UNetConfig)
         return 1 if alone else max(n for n in range(1, min(PIECE, steps) + 1) if steps % n == 0)
 
-    def _program(self, name, function, donate: int | None = None, outputs=None):
-        """The compiled form of what `function()` returns, made once for each name; its results are everywhere if
-        `outputs` does not say where."""
-        if name not in self._programs:
-            self._programs[name] = self._compile(function(), donate, outputs or self._everywhere)
-        return self._programs[name]
-
     def _chunk(self, steps, arrays, member, state):
         """`steps` steps of one member; the batches of a block of steps are drawn at once, which costs far less."""
         if steps == 1:
@@ -484,32 +383,3 @@ class Grid:
         batch = jax.eval_shape(lambda: self.trainer.batch(self.dataset.arrays, Member(jnp.uint32(0)), 0))
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch))
         return max(1, min(32, BLOCK_BYTES // size))
-
-    def _compile(self, function, donate: int | None, outputs):
-        """`function(arrays, *one member's trees)` as a program over all members on all devices."""
-
-        def alone(arrays, *grid):
-            found = function(arrays, *jax.tree.map(lambda leaf: leaf[0], grid))
-            return jax.tree.map(lambda leaf: leaf[None], found)
-
-        def program(arrays, *grid):
-            if self.strategy == "vmap":
-                return jax.vmap(partial(function, arrays))(*grid)
-            return jax.lax.map(lambda one: function(arrays, *one), grid)
-
-        def spread(arrays, *grid):
-            if len(self.devices) == 1:
-                return program(arrays, *grid)
-            member = PartitionSpec("member")
-            return jax.shard_map(
-                program,
-                mesh=self._mesh,
-                in_specs=(PartitionSpec(), *[member] * len(grid)),
-                out_specs=member,
-                check_vma=False,
-            )(arrays, *grid)
-
-        donated = () if donate is None else donate
-        if self.size == 1:
-            return jax.jit(alone, donate_argnums=donated, out_shardings=outputs)
-        return jax.jit(spread, donate_argnums=donated)

@@ -22,7 +22,7 @@ from vamf.data import Dataset
 from vamf.data.whitening import Whitening
 from vamf.errors import UserError
 from vamf.files import write_arrays
-from vamf.training.checkpoints import fingerprint
+from vamf.training.checksum import fingerprint
 from vamf.training.mesh import on_host
 
 FILE = "inputs.npz"

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -18,23 +18,23 @@ from typing import Literal
 import jax
 import numpy as np
 
-from vamf import data, distributed, locks
+from vamf import data, distributed, figures, locks
 from vamf.data.classes import Class, called, number_of
 from vamf.data.viewing import Viewer, viewer
 from vamf.errors import UserError, require
 from vamf.files import write_array, write_atomic, write_json
 from vamf.metrics import distances_to
 from vamf.progress import Progress
-from vamf.report import figures
 from vamf.sampling import named
 from vamf.schedules import value_at
 from vamf.training import averages, loop, presets
 from vamf.training.averages import Ema
-from vamf.training.checkpoints import Foreign, Which, fingerprint
-from vamf.training.config import CONFIG, TOYS_NETWORK, TrainConfig, read_json, to_json
-from vamf.training.grid import Grid, load_initial, load_teacher, needs_teacher
+from vamf.training.checksum import fingerprint
+from vamf.training.config import CONFIG, TOYS_NETWORK, TrainConfig, to_json
+from vamf.training.folders import claim
 from vamf.training.inputs import Inputs
 from vamf.training.step import State
+from vamf.training.stored import StoredRun, load_initial, load_teacher
 
 Label = Class | None
 """A class as the data call it, `each` of them in turn, or those that the data draw."""
@@ -50,15 +50,10 @@ NUMBERS = 2**19
 """Most numbers in such samples: of large events fewer are drawn."""
 
 
-class Run:
-    """A run folder."""
+class Run(StoredRun):
+    """A run folder, and training there."""
 
-    def __init__(self, folder: Path, config: TrainConfig, places: Mapping[str, str | Path | None] | None = None):
-        self.folder = folder
-        self.config = config
-        self.places = {name: str(Path(place).resolve()) for name, place in (places or {}).items() if place}
-        """Where data and other runs are now, by option, where they are no longer where the configuration has them."""
-        self._locked = False
+    _locked = False
 
     @classmethod
     def create(cls, config: TrainConfig, folder: Path | None = None) -> "Run":
@@ -77,7 +72,7 @@ class Run:
                 "`vamf train` starts from, or name one"
             )
         with contextlib.ExitStack() as stack:
-            folder = Path(distributed.by_first(lambda: str(stack.enter_context(_claim(config, folder)))))
+            folder = Path(distributed.by_first(lambda: str(stack.enter_context(claim(config, folder)))))
             config.mesh.shape(jax.device_count(), jax.process_count())
             for name in ("teacher", "initial"):
                 if given := getattr(config, name):
@@ -85,34 +80,12 @@ class Run:
             config = dataclasses.replace(config, data=data.absolute(config.data))
             run = cls(folder, config)
             run.dataset = config.load_data()  # bad data and a missing teacher are refused before anything is written
-            weights = {"teacher": load_teacher(config, run.dataset).digest} if needs_teacher(config) else {}
+            weights = {"teacher": load_teacher(config, run.dataset).digest} if config.needs_teacher else {}
             if config.initial:
                 weights["initial"] = fingerprint(load_initial(config, run.dataset))
             run.inputs = inputs = Inputs.of(config.data, run.dataset, weights)
             distributed.by_first(lambda: inputs.write(folder))
             distributed.by_first(lambda: write_atomic(folder / CONFIG, to_json(config)))
-        return run
-
-    @classmethod
-    def open(cls, folder: Path, **places: str | Path | None) -> "Run":
-        """An existing run.
-
-        Args:
-            places: `data`, `teacher`, `initial`: where these are now, if they are no longer where they were.
-
-        Raises:
-            UserError: there is none in that folder, or its configuration is damaged.
-        """
-        if not (folder / CONFIG).exists():
-            raise UserError(f"{folder}: holds no run (no {CONFIG})")
-        run = cls(folder, read_json(TrainConfig, folder / CONFIG), places)
-        for name in run.places:
-            if not getattr(run.config, name):
-                raise UserError(f"{name} = {run.places[name]}: {folder} has no such run behind it")
-        if "data" in run.places and data.is_name(run.config.data):
-            raise UserError(
-                f"data = {run.places['data']}: {folder} was trained on {run.config.data}, which has no file"
-            )
         return run
 
     @contextlib.contextmanager
@@ -137,58 +110,6 @@ class Run:
     def finished(self) -> bool:
         """Whether the state after the last step is kept."""
         return (self.folder / "checkpoints" / str(self.config.steps)).is_dir()
-
-    @cached_property
-    def inputs(self) -> Inputs | None:
-        """What the training was given, as the folder remembers it; None where an earlier version made it."""
-        return Inputs.read(self.folder)
-
-    @cached_property
-    def dataset(self) -> data.Dataset:
-        """The data that the run trains on.
-
-        Raises:
-            UserError: they are not there, or there are others.
-        """
-        located = dataclasses.replace(self.config, **self.places)
-        if not data.is_name(located.data) and not Path(located.data).exists():
-            raise UserError(f"{located.data}: the data of {self.folder} are not there; name their place with --data")
-        if self.inputs is None:
-            return dataclasses.replace(located.load_data(), class_counts=None)  # as it drew its classes until now
-        dataset = located.load_data(self.inputs.fields.get("restore"))
-        self.inputs.check(located.data, dataset)
-        return dataset
-
-    @property
-    def dataset_info(self) -> data.Dataset:
-        """The data set as far as drawing samples needs it; its rows are there where that costs no file."""
-        free = self.inputs is None or data.is_name(self.config.data) or "data" in self.places
-        return self.dataset if free or "dataset" in vars(self) else self._info
-
-    @cached_property
-    def _info(self) -> data.Dataset:
-        assert self.inputs is not None
-        return self.inputs.dataset()
-
-    @cached_property
-    def grid(self) -> Grid:
-        """The training as a grid of one, on the devices it asks for or, where these are others, on all there are."""
-        return self._grid(self.dataset)
-
-    @property
-    def inference(self) -> Grid:
-        """The same as far as drawing samples needs it: without rows of the data, and without other runs."""
-        return self.grid if self.inputs is None or "grid" in vars(self) else self._inference
-
-    @cached_property
-    def _inference(self) -> Grid:
-        return self._grid(self.dataset_info, trains=False)
-
-    def _grid(self, dataset: data.Dataset, trains: bool = True) -> Grid:
-        mesh = self.config.mesh.fitted(jax.device_count(), jax.process_count())
-        runs = {name: place for name, place in self.places.items() if name != "data"}
-        given = {"inputs": self.inputs, "places": runs, "trains": trains}
-        return Grid(self.config, dataset, [self.config.seed], mesh=mesh, **given)
 
     @cached_property
     def view(self) -> Viewer | None:
@@ -222,34 +143,6 @@ class Run:
             progress.say(caution)
         with self.lock(), self._named():
             return loop.train(self.grid, self.folder, progress, keep_samples)
-
-    def load(self, progress: Progress, which: Which = "newest") -> tuple[State, int]:
-        """The newest state, or another that is kept, and its step.
-
-        Raises:
-            UserError: the run has no checkpoint yet, or not that one.
-        """
-        if self.inputs is None and not data.is_name(self.config.data):
-            progress.say(f"{self.folder}: made by an earlier version, which did not remember the units of its data")
-        grid = self.inference
-        with self._named(), loop.open_checkpoints(grid, self.folder, progress.say) as checkpoints:
-            restored = checkpoints.restore(grid.blank(), which)
-        if restored is None:
-            raise UserError(
-                f"{self.folder}: no checkpoint yet; train it first with `vamf train --resume {self.folder}`"
-            )
-        return grid.place(restored.state), restored.step
-
-    @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        """Say what to do about a configuration that was edited."""
-        try:
-            yield
-        except Foreign as error:
-            raise UserError(
-                f"{error}; undo what was changed in {self.folder / CONFIG}, or begin a new run from its weights: vamf "
-                f"train CONFIG --initial {self.folder}"
-            ) from None
 
     def sample(self, state: State, n: int, steps: int = 1, seed: int | None = None, label: Label = None) -> np.ndarray:
         """n samples (n, *event) in `steps` jumps; otherwise as `draw`."""
@@ -376,38 +269,6 @@ class Run:
     def _at_most(self, samples: int) -> int:
         """A number of samples, or fewer where events are large."""
         return min(samples, max(64, NUMBERS // math.prod(self.dataset_info.event_shape)))
-
-
-@contextlib.contextmanager
-def _claim(config: TrainConfig, folder: Path | None) -> Iterator[Path]:
-    """The folder of a new run, this process's own from here on; without one, the first `runs/NAME-METHOD-NUMBER` that
-    is free. What is still empty in the end goes again."""
-    with contextlib.ExitStack() as stack:
-        if folder is None:
-            folder = _claim_numbered(f"{Path(config.data).stem}-{config.method}", stack)
-        else:
-            _check_empty(folder)
-            stack.enter_context(locks.folder_lock(folder, "trained"))
-            _check_empty(folder)  # who was here before us may have begun a run
-        yield folder
-
-
-def _claim_numbered(stem: str, stack: contextlib.ExitStack) -> Path:
-    number = 1
-    while True:
-        folder = Path("runs") / f"{stem}-{number}"
-        try:
-            stack.enter_context(locks.folder_lock(folder, "trained", fresh=True))
-            return folder
-        except FileExistsError:
-            number += 1
-
-
-def _check_empty(folder: Path) -> None:
-    if (folder / CONFIG).exists():
-        raise UserError(f"{folder}: holds another run; continue it with --resume {folder} or choose another --out")
-    if folder.exists() and (not folder.is_dir() or any(path.name != locks.LOCK for path in folder.iterdir())):
-        raise UserError(f"{folder}: exists and is not empty; choose another --out")
 
 
 def write_evaluation(run: Run, result: dict) -> None:

@@ -1,0 +1,1 @@
+"""The commands of the program: their options, and what they print."""

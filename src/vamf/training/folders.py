@@ -1,0 +1,41 @@
+"""Folders of new runs: claimed by one process, never another run's."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from vamf import locks
+from vamf.errors import UserError
+from vamf.training.config import CONFIG, TrainConfig
+
+
+@contextlib.contextmanager
+def claim(config: TrainConfig, folder: Path | None) -> Iterator[Path]:
+    """The folder of a new run, this process's own from here on; without one, the first `runs/NAME-METHOD-NUMBER` that
+    is free. What is still empty in the end goes again."""
+    with contextlib.ExitStack() as stack:
+        if folder is None:
+            folder = _claim_numbered(f"{Path(config.data).stem}-{config.method}", stack)
+        else:
+            _check_empty(folder)
+            stack.enter_context(locks.folder_lock(folder, "trained"))
+            _check_empty(folder)  # who was here before us may have begun a run
+        yield folder
+
+
+def _claim_numbered(stem: str, stack: contextlib.ExitStack) -> Path:
+    number = 1
+    while True:
+        folder = Path("runs") / f"{stem}-{number}"
+        try:
+            stack.enter_context(locks.folder_lock(folder, "trained", fresh=True))
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def _check_empty(folder: Path) -> None:
+    if (folder / CONFIG).exists():
+        raise UserError(f"{folder}: holds another run; continue it with --resume {folder} or choose another --out")
+    if folder.exists() and (not folder.is_dir() or any(path.name != locks.LOCK for path in folder.iterdir())):
+        raise UserError(f"{folder}: exists and is not empty; choose another --out")
