@@ -409,7 +409,10 @@ def run(*arguments, capsys):
     return status, out, err
 
 
-GUIDED = {"guidance": {"scale": 2.0, "dropout": 0.3, "interval": [0.0, 0.8]}, "weighting": {"power": 1.0}}
+GUIDED = {
+    "guidance": {"scale": 2.0, "dropout": 0.3, "interval": [0.0, 0.8]},
+    "weighting": {"type": "power", "power": 1.0},
+}
 
 
 @pytest.mark.parametrize(

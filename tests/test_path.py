@@ -1,8 +1,17 @@
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vamf.path import conditional_velocity, expand, interpolate
+from vamf import sampling
+from vamf.diagnosis import diagnose
+from vamf.errors import UserError
+from vamf.objectives import create
+from vamf.objectives.posterior_mean import posterior
+from vamf.path import Path, conditional_velocity, expand, interpolate
+from vamf.sampling import named
 
 SHAPES = [(5,), (5, 2), (5, 3, 4), (5, 2, 3, 4)]
 
@@ -38,3 +47,141 @@ def test_velocity_is_the_slope_of_the_path(shape):
 def test_expand_broadcasts_against_rows():
     assert expand(jnp.ones(5), jnp.ones((5, 2, 3))).shape == (5, 1, 1)
     assert expand(jnp.ones(5), jnp.ones(5)).shape == (5,)
+
+
+# --------------------------------------------------------------------------------- a path from outside of the package
+
+SD = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Trigonometric(Path):
+    """z_t = cos(pi t / 2) x + sin(pi t / 2) e: noise level and signal lie on a circle."""
+
+    def interpolate(self, x, e, t):
+        angle = jnp.pi / 2 * expand(t, x)
+        return jnp.cos(angle) * x + jnp.sin(angle) * e
+
+    def velocity(self, x, e, t):
+        angle = jnp.pi / 2 * expand(t, x)
+        return jnp.pi / 2 * (jnp.cos(angle) * e - jnp.sin(angle) * x)
+
+    def log_kernel(self, z, x, t):
+        angle = jnp.pi / 2 * t[:, None]
+        squared = jnp.sum((z[:, None] - jnp.cos(angle)[:, :, None] * x) ** 2, axis=2)
+        return -squared / (2 * jnp.sin(angle) ** 2)
+
+    def velocity_through(self, x, e, t, mean):
+        angle = jnp.pi / 2 * expand(t, x)
+        e_of_mean = (self.interpolate(x, e, t) - jnp.cos(angle) * mean) / jnp.sin(angle)
+        return self.velocity(mean, e_of_mean, t)
+
+
+def scale(t):
+    """Standard deviation of z_t for data x ~ N(0, SD^2 I)."""
+    return jnp.sqrt((jnp.cos(jnp.pi / 2 * t) * SD) ** 2 + jnp.sin(jnp.pi / 2 * t) ** 2)
+
+
+def exact(z, r, t, label=None):
+    """The exact average velocity: the flow scales z by s_r / s_t."""
+    slope = jax.vmap(jax.grad(scale))(t) / scale(t)
+    gap = jnp.where(t > r, t - r, 1.0)
+    return expand(jnp.where(t > r, (1 - scale(r) / scale(t)) / gap, slope), z) * z
+
+
+PATH = Trigonometric()
+
+
+def test_samples_of_the_exact_velocity_are_the_data():
+    e = jax.random.normal(jax.random.key(0), (20_000, 2))
+    np.testing.assert_allclose(sampling.sample(exact, e, path=PATH), SD * e, rtol=1e-5)
+    again, _ = named.draw("restart", exact, e, 3, jax.random.key(1), path=PATH)
+    assert np.std(again) == pytest.approx(SD, rel=0.02)
+    assert np.std(named.draw("restart", exact, e, 3, jax.random.key(1))[0]) < 0.8 * SD  # on the straight line
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("meanflow", {"weighting": {"power": 0.0}}), ("vamf", {"beta": 0.5, "proxy": exact})],
+)
+def test_the_exact_velocity_is_stationary(method, options):
+    """The gradient along z, rows with r = t among them, is 0 on average for the path that the data lie on alone."""
+    rows, keys = 2**16, jax.random.split(jax.random.key(0), 3)
+    x, e = SD * jax.random.normal(keys[0], (rows, 2)), jax.random.normal(keys[1], (rows, 2))
+    t = jax.random.uniform(keys[2], (rows,), minval=0.2, maxval=0.9)
+    r = t * (jnp.arange(rows) % 4) / 4
+    apart = {}
+    for path in (PATH, "straight_line"):
+        objective = create(method, path=path, reduction="sum", **options)
+
+        def losses(size, objective=objective):
+            return objective.loss_at(lambda *at: exact(*at[:3]) + size * at[0], x, e, r, t, proxy=exact)
+
+        gradient = jax.jit(jax.jacfwd(losses))(0.0)
+        apart[path] = abs(np.mean(gradient)) / (np.std(gradient) / rows**0.5)
+    assert apart[PATH] < 3.5
+    assert apart["straight_line"] > 6
+
+
+def test_posterior_means_over_a_bank():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(1)
+        x, e, t = rng.normal(size=(6, 2)), rng.normal(size=(6, 2)), rng.uniform(0.2, 0.9, 6)
+        found = posterior(*(jnp.asarray(part) for part in (x, e, t, x)), path=PATH)
+        c, s = np.cos(np.pi / 2 * t), np.sin(np.pi / 2 * t)
+        z = c[:, None] * x + s[:, None] * e
+        for row in range(6):
+            e_k = (z[row] - c[row] * x) / s[row]
+            weights = np.exp(-np.sum(e_k**2, axis=1) / 2)
+            velocity = np.pi / 2 * (c[row] * e_k - s[row] * x)
+            np.testing.assert_allclose(found.velocity[row], weights @ velocity / weights.sum(), rtol=1e-8)
+
+
+def test_the_diagnosis_sees_the_flow_of_the_path():
+    """S = s_r / s_t of a Gaussian, so that the amplification of each cell is its square."""
+    x = SD * jax.random.normal(jax.random.key(0), (256, 2))
+    found = diagnose(exact, x, average=exact, path=PATH, cells=2, samples=32, replicas=4)
+    for cell in found.cells:
+        factor = float(scale(cell.t - cell.gap) / scale(cell.t)) ** 2
+        assert cell.amplification.value == pytest.approx(factor, rel=1e-3)
+
+
+class Sphere(Path):
+    """Great circles: moves stay on the unit sphere."""
+
+    def interpolate(self, x, e, t):
+        raise NotImplementedError
+
+    velocity = interpolate
+
+    def move(self, z, displacement):
+        size = jnp.linalg.norm(displacement, axis=-1, keepdims=True)
+        return jnp.cos(size) * z + jnp.sinc(size / jnp.pi) * displacement
+
+
+def test_jumps_along_great_circles_stay_on_the_sphere():
+    """With the velocity of a rotation by a right angle, any number of jumps ends a quarter turn away."""
+    z = jax.random.normal(jax.random.key(0), (8, 2))
+    z = z / jnp.linalg.norm(z, axis=1, keepdims=True)
+
+    def rotation(z, r, t, label=None):
+        return -jnp.pi / 2 * jnp.stack([-z[:, 1], z[:, 0]], axis=1)
+
+    turned = np.stack([-z[:, 1], z[:, 0]], axis=1)
+    for found in (
+        sampling.sample(rotation, z, 3, path=Sphere()),
+        named.draw("euler", rotation, z, 4, jax.random.key(0), path=Sphere())[0],
+    ):
+        np.testing.assert_allclose(found, turned, atol=1e-5)
+
+
+def test_what_is_written_for_the_straight_line_says_so():
+    for options in (
+        {"proxy": "oracle", "beta": 1.0},
+        {"diagonal_weight": "min_snr"},
+        {"proxy": "ema", "distribution_matching": {"weight": 1.0}},
+    ):
+        with pytest.raises(UserError, match=r"path = Trigonometric: allowed .* straight_line with \w+"):
+            create("vamf", path=PATH, **options)
+    with pytest.raises(UserError, match="sampler = ddim: on the straight line only"):
+        named.draw("ddim", exact, jnp.zeros((1, 2)), 4, jax.random.key(0), path=PATH)

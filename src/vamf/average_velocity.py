@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vamf.conditioning import Cond, at_time
-from vamf.path import expand
+from vamf.path import STRAIGHT_LINE, Path, expand
 
 
 @runtime_checkable
@@ -76,9 +76,14 @@ def flow_map(
     t: Float[Array, " batch"],
     r: Float[Array, " batch"],
     label: Cond = None,
+    path: Path = STRAIGHT_LINE,
 ) -> Float[Array, "batch *event"]:
-    """The jump z_r = z - (t - r) u(z, r, t) from time t to time r; exact for the exact u."""
-    return z - expand(t - r, z) * u(z, r, t, label)
+    """The jump z_r = z - (t - r) u(z, r, t) from time t to time r; exact for the exact u.
+
+    Args:
+        path: whose `move` it is, where space is not flat.
+    """
+    return path.move(z, -expand(t - r, z) * u(z, r, t, label))
 
 
 def jacobian_product(

@@ -28,7 +28,7 @@ from vamf.average_velocity import AverageVelocity, instantaneous_velocity, total
 from vamf.conditioning import Cond
 from vamf.diagnosis.results import BETAS, Cell, Curve, Diagnosis, Optimum
 from vamf.errors import require
-from vamf.path import conditional_velocity, expand, interpolate
+from vamf.path import STRAIGHT_LINE, Path, expand
 from vamf.theory.control_variate import optimal_beta_isotropic, row_terms
 from vamf.theory.estimate import Estimate, mean_of, ratio_of
 from vamf.theory.estimators import expansion_product, gradient_contrasts, jackknife, variance_of
@@ -49,6 +49,7 @@ def diagnose(
     average: AverageVelocity | None = None,
     times: TimeDistribution | None = None,
     e: Float[Array, "n *event"] | None = None,
+    path: Path = STRAIGHT_LINE,
     told: Callable[[Key[Array, ""], Array, Array, Cond], Cond] | None = None,
     raw: Callable[[Array, Array, Cond, Array], Array] | None = None,
     gradient: Gradient | None = None,
@@ -67,7 +68,8 @@ def diagnose(
         label: what u is told of each.
         average: v_hat is its diagonal; u itself where none is given, and then the bias counts as 0.
         times: law of (r, t) in training.
-        e: the noise that belongs to x, where data come in pairs; independent where none is given.
+        e: the start that belongs to each row of x, where data come in pairs.
+        path: from data to the prior, in training.
         told: (key, r, t, label) -> what the rows are told in training, some without their label.
         raw: (z, t, told, v_c) -> the velocity that training puts in v_c's place, such as the guided one.
         gradient: (beta, key) -> the gradient of one batch's loss, a tree. With it, the measured curve is that
@@ -94,7 +96,7 @@ def diagnose(
         key, r, t = block
         pick_key, noise_key, probe_key = jax.random.split(key, 3)
         pick = jax.random.randint(pick_key, t.shape, 0, len(x))
-        noise = jax.random.normal(noise_key, (*t.shape, *x.shape[1:]), x.dtype) if e is None else e[pick]
+        noise = path.prior(noise_key, x[pick], None if e is None else e[pick])
         probe = jax.random.rademacher(probe_key, noise.shape, x.dtype)
         shown = None if label is None else label[pick]
         if told is not None:
@@ -103,7 +105,7 @@ def diagnose(
         def in_training(z, v_c):
             return v_c if raw is None else raw(z, t, shown, v_c)
 
-        return residual_terms(u, average, x[pick], noise, r, t, probe, shown, in_training)
+        return residual_terms(u, average, x[pick], noise, r, t, probe, shown, in_training, path)
 
     # One program for the cells, a block of rows each, and for the blocks drawn from the training law.
     lines = tuple(float(line) for line in np.linspace(0, 1, cells + 1))
@@ -168,6 +170,7 @@ def residual_terms(
     probe: Float[Array, "n *event"],
     label: Cond,
     raw: Callable[[Array, Array], Array] = lambda z, v_c: v_c,
+    path: Path = STRAIGHT_LINE,
 ) -> dict[str, Float[Array, " n"]]:
     """Everything that is measured, row by row: the terms of the formulas above, `floor` ||xi||^2, `noise` ||q||^2,
     `cross` <q, p>, `moved` ||p||^2, `biased` ||M b||^2, `lag` ||b||^2, sizes of S and of the derivative, and of the
@@ -178,8 +181,8 @@ def residual_terms(
         raw: (z, v_c) -> the velocity that training puts in v_c's place, such as the guided one.
     """
     v_hat = u if average is None else average
-    z, d = interpolate(x, e, t), x[0].size
-    v_c = raw(z, conditional_velocity(x, e))
+    z, d = path.interpolate(x, e, t), x[0].size
+    v_c = raw(z, path.velocity(x, e, t))
     xi = v_c - instantaneous_velocity(v_hat, z, t, label)
     cross, moved = row_terms(u, z, r, t, xi, label)
     expanded = expansion_product(u, z, r, t, xi, label)  # S xi = -q

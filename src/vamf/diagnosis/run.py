@@ -107,6 +107,7 @@ def visit(run: Run, state: State, step: int, seed: int = 0) -> Visit:
         average=_v_hat(_source(config), u, given, guided),
         times=objective.times,
         e=None if dataset.noise is None else dataset.noise(dataset.arrays, data_key, ROWS),
+        path=objective.path,
         told=_told(objective),
         raw=None if guided is None else functools.partial(guided, u),
         gradient=gradients.mixed,

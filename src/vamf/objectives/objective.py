@@ -67,6 +67,9 @@ class Objective(Parts):
         require(self.reduction in ("sum", "mean"), "reduction", self.reduction, "sum, mean")
         if self.diagonal is None:
             object.__setattr__(self, "diagonal", self.target)
+        if bound := self.who_needs("straight line"):
+            straight = isinstance(self.path, StraightLine)
+            require(straight, "path", type(self.path).__name__, f"straight_line with {bound[0]}")
 
     def noise(self, step: int) -> tuple[float, float] | None:
         """(a, b) of the noise operator N = a S + b I on the fluctuation of v_c for r < t (`Residual.noise`)."""

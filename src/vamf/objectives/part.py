@@ -1,7 +1,7 @@
 """What every part of an objective may say of itself. Parts are small frozen dataclasses that hold their own options.
 
-`needs` names what has to be there: `labels`; models beside the network (`ema`, `teacher`, `oracle`); outputs of the
-network (`velocity`, `log_variance`, `fake`); `bank`, which sees the whole batch at once.
+`needs` names what has to be there: `labels`; the `straight line` as path; models beside the network (`ema`, `teacher`,
+`oracle`); outputs of the network (`velocity`, `log_variance`, `fake`); `bank`, which sees the whole batch at once.
 """
 
 import dataclasses
@@ -85,6 +85,10 @@ class Parts:
     def needs(self) -> frozenset[str]:
         """What has to be there for it (`part.py`)."""
         return frozenset().union(*(part.needs for part in self.parts))
+
+    def who_needs(self, what: str) -> list[str]:
+        """The kinds of parts that need something."""
+        return [type(part).__name__ for part in self.parts if what in part.needs]
 
     @property
     def heads(self) -> tuple[str, ...]:

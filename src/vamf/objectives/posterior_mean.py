@@ -149,7 +149,7 @@ class PosteriorMean(Velocity):
 
     @property
     def needs(self):
-        return frozenset({"bank"})
+        return frozenset({"bank", "straight line"} if self.memory else {"bank"})
 
     def init_state(self, event_shape, num_classes):
         return ClassMemoryBank.empty(num_classes, self.memory, event_shape) if self.memory else None
@@ -167,8 +167,6 @@ class PosteriorMean(Velocity):
         """v_bank and the bank's effective size at the rows."""
         label, state, path = _comparable(rows.cond), ctx.state.get(self.name), ctx.objective.path
         if state is not None:
-            if not isinstance(path, StraightLine):
-                raise UserError("bank.memory: on the straight line only")
             result = state.posterior_mean(rows.x, rows.e, rows.t, label)
         else:
             bank = ctx.bank

@@ -142,7 +142,7 @@ class Oracle(ModelVelocity):
 
     @property
     def needs(self):
-        return frozenset({"oracle"})
+        return frozenset({"oracle", "straight line"})
 
     def model(self, ctx):
         return ctx.model("oracle")

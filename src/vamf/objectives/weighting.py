@@ -212,6 +212,10 @@ class MinSNR(TimeWeight):
     signal-to-noise ratio is (1 - t)^2 / t^2. arXiv:2511.19065 names the weight without its form.
     """
 
+    @property
+    def needs(self):
+        return frozenset({"straight line"})
+
     def __call__(self, rows, ctx):
         factor = _min_snr(rows.t) / _mean_min_snr(ctx.objective.times)
         return jnp.where(rows.r < rows.t, jnp.ones_like(rows.t), factor)
@@ -220,6 +224,10 @@ class MinSNR(TimeWeight):
 @dataclasses.dataclass(frozen=True)
 class NoiseLevel(TimeWeight):
     """(1 - t)^2, with which an error of the velocity counts as that of the noise (DDPM)."""
+
+    @property
+    def needs(self):
+        return frozenset({"straight line"})
 
     def __call__(self, rows, ctx):
         return (1 - rows.t) ** 2

@@ -8,4 +8,7 @@ from vamf.path.straight_line import StraightLine, conditional_velocity, interpol
 PATHS: dict[str, type[Path]] = family(Path, {"straight_line": StraightLine, "pairs": Pairs})
 """Paths by name."""
 
-__all__ = ["PATHS", "Pairs", "Path", "StraightLine", "conditional_velocity", "expand", "interpolate"]
+STRAIGHT_LINE = StraightLine()
+"""The path where none is named."""
+
+__all__ = ["PATHS", "STRAIGHT_LINE", "Pairs", "Path", "StraightLine", "conditional_velocity", "expand", "interpolate"]

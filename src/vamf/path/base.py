@@ -36,6 +36,12 @@ class Path(abc.ABC):
         """
         return jax.random.normal(key, x.shape, x.dtype) if start is None else start
 
+    def move(
+        self, z: Float[Array, "batch *event"], displacement: Float[Array, "batch *event"]
+    ) -> Float[Array, "batch *event"]:
+        """Where z ends that leaves along a velocity times a time; in flat space their sum."""
+        return z + displacement
+
     def log_kernel(
         self, z: Float[Array, "batch d"], x: Float[Array, "bank d"], t: Float[Array, " batch"]
     ) -> Float[Array, "batch bank"] | None:

@@ -4,10 +4,10 @@ Geng et al. (arXiv:2505.13447, eq. 12): a jump from t to r is z_r = z_t - (t - r
 On a grid 1 = t_0 > ... > t_K = 0, with one call for each of its K intervals,
 
     sample     z <- z - (t_k - t_{k+1}) u(z, t_{k+1}, t_k)
-    restart    x <- z - t_k u(z, 0, t_k),    z <- (1 - t_{k+1}) x + t_{k+1} e,    e ~ N(0, I) anew each time
+    restart    x <- z - t_k u(z, 0, t_k),    z <- z_{t_{k+1}}(x, e),    e from the prior anew each time
 
-`restart` is the multi-step sampling of consistency models (Song et al., arXiv:2303.01469, algorithm 1), on the linear
-interpolant. Where z has the law of z_t, x has that of the data and the next z that of its own time: with the exact u
+`restart` is the multi-step sampling of consistency models (Song et al., arXiv:2303.01469, algorithm 1), on the path of
+the training. Where z has the law of z_t, x has that of the data and the next z that of its own time: with the exact u
 every stage keeps the law.
 """
 
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Key
 
 from vamf.average_velocity import AverageVelocity, flow_map
 from vamf.conditioning import Cond
-from vamf.path import expand, interpolate
+from vamf.path import STRAIGHT_LINE, Path
 from vamf.sampling.grid import times_of, walk
 
 
@@ -27,15 +27,18 @@ def sample(
     noise: Float[Array, "batch *event"],
     steps: int | Sequence[float] = 1,
     label: Cond = None,
+    path: Path = STRAIGHT_LINE,
 ) -> Float[Array, "batch *event"]:
     """Data from noise in jumps, one call of u each; `steps=1` is x = e - u(e, 0, 1).
 
     Args:
+        noise: points of the prior.
         steps: a number of jumps of equal length, or the times they end at: decreasing, from 1 to 0.
+        path: the path of the training.
     """
 
     def jump(t, r, z):
-        return flow_map(u, z, t, r, label)
+        return flow_map(u, z, t, r, label, path)
 
     return walk(jump, noise, times_of("steps", steps, noise.dtype))
 
@@ -46,6 +49,8 @@ def restart(
     times: int | Sequence[float],
     key: Key[Array, ""],
     label: Cond = None,
+    path: Path = STRAIGHT_LINE,
+    start: Float[Array, "batch *event"] | None = None,
 ) -> Float[Array, "batch *event"]:
     """Data from noise by jumps to the data and back: each time but the last, fresh noise leads to the next time.
 
@@ -55,11 +60,13 @@ def restart(
     Args:
         times: decreasing, from 1 to 0, or a number of calls for a uniform grid; one call is `sample` in one step.
         key: of the fresh noise.
+        path: the path of the training.
+        start: the start of each row, where data come in pairs.
     """
     grid = times_of("times", times, noise.dtype)
 
     def stage(t, r, z, key):
-        x = z - expand(t, z) * u(z, 0 * t, t, label)
-        return interpolate(x, jax.random.normal(key, z.shape, z.dtype), r)  # at r = 0 that is x
+        x = flow_map(u, z, t, 0 * t, label, path)
+        return path.interpolate(x, path.prior(key, z, start), r)  # at r = 0 that is x
 
     return walk(stage, noise, grid, jax.random.split(key, len(grid) - 1))

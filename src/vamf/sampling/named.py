@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, Int, Key
 from vamf.average_velocity import AverageVelocity
 from vamf.conditioning import Cond
 from vamf.diffusion import DDPM
-from vamf.errors import require
+from vamf.errors import UserError, require
+from vamf.path import STRAIGHT_LINE, Path, StraightLine
 from vamf.sampling.denoising import ancestral, ddim
 from vamf.sampling.fast_flow import FastFlow
 from vamf.sampling.jumps import restart, sample
@@ -20,6 +21,8 @@ USUAL: dict[str, int] = {
     "jumps": 1, "restart": 2, "heun": 50, "euler": 50, "fast_flow": 50, "ancestral": DDPM.steps, "ddim": 50,
 }  # fmt: skip
 """Steps of each sampler where nobody says how many."""
+STRAIGHT = ("fast_flow", "ancestral", "ddim")
+"""Samplers of the straight line alone."""
 BATCHES, SMALLEST = 64, 64
 """`fast_flow` learns from batch to batch: at most so many batches, of so many samples at least."""
 
@@ -60,26 +63,35 @@ def draw(
     key: Key[Array, ""],
     label: Cond = None,
     bound: float | None = None,
+    path: Path = STRAIGHT_LINE,
+    start: Float[Array, "batch *event"] | None = None,
 ) -> tuple[Float[Array, "batch *event"], Int[Array, ""]]:
     """Data from noise by a named sampler, and how many network calls that took, over all batches together.
 
     Args:
         key: of the fresh noise of `restart` and `ancestral`; the others need none.
         bound: largest absolute value of the data, where it has one, for `ancestral`.
+        path: the path of the training.
+        start: the start of each row, where data come in pairs, for `restart`.
+
+    Raises:
+        UserError: the sampler is written for the straight line alone.
     """
     check(sampler, steps)
+    if sampler in STRAIGHT and not isinstance(path, StraightLine):
+        raise UserError(f"sampler = {sampler}: on the straight line only; allowed are jumps, restart, euler and heun")
     if sampler == "fast_flow":
         return _fast_flow(u, noise, steps, label)
     if sampler == "jumps":
-        x = sample(u, noise, steps, label)
+        x = sample(u, noise, steps, label, path)
     elif sampler == "restart":
-        x = restart(u, noise, steps, key, label)
+        x = restart(u, noise, steps, key, label, path, start)
     elif sampler == "ancestral":
         x = ancestral(DDPM.noise_prediction(u), noise, key, steps, label, bound=bound)
     elif sampler == "ddim":
         x = ddim(DDPM.noise_prediction(u), noise, steps, label)
     else:
-        x = integrate(u, noise, steps, label, sampler)
+        x = integrate(u, noise, steps, label, sampler, path)
     return x, jnp.int32(2 * steps if sampler == "heun" else steps)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from vamf.average_velocity import AverageVelocity, instantaneous_velocity
 from vamf.conditioning import Cond
 from vamf.errors import require
-from vamf.path import expand
+from vamf.path import STRAIGHT_LINE, Path, expand
 from vamf.sampling.grid import times_of, walk
 
 
@@ -20,6 +20,7 @@ def integrate(
     steps: int,
     label: Cond = None,
     method: Literal["euler", "heun"] = "heun",
+    path: Path = STRAIGHT_LINE,
 ) -> Float[Array, "batch *event"]:
     """Data from noise by `steps` steps of the ODE dz/dt = u(z, t, t): Euler (1 call a step) or Heun (2 calls)."""
     require(method in ("euler", "heun"), "method", method, "euler or heun")
@@ -27,9 +28,9 @@ def integrate(
     def advance(t, r, z):
         gap = expand(t - r, z)
         start = instantaneous_velocity(u, z, t, label)
-        arrival = z - gap * start
+        arrival = path.move(z, -gap * start)
         if method == "euler":
             return arrival
-        return z - gap * 0.5 * (start + instantaneous_velocity(u, arrival, r, label))
+        return path.move(z, -gap * 0.5 * (start + instantaneous_velocity(u, arrival, r, label)))
 
     return walk(advance, noise, times_of("steps", steps, noise.dtype))

@@ -31,7 +31,7 @@ import numpy as np
 
 from vamf import __version__
 from vamf.data import Dataset, absolute
-from vamf.errors import UserError, require
+from vamf.errors import UserError
 from vamf.networks import DiTConfig, NetworkConfig
 from vamf.options import merged
 from vamf.progress import Progress
@@ -106,8 +106,6 @@ DEFAULT = Budget("default", 1500, (0, 1), BETAS, OTHERS, SMALL, 5, 5000, 4, 256)
 FULL = Budget("paper", 0, (0, 1), BETAS, OTHERS, None, 10, 10_000, 20, 512)
 STEPS = {"cifar10_dit": 40_000}
 """Steps of a configuration in a budget that has none, where they are not the configuration's."""
-PRESETS = ("fashion_mnist", "cifar10_dit", "imagenet_dit_b4")
-"""Guided configurations that the study knows."""
 HOLDOUT = 0.1
 """Share of the pictures or latents that no arm sees and the judge does, where the configuration keeps none."""
 PRESET = {"quick": "fashion_mnist", "default": "fashion_mnist", "paper": "cifar10_dit"}
@@ -124,9 +122,6 @@ class DitStudy:
     """Name of a guided configuration; empty for the budget's own."""
     data: str = ""
     """Where its images or latents are; empty for where it says."""
-
-    def __post_init__(self):
-        require(self.preset in ("", *PRESETS), "preset", self.preset, ", ".join(PRESETS))
 
     def run(self, progress: Progress) -> Path:
         """Do what is not done yet and write the report; returns its path.

@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, Int, Key
 from vamf.average_velocity import AverageVelocity, instantaneous_velocity, jacobian_product, total_derivative
 from vamf.conditioning import Cond
 from vamf.errors import require
-from vamf.path import conditional_velocity, expand, interpolate
+from vamf.path import STRAIGHT_LINE, Path, expand
 from vamf.theory.estimate import Estimate, mean_of, ratio_of
 
 
@@ -110,6 +110,7 @@ def loss_variance(
     r: Float[Array, " points"],
     t: Float[Array, " points"],
     label: Int[Array, " n"] | None = None,
+    path: Path = STRAIGHT_LINE,
 ) -> LossVariance:
     """Variance over pairs (x, e) of ||u + (t - r) D_w u - v_c||^2, u frozen, with w = v_c and with w = v_hat.
 
@@ -117,11 +118,10 @@ def loss_variance(
         average: v_hat is its diagonal.
         r, t: the points; the same pairs serve all of them. Vary t at a fixed gap, or the gap at a fixed t.
     """
-    v_c = conditional_velocity(x, e)
 
     def at(times):
         r, t = (jnp.full(x.shape[:1], time) for time in times)
-        z = interpolate(x, e, t)
+        z, v_c = path.interpolate(x, e, t), path.velocity(x, e, t)
 
         def squared(w):
             value, dudt = total_derivative(u, z, r, t, w, label)
@@ -190,13 +190,14 @@ def fluctuation(
     e: Float[Array, "batch *event"],
     t: Float[Array, " batch"],
     label: Int[Array, " batch"] | None = None,
+    path: Path = STRAIGHT_LINE,
 ) -> tuple[Float[Array, "batch *event"], Float[Array, "batch *event"]]:
     """z and xi = v_c - v_hat(z, t) of pairs (x, e), v_hat the diagonal of `average`.
 
     With v_hat = v + b, E[xi xi^T | z] = Sigma + b b^T.
     """
-    z = interpolate(x, e, t)
-    return z, conditional_velocity(x, e) - instantaneous_velocity(average, z, t, label)
+    z = path.interpolate(x, e, t)
+    return z, path.velocity(x, e, t) - instantaneous_velocity(average, z, t, label)
 
 
 class Amplification(NamedTuple):
@@ -285,6 +286,7 @@ def semi_gradient_gap(
     t: Float[Array, " batch"],
     label: Int[Array, " batch"] | None = None,
     groups: int = 16,
+    path: Path = STRAIGHT_LINE,
 ) -> SemiGradientGap:
     """Norm of the gradient of E||u + (t - r) D_{v_c} u - v_c||^2 minus the one that holds D_{v_c} u constant.
 
@@ -296,7 +298,7 @@ def semi_gradient_gap(
 
     def gradients(rows):
         x, e, r, t, label = rows
-        z, v_c = interpolate(x, e, t), conditional_velocity(x, e)
+        z, v_c = path.interpolate(x, e, t), path.velocity(x, e, t)
 
         def loss(params, hold):
             value, dudt = total_derivative(bind(params), z, r, t, v_c, label)

@@ -29,7 +29,7 @@ from vamf.training.windows import WINDOW_BYTES
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 GB, GIB = 10**9, 2**30
-MEMBER: Any = Member(jax.ShapeDtypeStruct((), jnp.uint32), None)  # pyright: ignore[reportArgumentType]
+MEMBER: Any = Member(jax.ShapeDtypeStruct((), jnp.uint32), {})  # pyright: ignore[reportArgumentType]
 """The shapes of a training's seed and options."""
 
 

@@ -28,10 +28,7 @@ from vamf.average_velocity import AverageVelocity, in_blocks
 from vamf.conditioning import Conditioning, GuidanceScale
 from vamf.data import Dataset
 from vamf.errors import UserError
-from vamf.objectives import METHODS
-from vamf.objectives.adaptive import Adaptive
 from vamf.sampling import named
-from vamf.schedules import value_at
 from vamf.training.averages import Ema, resolve
 from vamf.training.checksum import fingerprint
 from vamf.training.config import TrainConfig, identity
@@ -261,7 +258,8 @@ class Grid:
         def draw(arrays, seed, label, state):
             key = streams(seed).sample
             noise_key, label_key = _noise_and_label(key)
-            noise = jax.random.normal(noise_key, (n, *self.dataset.event_shape))
+            path = self.trainer.objective.path
+            noise = path.prior(noise_key, jnp.zeros((n, *self.dataset.event_shape)))
             if label is None and self.dataset.num_classes:
                 label = self.dataset.draw_labels(arrays, label_key, n)
             if scale:
@@ -269,7 +267,8 @@ class Grid:
             u = self.network.bind(state.average)
             if not isinstance(self.config.network, networks.MLPConfig):
                 u = in_blocks(u, BLOCK_ROWS * self.layout.size)
-            return named.draw(sampler, u, noise, steps, jax.random.fold_in(key, 2), label, self.dataset.bound)
+            fresh = jax.random.fold_in(key, 2)
+            return named.draw(sampler, u, noise, steps, fresh, label, self.dataset.bound, path)
 
         program = self._program(("sample", sampler, n, steps, label is None, scale), lambda: draw)
         drawn, calls = self.collect(program(self._arrays, seeds, labels, state))
@@ -303,8 +302,7 @@ class Grid:
         """beta of a member at a training step; None where it is adaptive or there is none."""
         if "beta" in self.values:
             return float(self.values["beta"][index])
-        beta = METHODS[self.config.method].values(self.config.steps, self.config.objective).get("beta")
-        return None if beta is None or isinstance(beta, Adaptive) else float(value_at(beta, step))
+        return self.trainer.objective.residual.beta(step)
 
     @cached_property
     def parameters(self) -> int:

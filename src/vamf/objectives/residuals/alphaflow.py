@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from vamf.errors import require
 from vamf.objectives.residuals.base import Residual, ResidualOutput
-from vamf.objectives.residuals.eulerian import Eulerian
+from vamf.objectives.residuals.eulerian import Eulerian, constant_fraction
 from vamf.objectives.velocity import Conditional, Velocity
 from vamf.path import expand
 from vamf.schedules import Coefficient, Schedule, check_fraction, value_at
@@ -72,6 +72,9 @@ class AlphaFlow(Residual):
         # the value of the branch's residual, with the gradient of u, which either has
         return ResidualOutput(error + prediction - jax.lax.stop_gradient(prediction), dudt, scale=scale)
 
+    def beta(self, step):
+        return constant_fraction(self.tangent, step)
+
     def noise(self, target, step):
         """S of the map from s to r: I for alpha = 1, MeanFlow's S for alpha = 0, and neither in between."""
         alpha = float(value_at(self.alpha, step))
@@ -81,7 +84,8 @@ class AlphaFlow(Residual):
 
     def _finite(self, rows, y, w, alpha, ctx) -> ResidualOutput:
         length = alpha * (rows.t - rows.r)
-        later = ctx.u(rows.z - expand(length, w) * w, rows.r, rows.t - length, rows.cond)
+        between = ctx.objective.path.move(rows.z, -expand(length, w) * w)
+        later = ctx.u(between, rows.r, rows.t - length, rows.cond)
         target = jax.lax.stop_gradient(alpha * y + (1 - alpha) * later)
         if self.clip > 0:
             target = jnp.clip(target, -self.clip, self.clip)

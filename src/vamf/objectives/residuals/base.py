@@ -38,6 +38,10 @@ class Residual(Part, abc.ABC):
     @abc.abstractmethod
     def __call__(self, rows: PathBatch, target: Velocity, ctx: Context) -> ResidualOutput: ...
 
+    def beta(self, step: int) -> float | None:
+        """The fraction of v_hat in the tangent; None where there is no tangent or rows have different ones."""
+        return None
+
     def noise(self, target: Velocity, step: int) -> tuple[float, float] | None:
         """(a, b) of the noise operator N = a S + b I on the fluctuation of v_c; None where it is another, or where the
         residual does not say.

@@ -65,6 +65,9 @@ class Eulerian(Residual):
             change = value_at(self.jvp_scale, ctx.step) * change
         return ResidualOutput(prediction - (y - change), dudt, beta)
 
+    def beta(self, step):
+        return constant_fraction(self.tangent, step)
+
     def noise(self, target, step):
         """N = (1 - beta) S + (beta - gamma) I where D_w u counts in full."""
         w, y = self.tangent.noise(step), target.noise(step)
@@ -94,4 +97,16 @@ def tangent_fraction(tangent: Velocity, rows, ctx):
     """The fraction of v_hat in each row's tangent."""
     if isinstance(tangent, Mix | AdaptiveMix):
         return expand_rows(tangent.fraction(rows, ctx), rows)
-    return jnp.full_like(rows.t, 1.0 if tangent.noise(0) == 0 else 0.0)
+    return jnp.full_like(rows.t, _whole(tangent))
+
+
+def constant_fraction(tangent: Velocity, step: int) -> float | None:
+    """The fraction of v_hat in a tangent, where it is the same in all rows."""
+    if isinstance(tangent, AdaptiveMix | PerPointMix):
+        return None
+    return float(value_at(tangent.beta, step)) if isinstance(tangent, Mix) else _whole(tangent)
+
+
+def _whole(tangent: Velocity) -> float:
+    """0 for v_c, guided or not; 1 for an estimate in its place, the posterior mean over a bank among them."""
+    return 0.0 if tangent.noise(0) == 1 else 1.0

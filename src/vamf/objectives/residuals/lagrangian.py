@@ -52,7 +52,7 @@ class Lagrangian(Residual):
         exact = precise(ctx.u)
         prediction, dudr = jax.jvp(lambda r: exact(z, r, t, rows.cond), (r,), (jnp.ones_like(r),))
         gap = expand(t - r, z)
-        end = jax.lax.stop_gradient(z - gap * prediction)
+        end = jax.lax.stop_gradient(ctx.objective.path.move(z, -gap * prediction))
         velocity = jax.lax.stop_gradient(instantaneous_velocity(self.end.model(ctx), end, r, rows.cond))
         scale = 1.0 if self.weight is None else self.weight(rows, r, ctx.step)
         return ResidualOutput(prediction - gap * dudr - velocity, dudr, scale=scale)

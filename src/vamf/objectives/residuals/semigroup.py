@@ -60,7 +60,7 @@ class Semigroup(Residual):
         s = t - fraction * (t - r)
         model = self.jumps.model(ctx)
         first = model(z, self._end(s, t), t, cond)
-        between = self._clip(z - expand(t - s, z) * first)
+        between = self._clip(ctx.objective.path.move(z, -expand(t - s, z) * first))
         fraction = expand(fraction, z)
         target_ = self._clip(fraction * first + (1 - fraction) * model(between, self._end(r, s), s, cond))
         return ResidualOutput(ctx.u(z, r, t, cond) - jax.lax.stop_gradient(target_))

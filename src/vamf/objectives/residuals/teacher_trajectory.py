@@ -47,6 +47,10 @@ class TeacherTrajectory(Residual):
             self.student_times in ("shifted", "unshifted"), "student_times", self.student_times, "shifted, unshifted"
         )
 
+    @property
+    def needs(self):
+        return frozenset({"straight line"})
+
     def __call__(self, rows, target, ctx):
         """R = u - sg[(z_i - z_j) / (t_i - t_j)] at two points of the row's trajectory."""
         times = ctx.objective.times

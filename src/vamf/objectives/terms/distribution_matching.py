@@ -51,7 +51,7 @@ class DistributionMatching(Term):
 
     @property
     def needs(self):
-        return frozenset({"fake"})
+        return frozenset({"fake", "straight line"})
 
     def draw(self, key, x, r, t, step):
         noise_key, time_key = jax.random.split(stream(key, PERTURBATION))
