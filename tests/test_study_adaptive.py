@@ -11,7 +11,7 @@ import pytest
 import oracles
 from vamf import data
 from vamf.progress import Progress
-from vamf.studies import adaptive_results
+from vamf.studies import adaptive, adaptive_results
 from vamf.studies.adaptive import AdaptiveStudy, Budget
 from vamf.training import loop
 

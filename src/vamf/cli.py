@@ -1,4 +1,4 @@
-"""The command line: `vamf train | estimate | sample | evaluate | diagnose | compare | study | fid | data`.
+"""The command line: `vamf train | estimate | sample | evaluate | diagnose | compare | sweep | study | fid | data`.
 
 Commands import what they need when they run, so that help is fast. Bad input is one line and exit status 2.
 """
@@ -21,6 +21,7 @@ USAGE = """usage: vamf COMMAND ...
   evaluate RUN [--json]                           distances of a run's samples to unseen data
   diagnose RUN [--json]                           where a run's noise comes from, what beta should be, what its log says
   compare METHOD ... --data NAME                  methods side by side: equal steps, equal time, cost, a ranking
+  sweep CONFIG --over NAME=V1,V2 [--over ...]     a training with every combination of some options' values
   study NAME [--quick | --paper] [--out DIR] [--launcher local | slurm | ray]
                                                   a grid of trainings with tables, figures and a report
   fid A B [--weights FILE]                        images against images: FID and its kin, with a receipt
@@ -44,6 +45,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "evaluate": _command("runs", "evaluate"),
     "diagnose": _command("runs", "diagnose"),
     "compare": _command("studies", "compare"),
+    "sweep": _command("sweep", "sweep"),
     "study": _command("studies", "study"),
     "fid": _command("images", "fid"),
     "data": _command("images", "prepare"),

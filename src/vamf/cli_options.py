@@ -14,7 +14,7 @@ from vamf.networks import KINDS
 from vamf.objectives import METHODS
 from vamf.objectives.compose import Common
 from vamf.options import FAMILIES, Option, base_of, merged, options_of, plain, takes_schedule, words
-from vamf.schedules import Schedule
+from vamf.schedules import Number, Schedule
 from vamf.training.config import TrainConfig
 
 
@@ -168,7 +168,7 @@ def _field(name: str, hint: Any, default: Any, text: str) -> tuple:
 
 def _hint(hint: Any) -> Any:
     """The type that words on a command line have."""
-    if takes_schedule(hint):
+    if takes_schedule(hint) or hint == Number:
         return words(hint)
     literals = [one for one in typing.get_args(hint) if typing.get_origin(one) is typing.Literal]
     return (

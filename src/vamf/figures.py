@@ -39,7 +39,14 @@ class Panel(NamedTuple):
 
 
 def panels(
-    plots: Sequence[Panel], xlabel: str, ylabel: str, *, log: bool = False, columns: int = 3, integers: bool = False
+    plots: Sequence[Panel],
+    xlabel: str,
+    ylabel: str,
+    *,
+    log: bool = False,
+    log_x: bool = False,
+    columns: int = 3,
+    integers: bool = False,
 ) -> bytes:
     """Small multiples of curves with bands of one spread; SVG."""
     pyplot = _pyplot()
@@ -61,6 +68,8 @@ def panels(
         for level in plot.levels:
             axis.axhline(level.y, color=level.color, ls=level.dashes, lw=1.3, label=level.label or None)
         axis.set_title(plot.title, fontsize=10.5, color=INK)
+        if log_x:
+            axis.set_xscale("log")
         if log:
             axis.set_yscale("log")
             low, high = axis.get_ylim()

@@ -22,7 +22,7 @@ import numpy as np
 
 from vamf.errors import UserError
 from vamf.field_types import checked
-from vamf.schedules import Coefficient, Schedule, parse
+from vamf.schedules import Coefficient, Number, Schedule, parse
 
 FAMILIES: dict[Any, dict[str, type]] = {}
 """Kinds of a part by their names, by the class they share; filled where the kinds are (`family`)."""
@@ -88,6 +88,8 @@ def build(option: str, hint: Any, value: Any, default: Any = None, steps: int = 
         if isinstance(value, str):
             return parse(option, value, steps, others)
         return value if isinstance(value, (Schedule, jax.Array, *CHOICES)) else checked(option, value, words(hint))
+    if hint == Number:
+        return value if isinstance(value, jax.Array) else checked(option, value, float)
     return checked(option, value, hint)
 
 
@@ -193,7 +195,9 @@ def takes_schedule(hint: Any) -> bool:
 
 
 def words(hint: Any) -> Any:
-    """The type that a coefficient has where it is written down."""
+    """The type that a number or a coefficient has where it is written down."""
+    if hint == Number:
+        return float
     return float | str | None if types.NoneType in typing.get_args(hint) else float | str
 
 

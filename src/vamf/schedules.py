@@ -58,6 +58,8 @@ class Schedule:
 
 
 Coefficient = float | Schedule | Float[Array, ""]
+Number = float | Float[Array, ""]
+"""A number, which may be known only inside a compiled program: a grid can sweep it."""
 
 
 def parse(name: str, text: str | float, steps: int, others: tuple[str, ...] = ()) -> float | Schedule:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Key
 from vamf.diffusion import DDPM
 from vamf.errors import check_positive, check_range, require
 from vamf.options import family
-from vamf.schedules import Coefficient, value_at
+from vamf.schedules import Coefficient, Number, value_at
 
 LARGEST = 80 / 81
 """Largest t of `UShaped`: noise level 80."""
@@ -103,9 +103,9 @@ class Uniform(TimeDistribution):
 class _Normal(TimeDistribution):
     """What distributions with a normal draw before the sigmoid share."""
 
-    mean: float = -0.4
+    mean: Number = -0.4
     """Mean of the normal draw of t before the sigmoid (MeanFlow's P_mean)."""
-    std: float = 1.0
+    std: Number = 1.0
     """Standard deviation of that draw (MeanFlow's P_std)."""
 
     def __post_init__(self):
@@ -170,7 +170,7 @@ class LogitNormalMin(_Normal):
         return jax.nn.sigmoid(jnp.where(chosen, put, late))
 
     @property
-    def _distance(self) -> float:
+    def _distance(self) -> Number:
         """Mean of logit t - logit r, in its standard deviations."""
         return (self.mean - self.r_mean) / (math.sqrt(2) * self.std)
 
@@ -334,7 +334,7 @@ def _sorted(pair):
     return pair.min(axis=0), pair.max(axis=0)
 
 
-def _below(x: float) -> float:
+def _below(x: Number) -> float:
     """P(N(0, 1) <= x)."""
     return math.erfc(-x / math.sqrt(2)) / 2
 

@@ -114,8 +114,12 @@ def estimate(arguments: Sequence[str]) -> None:
     cost.show(parser.config(parsed), cost.Wanted(**{name: getattr(parsed, name) for name in names}))
 
 
-def settings_of(arguments: list[str], command: str) -> Any:
-    """The configuration that CONFIG and kinds of its parts name, which are taken out of the arguments."""
+def settings_of(arguments: list[str], command: str, swept: Sequence[str] = ()) -> Any:
+    """The configuration that CONFIG and kinds of its parts name, which are taken out of the arguments.
+
+    Args:
+        swept: options that get several values.
+    """
     from vamf.cli_options import Start, with_kinds
     from vamf.objectives import METHODS
     from vamf.training import presets
@@ -131,4 +135,4 @@ def settings_of(arguments: list[str], command: str) -> Any:
     if command == "estimate" and (Path(name) / "config.json").exists() and named:
         return Start.of(Run.open(Path(name)).config)
     settings = presets.for_data(name) if named else TrainConfig(data="CONFIG")
-    return with_kinds(presets.mixing(settings, arguments), arguments)
+    return with_kinds(presets.mixing(settings, [*arguments, *(f"--{name}" for name in swept)]), arguments)

@@ -124,7 +124,7 @@ def visit(run: Run, state: State, step: int, seed: int = 0) -> Visit:
     advice += [Finding("note", text) for text in _left_out(run, objective, gradients)]
     records = logs.read(run.folder / "metrics.jsonl")
     weighting = objective.weighting
-    log = logbook.read(records, config, weighting.power if isinstance(weighting, Power) else 0.0, diagnosis)
+    log = logbook.read(records, config, float(weighting.power) if isinstance(weighting, Power) else 0.0, diagnosis)
     return Visit(str(run.folder), step, seed, diagnosis, advice, log)
 
 

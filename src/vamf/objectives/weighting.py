@@ -29,7 +29,7 @@ from vamf.objectives.batch import Context, PathBatch
 from vamf.objectives.part import Part
 from vamf.options import family
 from vamf.path import expand
-from vamf.schedules import Coefficient, check_fraction, value_at
+from vamf.schedules import Coefficient, Number, check_fraction, value_at
 from vamf.streams import stream
 from vamf.times import TimeDistribution
 
@@ -54,9 +54,9 @@ class Weighting(Part, abc.ABC):
 class Power(Weighting):
     """`l / sg[(l + c)^p]`."""
 
-    power: float = 0.0
+    power: Number = 0.0
     """p; 0 is the plain squared error."""
-    constant: float = 1e-2
+    constant: Number = 1e-2
     """c."""
 
     def __post_init__(self):
@@ -78,7 +78,7 @@ class Norm(Weighting):
     """`l / sg[sqrt(l) + c]`: the gradient of an error divided by its own length."""
 
     normalisation = 0.5
-    constant: float = 1e-2
+    constant: Number = 1e-2
     """c."""
 
     def __post_init__(self):
@@ -108,7 +108,7 @@ class Cauchy(Weighting):
     """`log(e^-phi l + c) + phi`: robust, with a learned scale phi."""
 
     normalisation = 1.0
-    constant: float = 1e-2
+    constant: Number = 1e-2
     """c."""
 
     def __post_init__(self):

@@ -7,6 +7,7 @@ import numpy as np
 from vamf import __version__, figures
 from vamf.files import write_atomic
 from vamf.report import repeat, tables
+from vamf.report.gallery import gallery
 from vamf.report.page import Page
 from vamf.sampling import named
 from vamf.training.logs import read
@@ -16,8 +17,6 @@ STRIP = 4
 """Moments of training shown in the strip of samples."""
 SMALL, LARGE = 40, 10
 """Pictures shown: up to 64 rows high, and of more rows."""
-COLUMNS = 12
-"""Columns of a table shown as histograms."""
 CURVES = {
     "loss": ("loss, weighted and with anchor", figures.BLUE),
     "residual": ("residual", figures.BLUE),
@@ -53,19 +52,9 @@ def write(run: Run, evaluation: dict) -> Path:
             images = view(samples[:shown])
             sheet = figures.pictures(images, 20, figures.enlargement(images, 4, 128), 0, 255)
             page.figure(sheet, name if name == "data" else f"{how}, {name}")
-    elif dataset.sample_shape == (2,):
-        page.figure(
-            figures.clouds({dataset.name.replace("_", " "): {"data": reference, **stages}}),
-            f"Data, and {how} from the same noise over training.",
-        )
     elif stages:
-        last = list(stages.values())[-1]
-        width, kind = dataset.sample_shape[-1], "columns" if len(dataset.sample_shape) == 1 else "channels"
-        names = dataset.columns or tuple(f"{kind[:-1]} {index + 1}" for index in range(width))
-        numbers = {"data": reference.reshape(-1, width), "samples": last.reshape(-1, width)}
-        varying = [index for index in range(width) if index not in dict(dataset.constants)][:COLUMNS]
-        drawn = {names[i]: {of: rows[:, i] for of, rows in numbers.items()} for i in varying}
-        page.figure(figures.histograms(drawn), f"Distributions of the first {len(drawn)} {kind}, in original units.")
+        drawing, caption = gallery(dataset, {"data": reference, **stages}, None)
+        page.figure(drawing, f"{caption[:-1]}: {how} over training.")
 
     points = "of the training data, since none were held out; the floor's real samples are among them"
     page.section("Distances to unseen data" if dataset.unseen else "Distances to the training data")

@@ -19,6 +19,7 @@ from vamf.errors import UserError
 from vamf.files import write_array, write_atomic, write_json
 from vamf.path import interpolate
 from vamf.progress import Progress
+from vamf.sampling import named
 from vamf.studies.launcher import LOGS
 from vamf.theory import GaussianMixture
 from vamf.training import loop
@@ -102,16 +103,19 @@ def complete(
     samples: int,
     progress: Progress,
     inspect: Inspect | None = None,
+    own_sampler: bool = False,
 ) -> list[dict]:
     """The results of `once`, each with what `measure` says of the member's samples, kept with the noise of its seed.
 
     Args:
         measure: distances of one member's samples (samples, *event), in original units.
         inspect: more numbers for each member, from the trained grid itself.
+        own_sampler: with the sampler that asks for what the method trains, instead of one jump.
     """
 
     def finish(grid: Grid, state: State) -> tuple[np.ndarray, list[dict]]:
-        drawn = grid.sample(state, samples)
+        sampler = grid.trainer.objective.sampler if own_sampler else "jumps"
+        drawn = grid.draw(state, samples, named.USUAL[sampler], sampler=sampler)[0]
         inspected = [{}] * grid.size if inspect is None else inspect(grid, state)
         finite = [bool(np.isfinite(points).all()) for points in drawn]
         rows = [
@@ -160,12 +164,13 @@ def contents(config: TrainConfig) -> list[str]:
     """What tells the data of a configuration from others, where they are files."""
     if is_name(config.data):
         return []
-    return [_digest(TrainConfig(config.data, **{name: getattr(config, name) for name in PREPARED}))]
+    return [_digest(config.data, *(getattr(config, name) for name in PREPARED))]
 
 
 @functools.cache
-def _digest(config: TrainConfig) -> str:
-    return Inputs.of(config.data, config.load_data()).digest
+def _digest(data: str, *prepared: Any) -> str:
+    config = TrainConfig(data, **dict(zip(PREPARED, prepared, strict=True)))
+    return Inputs.of(data, config.load_data()).digest
 
 
 def _train(training: Training, place: Path, mark: str, finish, progress: Progress, watch) -> list[dict]:
@@ -263,6 +268,11 @@ def exact_error(mixture: GaussianMixture, n: int = 2048, seed: int = 0) -> Inspe
         return [{name: float(values[index]) for name, values in errors.items()} for index in range(grid.size)]
 
     return inspect
+
+
+def has_samples(folder: Path, training: Training) -> bool:
+    """Whether a training is completed."""
+    return (folder / "trainings" / training.name / "samples.npy").exists()
 
 
 def load_samples(folder: Path, training: Training) -> np.ndarray:

@@ -13,6 +13,7 @@ other: it has neither, and may be spread over many devices itself (`mesh.py`).
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ from vamf.training.couplings import couple
 from vamf.training.inputs import Inputs
 from vamf.training.mesh import Layout, MeshConfig, on_host
 from vamf.training.programs import Programs, Strategy
-from vamf.training.step import Member, Metrics, State, Trainer, build_network, learning_rate, optimiser, streams
+from vamf.training.step import RATE, Member, Metrics, State, Trainer, build_network, learning_rate, optimiser, streams
 from vamf.training.windows import Windows
 
 BLOCK_BYTES = 2**20
@@ -76,7 +77,8 @@ class Grid:
         teacher: Teacher | None = None,
         initial: Callable[[], Any] | None = None,
     ):
-        """One member for each seed; `values`, options of the method by their names with dots, has one number for each.
+        """One member for each seed; `values` has one number for each: of the learning rate, or of options of the method
+        by their names with dots.
 
         Args:
             mesh: the devices, where they are others than those that the configuration names.
@@ -97,7 +99,7 @@ class Grid:
         self.size = len(seeds)
         self.seeds = tuple(seeds)
         self.values = {name: tuple(given) for name, given in (values or {}).items()}
-        self.learning_rate = learning_rate(config)
+        self._check_values()
         self.layout = self._layout(mesh or config.mesh)
         self.bare = build_network(config, dataset)
         self.network = self.layout.network(self.bare)
@@ -132,6 +134,20 @@ class Grid:
         if jax.process_count() > 1:
             raise UserError(f"{self.size} trainings at once: only in one process, not in {jax.process_count()}")
         return Layout(mesh)
+
+    def _check_values(self) -> None:
+        """Refuse values before they are unknown inside a program."""
+        for name, value in ((name, float(value)) for name, given in self.values.items() for value in set(given)):
+            if name == RATE:
+                dataclasses.replace(self.config, learning_rate=value)
+            else:
+                self.config.build_objective(**{name: value})
+
+    def learning_rate(self, step: int) -> float | list[float]:
+        """The learning rate at a step; of each member where they differ."""
+        first = self.values.get(RATE, (None,))
+        rates = [float(np.asarray(learning_rate(self.config, one)(step))) for one in first]
+        return rates if RATE in self.values else rates[0]
 
     def place(self, state: State) -> State:
         """A state with a leading axis of `size` members, from the host or elsewhere, where it is trained."""

@@ -145,7 +145,7 @@ def _record(grid: Grid, metrics: Metrics, step: int, rate: float) -> dict[str, A
     means = {name: values for name, values in metrics._asdict().items() if values is not None and name not in apart}
     record |= {name: _plain(np.mean(values, axis=1)) for name, values in means.items()}
     record["grad_norm_max"] = _plain(np.max(metrics.grad_norm, axis=1))
-    record["lr"] = float(np.asarray(grid.learning_rate(step - 1)))
+    record["lr"] = grid.learning_rate(step - 1)
     record["beta"] = _plain(np.round(metrics.beta[:, -1].astype(float), 6))
     tables = [residuals(cells) for cells in metrics.cells]
     record["residuals"] = tables[0] if grid.size == 1 else tables

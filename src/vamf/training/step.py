@@ -39,12 +39,16 @@ def build_network(config: TrainConfig, dataset: Dataset) -> Network:
     )
 
 
+RATE = "learning_rate"
+"""The swept option that is the optimiser's."""
+
+
 class Member(NamedTuple):
     """What distinguishes the trainings of a grid."""
 
     seed: Int[Array, ""] | np.ndarray
     values: Mapping[str, Float[Array, ""] | np.ndarray] = {}
-    """Options of the method that a grid sweeps, by their names with dots."""
+    """The learning rate and options of the method that a grid sweeps, by their names with dots."""
 
 
 class State(NamedTuple):
@@ -123,15 +127,20 @@ def streams(seed) -> Keys:
     return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
 
 
-def learning_rate(config: TrainConfig) -> optax.Schedule:
-    """Cosine decay over the whole training, after a linear rise where one is asked for."""
-    decay = optax.cosine_decay_schedule(config.learning_rate, config.steps, config.optimiser.final_learning_rate)
+def learning_rate(config: TrainConfig, first: Any = None) -> optax.Schedule:
+    """Cosine decay over the whole training, after a linear rise where one is asked for.
+
+    Args:
+        first: the first learning rate, where it is not the configuration's.
+    """
+    first = config.learning_rate if first is None else first
+    decay = optax.cosine_decay_schedule(first, config.steps, config.optimiser.final_learning_rate)
     warmup = config.optimiser.warmup
     return (lambda step: decay(step) * jnp.minimum(1.0, (step + 1) / warmup)) if warmup else decay
 
 
-def optimiser(config: TrainConfig) -> optax.GradientTransformation:
-    """The named optimiser with cosine decay, after clipping.
+def optimiser(config: TrainConfig, first: Any = None) -> optax.GradientTransformation:
+    """The named optimiser with cosine decay from a `first` learning rate on, after clipping.
 
     Where its rule allows it gets one flat vector, since small networks spend more time between kernels than in them.
     Not where devices share the parameters: moments are then split as those are.
@@ -139,7 +148,7 @@ def optimiser(config: TrainConfig) -> optax.GradientTransformation:
     options = config.optimiser
     clip = [optax.clip_by_global_norm(options.clip_norm)] if options.clip_norm else []
     named = OPTIMISERS[options.name]
-    chain = optax.chain(*clip, named(learning_rate(config), options.b1, options.b2, options.weight_decay))
+    chain = optax.chain(*clip, named(learning_rate(config, first), options.b1, options.b2, options.weight_decay))
     return optax.flatten(chain) if named.flat and config.mesh.model == 1 else chain
 
 
@@ -172,16 +181,16 @@ class Trainer:
 
     def batch(self, arrays, member: Member, step) -> Batch:
         """The batch of a step."""
-        return self._batch(arrays, jax.random.fold_in(streams(member.seed).train, step), step)
+        return self._batch(arrays, jax.random.fold_in(streams(member.seed).train, step), member, step)
 
     def step(self, batch: Batch, member: Member, state: State) -> tuple[State, Metrics]:
         """One step of the optimiser; where that is not finite, only the count of steps goes on."""
         gradient, metrics = self._gradient(batch, member, state)
 
         def move():
-            updates, opt_state = self.transform.update(gradient, state.opt_state, state.params)
+            updates, opt_state = self._transform(member).update(gradient, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            return params, self._averages(params, state), opt_state, self._update(batch, state)
+            return params, self._averages(params, state), opt_state, self._update(batch, member, state)
 
         def stay():
             return state.params, (state.average, *state.others), state.opt_state, state.memory
@@ -205,9 +214,17 @@ class Trainer:
 
     def gradient(self, arrays, key, member: Member, state: State) -> Any:
         """The gradient of a batch that the key draws, at a state."""
-        return self._gradient(self._batch(arrays, key, state.step, fresh=True), member, state)[0]
+        return self._gradient(self._batch(arrays, key, member, state.step, fresh=True), member, state)[0]
 
-    def _batch(self, arrays, key, step, fresh: bool = False) -> Batch:
+    def objective_of(self, member: Member) -> Objective:
+        """The objective with a member's values."""
+        options = {name: value for name, value in member.values.items() if name != RATE}
+        return self.config.build_objective(**options) if options else self.objective
+
+    def _transform(self, member: Member) -> optax.GradientTransformation:
+        return optimiser(self.config, member.values[RATE]) if RATE in member.values else self.transform
+
+    def _batch(self, arrays, key, member: Member, step, fresh: bool = False) -> Batch:
         """The batch whose turn it is, or any fresh one."""
         batch_key, loss_key = jax.random.split(key)
         x, label = self._data(arrays, batch_key, self.config.batch_size, None if fresh else step)
@@ -220,7 +237,7 @@ class Trainer:
         e = None if noise is None else noise(arrays, batch_key, self.config.batch_size)
         drops = getattr(self.config.network, "dropout", 0) > 0
         dropout = jax.random.fold_in(loss_key, DROPOUT) if drops else None
-        x, label, sample = self.split((x, label, self.objective.sample(loss_key, x, e, step)))
+        x, label, sample = self.split((x, label, self.objective_of(member).sample(loss_key, x, e, step)))
         return Batch(x, label, sample, bank, dropout)
 
     def _data(self, arrays, key, n: int, step=None):
@@ -243,18 +260,19 @@ class Trainer:
         pairs = zip((state.average, *state.others), self.config.averages, strict=True)
         return tuple(averages.update(old, params, decay, warmup, state.step) for old, decay in pairs)
 
-    def _update(self, batch: Batch, state: State):
+    def _update(self, batch: Batch, member: Member, state: State):
         if not self.objective.is_stateful:
             return state.memory
+        objective = self.objective_of(member)
         x, label, sample, bank, dropout = batch
-        u, split = self.network.bind(state.params, dropout), self.objective.times.num_diagonal(x.shape[0])
-        sources = self._sources(self.objective, state)
-        return self.objective.update(state.memory, u, x, sample, label, state.step, sources, split, bank)
+        u, split = self.network.bind(state.params, dropout), objective.times.num_diagonal(x.shape[0])
+        sources = self._sources(objective, state)
+        return objective.update(state.memory, u, x, sample, label, state.step, sources, split, bank)
 
     def _gradient(self, batch: Batch, member: Member, state: State) -> tuple[Any, Metrics]:
-        objective = self.config.build_objective(**member.values) if member.values else self.objective
+        objective = self.objective_of(member)
         sources = self._sources(objective, state)
-        equal = self.objective.times.num_diagonal(batch.x.shape[0])
+        equal = objective.times.num_diagonal(batch.x.shape[0])
 
         def mean_loss(params, batch: Batch, equal: int):
             x, label, sample, bank, dropout = batch

@@ -26,7 +26,7 @@ from vamf.objectives.residuals.base import Residual, ResidualOutput
 from vamf.objectives.residuals.eulerian import Eulerian, constant_fraction
 from vamf.objectives.velocity import Conditional, Velocity
 from vamf.path import expand
-from vamf.schedules import Coefficient, Schedule, check_fraction, value_at
+from vamf.schedules import Coefficient, check_fraction, value_at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class AlphaFlow(Residual):
         alpha = jnp.where(alpha > 1 - self.eta, 1.0, alpha).astype(rows.z.dtype)
         # outside the branches, so that both find them computed
         y, w = ctx.velocity(target, rows), ctx.velocity(self.tangent, rows)
-        if not isinstance(self.alpha, Schedule):
+        if isinstance(self.alpha, Real):
             return self._finite(rows, y, w, alpha, ctx)
 
         def fixed(out: ResidualOutput) -> tuple:  # what the branches differ in, without the path of the gradient
