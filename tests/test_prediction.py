@@ -1,5 +1,8 @@
 """A network that predicts data is the average velocity that leads there."""
 
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +13,11 @@ from vamf.average_velocity import instantaneous_velocity, total_derivative
 from vamf.errors import UserError
 from vamf.networks import MLPConfig, UNetConfig, build
 from vamf.networks.prediction import DataPrediction
-from vamf.training.config import TrainConfig
+from vamf.progress import Progress
+from vamf.training import stored
+from vamf.training.config import CONFIG, TrainConfig
 from vamf.training.grid import Grid
+from vamf.training.run import Run
 
 GAUSSIAN = oracles.Gaussian(2.0)
 SMALL = MLPConfig(width=8, depth=1, time_features=4)
@@ -52,6 +58,39 @@ def test_exact_data_are_the_exact_velocities():
         # the MeanFlow identity u = v - (t - r) du/dt holds for its derivative too
         value, dudt = total_derivative(u, z, r, t, v)
         np.testing.assert_allclose(value, v - (t - r)[:, None] * dudt, rtol=1e-9)
+
+
+def test_the_posterior_mean_of_the_data_is_the_exact_velocity():
+    """Against the oracle that conditions v_c on z directly, and never asks for E[x | z]."""
+    rng = np.random.default_rng(1)
+    means, weights = rng.normal(size=(3, 2)), np.array([0.2, 0.3, 0.5])
+    mixture, reference = (
+        oracles.Mixture(weights, means, 0.4), oracles.Normals.isotropic(weights, means, np.full(3, 0.4))
+    )  # fmt: skip
+
+    def posterior_mean(z, r, t, label=None):
+        given, mean_of = mixture._given_component(z, t)
+        return jnp.sum(given[..., None] * mean_of, axis=1)
+
+    with jax.enable_x64(True):
+        z, _, t = rows()
+        found = instantaneous_velocity(DataPrediction(posterior_mean), z, t)
+    expected = [reference.velocity(*point) for point in zip(np.asarray(z), np.asarray(t), strict=True)]
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def test_its_derivative_is_that_of_differences_at_all_times():
+    """Below t = 0.05, where the divisor stays, just above and far away."""
+    with jax.enable_x64(True):
+        u, tangent = DataPrediction(oracles.Smooth.random(0, 2)), oracles.Smooth.random(1, 2)
+        z, _, _ = rows()
+        t = jnp.array([0.001, 0.02, 0.045, 0.055, 0.3, 0.9])
+        r, w = 0.4 * t, tangent(z, t, t)
+        value, dudt = total_derivative(u, z, r, t, w)
+        h = 1e-5
+        ahead, behind = (u(z + s * w, r, t + s) for s in (h, -h))
+        np.testing.assert_allclose(value, (ahead + behind) / 2, rtol=1e-6)
+        np.testing.assert_allclose(dudt, (ahead - behind) / (2 * h), rtol=1e-6, atol=1e-6)
 
 
 def test_close_to_the_data_the_divisor_stays():
@@ -97,6 +136,47 @@ def test_it_trains(method, objective):
     assert error(state) < 0.5 * before
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short run whose network predicts data."""
+    config = TrainConfig(
+        "two_moons", "flow_matching", steps=10, batch_size=16, network=SMALL, prediction="data", learning_rate=1e-2
+    )
+    run = Run.create(config, tmp_path_factory.mktemp("data") / "run")
+    run.train(Progress(show=False))
+    return run
+
+
+def test_a_run_remembers_what_its_network_predicts(run, tmp_path):
+    written = json.loads((run.folder / CONFIG).read_text())
+    assert written["prediction"] == "data"
+    assert Run.open(run.folder).config == run.config
+    plain = Run.create(dataclasses.replace(run.config, prediction="average_velocity"), tmp_path / "plain")
+    assert "prediction" not in json.loads((plain.folder / CONFIG).read_text())
+    assert Run.open(plain.folder).config == plain.config
+
+
+def test_other_runs_predict_what_they_predict(run, tmp_path):
+    """A teacher's velocity is its own; a start from another run needs the same prediction."""
+    state, _ = run.load(Progress(show=False))
+    z, r, t = (np.asarray(part, np.float32) for part in rows(4))
+    own = run.grid.velocity(state, z, r, t)[0]
+    student = TrainConfig("two_moons", "mid_training", network=SMALL, teacher=str(run.folder))
+    teacher = stored.load_teacher(student, student.load_data()).velocity
+    np.testing.assert_allclose(teacher(*map(jnp.asarray, (z, r, t)), None), own, rtol=1e-5, atol=1e-6)
+    classes = dataclasses.replace(student.load_data(), num_classes=3)
+    with pytest.raises(UserError, match="its network is told no condition; two_moons has 3 classes"):
+        stored.load_teacher(student, classes)
+    begun = dataclasses.replace(run.config, method="meanflow", initial=str(run.folder))
+    grid = stored.open_grid(begun, begun.load_data(), [0])
+    np.testing.assert_allclose(grid.velocity(grid.init(), z, r, t)[0], own, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match="its network predicts data, this one average_velocity"):
+        Run.create(dataclasses.replace(begun, prediction="average_velocity"), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_noise_and_data_are_not_predicted_at_once():
     with pytest.raises(UserError, match=r"prediction = data: network\.predicts = noise"):
         build(UNetConfig(predicts="noise"), (8, 8, 3), prediction="data")
+    with pytest.raises(UserError, match=r"network\.predicts = noise"):
+        TrainConfig("digits", "ddpm", network=UNetConfig(predicts="noise"), prediction="data")

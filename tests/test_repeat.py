@@ -45,6 +45,7 @@ CONFIGS = {
             "gamma": "linear:0:1",
         },
         initial="/some where/it's",
+        prediction="data",
     ),
     "as it is": dataclasses.replace(TOY, method="vamf", objective={"beta": 1.0, "proxy": "bank"}),
     "elsewhere": dataclasses.replace(TOY, data="/x y/it's.csv", network=DiTConfig()),

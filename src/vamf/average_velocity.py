@@ -42,15 +42,19 @@ def precise(u: AverageVelocity) -> AverageVelocity:
     return getattr(u, "precise", u)
 
 
+def diagonal(
+    u: AverageVelocity, z: Float[Array, "batch *event"], t: Float[Array, " batch"], label: Cond = None
+) -> Float[Array, "batch *event"]:
+    """u(z, t, t), by its method `diagonal` (z, t, label) where it has a cheaper form of it."""
+    cheaper = getattr(u, "diagonal", None)
+    return u(z, t, t, label) if cheaper is None else cheaper(z, t, label)
+
+
 def instantaneous_velocity(
     u: AverageVelocity, z: Float[Array, "batch *event"], t: Float[Array, " batch"], label: Cond = None
 ) -> Float[Array, "batch *event"]:
-    """v(z, t) = u(z, t, t). A network that is told its guidance is told the scale at t, over all times.
-
-    An average velocity that has a cheaper form of it has it as its method `diagonal` (z, t, label).
-    """
-    diagonal, label = getattr(u, "diagonal", None), at_time(label, t)
-    return u(z, t, t, label) if diagonal is None else diagonal(z, t, label)
+    """v(z, t) = u(z, t, t). A network that is told its guidance is told the scale at t, over all times."""
+    return diagonal(u, z, t, at_time(label, t))
 
 
 def total_derivative(

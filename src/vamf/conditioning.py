@@ -55,7 +55,7 @@ class Conditioning:
     vector: Any = None
     """A vector (batch, features), or None."""
     image: Any = None
-    """An array of the event's height and width (batch, height, width, channels), or None."""
+    """An array like the event but for its channels, the last axis (batch, height, width, channels), or None."""
     present: Any = None
     """False (batch,) in rows without condition, where there is a vector or an image; None is True throughout."""
 
@@ -64,7 +64,10 @@ class Conditioning:
 
 
 class CondShape(NamedTuple):
-    """What kinds of condition there are, and their sizes; what a network is built for."""
+    """What kinds of condition there are, and their sizes; what a network is built for.
+
+    Of data the first three; how images are augmented and whether rows have a guidance scale is the network's own.
+    """
 
     num_classes: int = 0
     """Number of classes; 0 without labels."""
@@ -72,25 +75,45 @@ class CondShape(NamedTuple):
     """Length of the vector; 0 without one."""
     image: int = 0
     """Channels of the image-shaped array; 0 without one."""
+    augment: int = 0
+    """Numbers that tell how an image was augmented; 0 without them."""
+    scale: bool = False
+    """Whether there is a guidance scale for each row."""
 
     @classmethod
     def of(cls, cond: "CondShape | int") -> "CondShape":
         """A number stands for that many classes."""
         return cond if isinstance(cond, CondShape) else cls(cond)
 
-    def check(self, cond: "Cond") -> None:
-        """Refuse a condition of a kind or size that is not here; none at all is a row without condition.
+    def describe(self) -> str:
+        """The kinds of data in words."""
+        words = {"classes": self.num_classes, "numbers in a vector": self.vector, "channels of an image": self.image}
+        return ", ".join(f"{size} {name}" for name, size in words.items() if size) or "no condition"
+
+    def check(self, cond: "Cond", shape: tuple[int, ...]) -> None:
+        """Refuse a condition of other kinds or sizes than these. A class, an augmentation or a scale may be left out;
+        a vector or an image may not (`drop` makes rows without it).
+
+        Args:
+            shape: of the points z (batch, *event).
 
         Raises:
-            UserError: names what is not taken.
+            UserError: names what is not taken, or missing.
         """
-        if not isinstance(cond, Conditioning):
-            return
-        for name in ("vector", "image"):
-            given, size = getattr(cond, name), getattr(self, name)
-            if given is not None and given.shape[-1] != size:
-                taken = f"one of {size}" if size else "none"
-                raise UserError(f"condition: {name} of {given.shape[-1]} numbers; this network takes {taken}")
+        cond = cond if isinstance(cond, Conditioning) else Conditioning(cond)
+        optional = {"class": (cond.label, self.num_classes), "guidance scale": (cond.scale, self.scale)}
+        for name, (given, taken) in optional.items():
+            if given is not None and not taken:
+                raise UserError(f"condition: a {name} is given; this network takes none")
+        sizes = {"vector": (*shape[:1], self.vector), "image": (*shape[:-1], self.image)}
+        if cond.augment is not None:
+            sizes["augment"] = (*shape[:1], self.augment)
+        for name, size in sizes.items():
+            given, taken = getattr(cond, name), f"one of shape {size}" if size[-1] else "none"
+            if given is None and size[-1]:
+                raise UserError(f"condition: no {name} is given; this network takes {taken}")
+            if given is not None and given.shape != size:
+                raise UserError(f"condition: {name} of shape {given.shape}; this network takes {taken}")
 
 
 Cond = Int[Array, " batch"] | Conditioning | None

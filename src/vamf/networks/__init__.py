@@ -11,26 +11,22 @@ from flax import nnx
 from vamf.conditioning import CondShape
 from vamf.errors import UserError
 from vamf.networks.bound_network import BoundNetwork
-from vamf.networks.dit import DiT, DiTConfig
-from vamf.networks.in_context import InContextConfig, InContextTransformer
-from vamf.networks.mlp import MLP, MLPConfig
+from vamf.networks.config import NetworkConfig
+from vamf.networks.dit import DiTConfig
+from vamf.networks.in_context import InContextConfig
+from vamf.networks.mlp import MLPConfig
 from vamf.networks.prediction import DataPrediction
-from vamf.networks.unet import UNet, UNetConfig
+from vamf.networks.unet import UNetConfig
 
 __all__ = [
     "KINDS", "DiTConfig", "InContextConfig", "MLPConfig", "Network", "NetworkConfig", "Prediction", "UNetConfig",
     "build", "kind_of", "overlay",
 ]  # fmt: skip
 
-NetworkConfig = MLPConfig | DiTConfig | InContextConfig | UNetConfig
-KINDS: dict[str, type] = {"mlp": MLPConfig, "dit": DiTConfig, "in_context": InContextConfig, "unet": UNetConfig}
+KINDS: dict[str, type[NetworkConfig]] = {
+    "mlp": MLPConfig, "dit": DiTConfig, "in_context": InContextConfig, "unet": UNetConfig
+}  # fmt: skip
 """Kinds of networks by name, and their configurations."""
-MODULES: dict[type, Callable[..., Any]] = {
-    MLPConfig: MLP,
-    DiTConfig: DiT,
-    InContextConfig: InContextTransformer,
-    UNetConfig: UNet,
-}
 
 Prediction = Literal["average_velocity", "data"]
 """What a network's outputs are."""
@@ -48,14 +44,27 @@ class Network(NamedTuple):
 
 
 def kind_of(config: NetworkConfig) -> str:
-    """The name of a configuration's kind."""
-    return next(name for name, kind in KINDS.items() if type(config) is kind)
+    """The name of a configuration's kind.
+
+    Raises:
+        UserError: it has none.
+    """
+    for name, kind in KINDS.items():
+        if type(config) is kind:
+            return name
+    raise UserError(f"network: {type(config).__name__} has no name in vamf.networks.KINDS")
+
+
+def check_prediction(config: NetworkConfig, prediction: Prediction) -> None:
+    """Refuse a network that predicts something else already."""
+    if prediction == "data" and getattr(config, "predicts", "") == "noise":
+        raise UserError("prediction = data: network.predicts = noise already says what the network predicts")
 
 
 def build(
     config: NetworkConfig,
     event_shape: tuple[int, ...],
-    cond: CondShape | int = 0,
+    cond: CondShape | int = CondShape(),
     heads: tuple[str, ...] = (),
     jvp_dtype: Literal["float32", "network"] = "float32",
     prediction: Prediction = "average_velocity",
@@ -71,18 +80,18 @@ def build(
         prediction: what the network's outputs are; u follows from data (`prediction.py`).
 
     Raises:
-        UserError: the network cannot predict that.
+        UserError: the network cannot predict that, or has no such head.
     """
-    if prediction == "data" and getattr(config, "predicts", "") == "noise":
-        raise UserError("prediction = data: network.predicts = noise already says what the network predicts")
+    check_prediction(config, prediction)
     if FAKE in heads:
         own = build(config, event_shape, cond, tuple(name for name in heads if name != FAKE), jvp_dtype, prediction)
         return _beside(own, build(config, event_shape, cond, prediction=prediction))
 
-    shape = CondShape.of(cond)
+    augment, scale = getattr(config, "augment_features", 0), config.takes_scale
+    shape = CondShape.of(cond)._replace(augment=augment, scale=scale)
 
     def create(key, config):
-        return MODULES[type(config)](config, event_shape, shape, heads, rngs=nnx.Rngs(key))
+        return config.module(event_shape, shape, heads, nnx.Rngs(key))
 
     def init(key):
         return nnx.to_pure_dict(nnx.state(create(key, config), nnx.Param))
@@ -91,6 +100,9 @@ def build(
     if jvp_dtype == "float32" and getattr(config, "dtype", "float32") != "float32":
         forms.append(dataclasses.replace(config, dtype="float32"))
     abstract = [nnx.eval_shape(partial(create, jax.random.key(0), form)) for form in forms]
+    for head in heads:
+        if not hasattr(abstract[0], head):
+            raise UserError(f"network: {type(abstract[0]).__name__} has no head {head!r}, which the method needs")
     graphs, states = zip(*(nnx.split(network) for network in abstract), strict=True)
 
     def bind(params, key=None):

@@ -17,14 +17,13 @@ class BoundNetwork:
     """
 
     network: Any
-    """Called as (z, r, t, cond); with dropout it takes the keyword `key`. Its methods `velocity` and `fake` (z, t,
-    cond), `with_velocity` (z, r, t, cond; r None for r = t) and `log_variance` (r, t) are the heads. `diagonal` (z, t,
-    cond) is u at r = t, where the network has a cheaper form of it."""
+    """Called as (z, r, t, cond); with dropout it takes the keyword `key`. Its heads are the methods `velocity` (z, t,
+    cond), `with_velocity` (z, r, t, cond; r None for r = t) and `log_variance` (r, t). `diagonal` (z, t, cond) is u at
+    r = t, where the network has a cheaper form of it."""
     key: Key[Array, ""] | None = None
     """Of the dropout; without one nothing is dropped."""
     float32_copy: Any = None
     """The same network in single precision, for its derivatives; None where it is in single precision itself."""
-
     cond_shape: CondShape | None = None
     """The conditions that it takes, where others are to be refused."""
 
@@ -34,11 +33,6 @@ class BoundNetwork:
         if self.float32_copy is None:
             return self
         return dataclasses.replace(self, network=self.float32_copy, float32_copy=None)
-
-    def _ask(self, function: Any, *rows: Any) -> Any:
-        if self.cond_shape is not None:
-            self.cond_shape.check(rows[-1])
-        return function(*rows) if self.key is None else function(*rows, key=self.key)
 
     def __call__(
         self,
@@ -75,3 +69,9 @@ class BoundNetwork:
     def log_variance(self, r: Float[Array, " batch"], t: Float[Array, " batch"]) -> Float[Array, " batch"]:
         """The network's learned scale of the loss."""
         return self.network.log_variance(r, t)
+
+    def _ask(self, function: Any, z: Array, *rest: Any) -> Any:
+        """A call of the network, the condition last."""
+        if self.cond_shape is not None:
+            self.cond_shape.check(rest[-1], z.shape)
+        return function(z, *rest) if self.key is None else function(z, *rest, key=self.key)

@@ -1,7 +1,7 @@
 """How a network takes a vector or an image-shaped array as its condition, beside its class.
 
 A vector is embedded and added where the class is; a learned vector stands for none. An image-shaped array joins the
-channels of z, with one channel more that is 1 in the rows that have it: an absent image is 0 there and everywhere.
+channels of z, with one channel more that is 1 in the rows that have it and 0 in the others, as is the array there.
 """
 
 import jax
@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vamf.conditioning import Cond, Conditioning, CondShape, is_present
+from vamf.path import expand
 
 
 class VectorEmbedding(nnx.Module):
@@ -20,13 +21,10 @@ class VectorEmbedding(nnx.Module):
         self.second = nnx.Linear(width, width, rngs=rngs)
         self.none = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (width,)))
 
-    def __call__(self, cond: Cond) -> Float[Array, "rows width"]:
-        """One row where no row has a vector."""
-        none = self.none[...][None]
-        if not isinstance(cond, Conditioning) or cond.vector is None:
-            return none
+    def __call__(self, cond: Cond) -> Float[Array, "batch width"]:
+        assert isinstance(cond, Conditioning)
         embedded = self.second(jax.nn.silu(self.first(cond.vector)))
-        return jnp.where(is_present(cond)[:, None], embedded, none)
+        return jnp.where(is_present(cond)[:, None], embedded, self.none[...])
 
 
 def input_shape(event_shape: tuple[int, ...], shape: CondShape) -> tuple[int, ...]:
@@ -38,8 +36,7 @@ def with_image(z: Float[Array, "batch *event"], cond: Cond, shape: CondShape) ->
     """z and the image-shaped condition along the last axis, where there is one."""
     if not shape.image:
         return z
-    if not isinstance(cond, Conditioning) or cond.image is None:
-        return jnp.concatenate([z, jnp.zeros((*z.shape[:-1], shape.image + 1), z.dtype)], axis=-1)
-    shown = is_present(cond).reshape(-1, *[1] * (z.ndim - 1)).astype(z.dtype)
-    mask = jnp.broadcast_to(shown, (*z.shape[:-1], 1))
-    return jnp.concatenate([z, shown * cond.image.astype(z.dtype), mask], axis=-1)
+    assert isinstance(cond, Conditioning)
+    present = expand(is_present(cond).astype(z.dtype), z)
+    mask = jnp.broadcast_to(present, (*z.shape[:-1], 1))
+    return jnp.concatenate([z, present * cond.image.astype(z.dtype), mask], axis=-1)

@@ -28,6 +28,7 @@ from vamf.errors import require
 from vamf.field_types import check_field_types
 from vamf.networks.attention import Attention, Linear, through
 from vamf.networks.conditions import VectorEmbedding, input_shape, with_image
+from vamf.networks.config import NetworkConfig
 from vamf.networks.embeddings import (
     LogVariance,
     ScalarEmbedding,
@@ -45,7 +46,7 @@ SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "M": (16, 1024, 16), "L": (24, 1
 
 @dataclasses.dataclass(frozen=True)
 @check_field_types("network.")
-class DiTConfig:
+class DiTConfig(NetworkConfig):
     """Size and form of the transformer: B/4, or as said; `DiTConfig.named("XL/2")` knows the published sizes."""
 
     depth: int = 12
@@ -76,6 +77,9 @@ class DiTConfig:
         require(0 <= self.decoupled_depth <= self.depth, "network.decoupled-depth", self.decoupled_depth, within)
         if self.decoupled_depth:
             require(self.times == "t,t-r", "network.times", self.times, "t,t-r where decoupled-depth is set")
+
+    def module(self, event_shape, cond, heads, rngs):
+        return DiT(self, event_shape, cond, heads, rngs=rngs)
 
     @classmethod
     def named(cls, name: str, **options: Any) -> "DiTConfig":

@@ -28,6 +28,7 @@ from vamf.errors import require
 from vamf.field_types import check_field_types
 from vamf.networks.attention import Attention, Linear, RMSNorm, rotation_table, through
 from vamf.networks.conditions import VectorEmbedding, input_shape, with_image
+from vamf.networks.config import NetworkConfig
 from vamf.networks.embeddings import LogVariance, ScalarEmbedding, embed_label, from_patches, grid_of, to_patches
 from vamf.networks.sizes import size_of
 
@@ -41,9 +42,10 @@ TOKENS = {"label": 8, "vector": 8, "omega": 4, "t_min": 2, "t_max": 2, "h": 4}
 
 @dataclasses.dataclass(frozen=True)
 @check_field_types("network.")
-class InContextConfig:
+class InContextConfig(NetworkConfig):
     """Size of the transformer: B/2 where nothing is said, the published ones with `InContextConfig.named("XL/2")`."""
 
+    takes_scale = True
     depth: int = 12
     """Number of blocks between the image and u."""
     width: int = 768
@@ -66,6 +68,9 @@ class InContextConfig:
         require(self.width % (2 * self.heads) == 0, "network.heads", self.heads, even)
         within = f"0 to the depth {self.depth}"
         require(0 <= self.head_depth <= self.depth, "network.head-depth", self.head_depth, within)
+
+    def module(self, event_shape, cond, heads, rngs):
+        return InContextTransformer(self, event_shape, cond, heads, rngs=rngs)
 
     @classmethod
     def named(cls, name: str, **options: Any) -> "InContextConfig":

@@ -18,6 +18,7 @@ from vamf.conditioning import Cond, CondShape, label_of
 from vamf.errors import require
 from vamf.field_types import check_field_types
 from vamf.networks.conditions import VectorEmbedding, input_shape, with_image
+from vamf.networks.config import NetworkConfig
 from vamf.networks.embeddings import sinusoidal
 
 THIN = 4
@@ -26,7 +27,7 @@ THIN = 4
 
 @dataclasses.dataclass(frozen=True)
 @check_field_types("network.")
-class MLPConfig:
+class MLPConfig(NetworkConfig):
     """Size of the perceptron."""
 
     width: int = 128
@@ -41,6 +42,9 @@ class MLPConfig:
             require(getattr(self, name) >= 1, f"network.{name}", getattr(self, name), "1 or more")
         even = self.time_features >= 2 and self.time_features % 2 == 0
         require(even, "network.time-features", self.time_features, "an even number from 2 on")
+
+    def module(self, event_shape, cond, heads, rngs):
+        return MLP(self, event_shape, cond, heads, rngs=rngs)
 
 
 class MLP(nnx.Module):

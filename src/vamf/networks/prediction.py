@@ -1,18 +1,19 @@
 """A network that predicts data instead of an average velocity (pixel MeanFlow, arXiv:2601.22158).
 
-    u(z, r, t) = (z - x_hat(z, r, t)) / max(t, 0.05)
+    u(z, r, t) = (z - x_hat(z, r, t)) / max(t, 0.05)          v(z, t) = (z - x_hat_v(z, t)) / max(t, 0.05)
 
-On the straight line u(z, 0, t) t = z - x, so that x_hat is where the jump to r = 0 ends: near the data's manifold,
-where a network of images predicts best. Below t = 0.05 the divisor stays, since 1 / t grows without bound. The velocity
-head predicts data in the same way; an objective sees velocities.
+On the straight line v(z, t) = (z - E[x | z]) / t: at r = t, and in the velocity head, x_hat is the mean of the data
+given z. At r = 0 it is the point where the jump ends. Both lie near the data, where a network of images predicts best.
+Below t = 0.05 the divisor stays, since 1 / t grows without bound; u has no kink there, but its derivative in t jumps.
 """
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vamf.average_velocity import AverageVelocity, precise
+from vamf.average_velocity import diagonal, precise
 from vamf.conditioning import Cond
 from vamf.path import expand
 
@@ -24,7 +25,8 @@ SMALLEST = 0.05
 class DataPrediction:
     """The average velocity of a network whose outputs are data, and of its heads."""
 
-    network: AverageVelocity
+    network: Any
+    """An average velocity in form, of any kind; its heads too return data."""
 
     @property
     def precise(self) -> "DataPrediction":
@@ -40,13 +42,32 @@ class DataPrediction:
     ) -> Float[Array, "batch *event"]:
         return velocity_to(self.network(z, r, t, label), z, t)
 
-    def __getattr__(self, name: str):
-        head = getattr(self.network, name)
-        if name == "log_variance":  # of times alone
-            return head
-        if name == "with_velocity":
-            return lambda z, r, t, label=None: tuple(velocity_to(x, z, t) for x in head(z, r, t, label))
-        return lambda z, t, label=None: velocity_to(head(z, t, label), z, t)
+    def diagonal(
+        self, z: Float[Array, "batch *event"], t: Float[Array, " batch"], label: Cond = None
+    ) -> Float[Array, "batch *event"]:
+        """u(z, t, t)."""
+        return velocity_to(diagonal(self.network, z, t, label), z, t)
+
+    def velocity(
+        self, z: Float[Array, "batch *event"], t: Float[Array, " batch"], label: Cond = None
+    ) -> Float[Array, "batch *event"]:
+        """The velocity head."""
+        return velocity_to(self.network.velocity(z, t, label), z, t)
+
+    def with_velocity(
+        self,
+        z: Float[Array, "batch *event"],
+        r: Float[Array, " batch"] | None,
+        t: Float[Array, " batch"],
+        label: Cond = None,
+    ) -> tuple[Float[Array, "batch *event"], Float[Array, "batch *event"]]:
+        """u and the velocity head in one pass; r None for r = t."""
+        x_hat, x_hat_v = self.network.with_velocity(z, r, t, label)
+        return velocity_to(x_hat, z, t), velocity_to(x_hat_v, z, t)
+
+    def log_variance(self, r: Float[Array, " batch"], t: Float[Array, " batch"]) -> Float[Array, " batch"]:
+        """The learned scale of the loss, of times alone."""
+        return self.network.log_variance(r, t)
 
 
 def velocity_to(

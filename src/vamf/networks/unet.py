@@ -29,19 +29,20 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from vamf.conditioning import Cond, CondShape, augment_of
+from vamf.conditioning import Cond, CondShape
 from vamf.diffusion import DDPM
 from vamf.errors import UserError, require
 from vamf.field_types import check_field_types
 from vamf.networks import unet_blocks as blocks
 from vamf.networks.conditions import input_shape, with_image
+from vamf.networks.config import NetworkConfig
 from vamf.networks.embeddings import LogVariance
 from vamf.networks.unet_blocks import ALMOST_ZERO
 
 
 @dataclasses.dataclass(frozen=True)
 @check_field_types("network.")
-class UNetConfig:
+class UNetConfig(NetworkConfig):
     """Size and kind of the U-Net, for images (height, width, channels)."""
 
     kind: Literal["ddpm", "ddpm++"] = "ddpm++"
@@ -88,6 +89,9 @@ class UNetConfig:
         require(0 <= self.dropout < 1, "network.dropout", self.dropout, "[0, 1)")
         require(self.dtype in ("float32", "bfloat16"), "network.dtype", self.dtype, "float32, bfloat16")
 
+    def module(self, event_shape, cond, heads, rngs):
+        return UNet(self, event_shape, cond, heads, rngs=rngs)
+
 
 CIFAR10 = UNetConfig(augment_features=6, dropout=0.2)
 """MeanFlow's network on CIFAR-10 (arXiv:2505.13447, appendix A): 55,932,419 parameters."""
@@ -131,7 +135,7 @@ class UNet(nnx.Module):
                 return module(channels, dtype, rngs=rngs)
             return block(channels, channels, resample=functools.partial(resample, taps=config.filter))
 
-        self.predicts, self.augment_features = config.predicts, config.augment_features
+        self.predicts = config.predicts
         two_times = config.predicts == "average_velocity"
         self.mapping = blocks.Mapping(
             config.time_features, two_times, self.cond, config.augment_features, width, rngs=rngs
@@ -228,8 +232,6 @@ class UNet(nnx.Module):
 
     def _trunk(self, z, r, t, cond, key):
         """The last block's activations, the vector of times, and a key for each further block."""
-        if augment_of(cond) is not None and not self.augment_features:
-            raise UserError("augment: this network takes no such label; set network.augment-features")
         if self.predicts == "noise":
             z, t = DDPM.locate(z, t)
         keys = itertools.repeat(None) if key is None else (jax.random.fold_in(key, i) for i in itertools.count())

@@ -1,8 +1,8 @@
 """Classifier-free guidance inside the objective, so that sampling stays one call.
 
-The guided field of scale W is V = v_null + W (v - v_null), with v_null the velocity without label. Its unbiased target
-is W v_c + (1 - W) v_null: guidance multiplies the noise of v_c by W. Every published rule is this target, mixed by
-kappa with the network's own guided velocity, which takes that noise back by 1 - kappa:
+The guided field of scale W is V = v_null + W (v - v_null), with v_null the velocity without condition. Its unbiased
+target is W v_c + (1 - W) v_null: guidance multiplies the noise of v_c by W. Every published rule is this target, mixed
+by kappa with the network's own guided velocity, which takes that noise back by 1 - kappa:
 
     v_g = (1 - kappa) [ W v_c + (1 - W) v_null ] + kappa u(z, t, t)
 
@@ -15,7 +15,7 @@ kappa with the network's own guided velocity, which takes that noise back by 1 -
 | Re-MeanFlow, W (2511.23342)           | W                 | 1 - max(1, W-1)/W | max(1, W - 1)       |
 | Terminal velocity, W (2511.19797)     | W                 | 0                 | W                   |
 
-Where the label is hidden (-1), or t is outside the guidance interval, v_g is v_c itself: W = 1 and kappa = 0. v_g
+Where the condition is dropped, or t is outside the guidance interval, v_g is v_c itself: W = 1 and kappa = 0. v_g
 stands for v_c in every role; beta and gamma (`velocity.Mix`) mix on top of it, in every row.
 
 W is one number, or drawn:
@@ -150,8 +150,8 @@ class Guidance(Part):
             cond = conditioning.with_scale(cond, draws["scale"])
         if "dropped" not in draws:
             return cond
-        if cond is None or not conditioning.has_condition(cond):
-            raise UserError("guidance.dropout: the data has no labels")
+        if not conditioning.has_condition(cond):
+            raise UserError("guidance.dropout: the data have no classes and no other condition")
         drop = conditioning.drop if self.dropped_scale == "row" else conditioning.hide
         return drop(cond, draws["dropped"])
 
@@ -161,7 +161,7 @@ class Guidance(Part):
         """W and kappa of each row at its time; None where nothing is guided.
 
         Raises:
-            UserError: the data has no labels.
+            UserError: the data have no condition.
         """
         if not self.acts:
             return None
@@ -172,7 +172,7 @@ class Guidance(Part):
         elif self.per_batch and draws and "share_of_scale" in draws:
             scale = 1 + (scale - 1) * draws["share_of_scale"]
         if not conditioning.has_condition(cond):
-            raise UserError("guidance: the data has no labels")
+            raise UserError("guidance: the data have no classes and no other condition")
         low, high = self.interval
         acts = (t >= low) & (t <= high) if of_row is None else of_row.acts(t)
         if not self.unlabelled:

@@ -194,7 +194,8 @@ def _comparable(cond: Cond) -> Int[Array, " batch"] | None:
     """
     if isinstance(cond, Conditioning) and (cond.vector is not None or cond.image is not None):
         raise UserError(
-            "a bank compares rows of the same class; with a vector or an image as condition use --proxy ema"
+            "a bank compares rows of the same class: not with a vector or an image as condition; use the proxy ema or "
+            "online, without rao_blackwell"
         )
     return label_of(cond)
 

@@ -12,7 +12,7 @@ from vamf.data import Dataset, ImageConfig, LatentScale, is_name, load, whitenin
 from vamf.data.augment import Augmentation
 from vamf.errors import UserError, require
 from vamf.field_types import check_field_types
-from vamf.networks import InContextConfig, MLPConfig, NetworkConfig, Prediction
+from vamf.networks import MLPConfig, NetworkConfig, Prediction
 from vamf.objectives import METHODS, Objective
 from vamf.optimisers import table
 from vamf.options import plain
@@ -208,12 +208,13 @@ class TrainConfig:
             raise UserError(f"method = {self.method!r}: allowed are {', '.join(METHODS)}")
         object.__setattr__(self, "objective", METHODS[self.method].differing(self.objective, self.steps))
         objective = self.build_objective()
-        if "guidance scale" in objective.needs and not isinstance(self.network, InContextConfig):
+        if "guidance scale" in objective.needs and not self.network.takes_scale:
             raise UserError("guidance.scale-power: the network has to be told the scale; only --network in_context is")
         if self.couplings.pairs and "bank" in objective.needs:
             raise UserError("couplings: not with a bank, whose posterior is that of independent noise")
         if self.method == "rectified_meanflow" and not self.couplings.pairs:
             raise UserError("method = rectified_meanflow: needs --teacher RUN and --couplings.pairs N")
+        networks.check_prediction(self.network, self.prediction)
         predicts = getattr(self.network, "predicts", "average_velocity")
         if predicts != "average_velocity" and objective.sampler == "jumps":
             raise UserError(
@@ -343,8 +344,10 @@ def identity(config: TrainConfig) -> str:
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    """A configuration as dicts, with the kind of its network."""
+    """A configuration as dicts, with the kind of its network; what it predicts where that is not the default."""
     values = dataclasses.asdict(config)
+    if values.get("prediction") == TrainConfig.prediction:
+        del values["prediction"]
     network = getattr(config, "network", None)
     if network is not None:
         values["network"] = {"type": networks.kind_of(network), **values["network"]}

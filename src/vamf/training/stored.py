@@ -214,6 +214,11 @@ def _load(option: str, config: TrainConfig, dataset: Dataset) -> tuple[networks.
             f"{option} = {folder}: its samples have shape {run.dataset_info.event_shape}, "
             f"those of {dataset.name} {dataset.event_shape}"
         )
+    theirs, ours = run.dataset_info.cond_shape, dataset.cond_shape
+    if option == "teacher" and theirs != ours._replace(num_classes=ours.num_classes or theirs.num_classes):
+        raise UserError(
+            f"teacher = {folder}: its network is told {theirs.describe()}; {dataset.name} has {ours.describe()}"
+        )
     if option == "initial" and run.config.prediction != config.prediction:
         raise UserError(
             f"initial = {folder}: its network predicts {run.config.prediction}, this one {config.prediction}; both "

@@ -1,0 +1,29 @@
+"""What a network's configuration says beside its size: which module it is of, and what it takes."""
+
+import abc
+import dataclasses
+from typing import Any
+
+from flax import nnx
+
+from vamf.conditioning import CondShape
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig(abc.ABC):
+    """Size and form of a network. From outside the package: a frozen dataclass of this kind, named in `KINDS`."""
+
+    takes_scale = False
+    """Whether the network is told the guidance scale of each row."""
+
+    @abc.abstractmethod
+    def module(self, event_shape: tuple[int, ...], cond: CondShape, heads: tuple[str, ...], rngs: nnx.Rngs) -> Any:
+        """The network: an `nnx.Module` that is called as (z, r, t, cond), with heads as in `BoundNetwork`.
+
+        Args:
+            cond: the kinds of condition that it is given.
+            heads: outputs beside u that it needs, of `velocity` and `log_variance`.
+
+        Raises:
+            UserError: it cannot be of this size for such events.
+        """
