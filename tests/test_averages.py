@@ -144,17 +144,13 @@ def test_published_averages():
     assert TrainConfig(data="swiss_roll", method="meanflow").averages == (0.999,)
 
 
-STUDIES = {
-    toys: lambda budget: toys.ToyStudy(Path("none"), budget).trainings("swiss_roll")[0].config,
-    mixtures: lambda budget: mixtures.MixtureStudy(Path("none"), budget).sweep(2).config,
-    adaptive: lambda budget: adaptive.AdaptiveStudy(Path("none"), budget)._config("swiss_roll", 0.5),
-    methods: lambda budget: methods.MethodStudy(Path("none"), budget).config("swiss_roll", "vamf"),
-}
+STUDIES = {toys: "swiss_roll", mixtures: "dgmm2", adaptive: "swiss_roll", methods: "swiss_roll"}
+"""Studies, and a data set of each."""
 
 
 @pytest.mark.parametrize("module", STUDIES, ids=lambda module: module.__name__)
 def test_studies_repeat_the_papers_constant_decay_at_its_length_only(module):
     for budget in (module.QUICK, module.DEFAULT, module.FULL):
-        chosen = STUDIES[module](budget)
+        chosen = module.STUDY.at(Path("none"), budget).base(STUDIES[module])
         assert chosen.optimiser.ema_warmup == (chosen.steps < 200_000)
     assert not chosen.optimiser.ema_warmup

@@ -9,6 +9,7 @@ cannot be had here (`PARSED`) is read by the command line's own parser and goes 
 """
 
 import contextlib
+import dataclasses
 import functools
 import io
 import itertools
@@ -35,7 +36,7 @@ from vamf import cli
 from vamf.autoencoders import tiny
 from vamf.metrics import inception
 from vamf.metrics.moments import Moments
-from vamf.studies import STUDIES, comparison, launcher, runner, summary, toys
+from vamf.studies import costs, engine, launcher, measures, methods, toys
 from vamf.training import run
 
 pytestmark = pytest.mark.slow
@@ -326,14 +327,15 @@ def small():
         patch.setattr(run, "EVALUATED", 16)
         patch.setattr(run, "PICTURES", 4)
         patch.setattr(run, "SHOWN", 16)
-        for study in (toys, comparison):
-            patch.setattr(study, "SAMPLES", 64)
-        patch.setattr(summary, "PROJECTIONS", 16)
+        tiny_toys = toys.Budget("default", ("swiss_roll",), 10, (0,), 5, betas=(0.0, 0.5, 1.0))
+        for module, budgets in ((toys, {**toys.STUDY.budgets, "default": tiny_toys}), (methods, methods.STUDY.budgets)):
+            few = dataclasses.replace(module.STUDY.measures, samples=64)
+            patch.setattr(module, "STUDY", dataclasses.replace(module.STUDY, measures=few, budgets=budgets))
+        patch.setattr(measures, "PROJECTIONS", 16)
         patch.setattr(tiny, "WIDTH", 8)
-        patch.setattr(runner, "step_costs", lambda configs, *_, **__: dict.fromkeys(configs, 1.0))
-        patch.setattr(runner, "step_memory", lambda _: 0)
-        patch.setattr(runner, "exact_error", functools.partial(runner.exact_error, n=16))
-        patch.setattr(toys, "DEFAULT", toys.Budget("default", ("swiss_roll",), 10, (0.0, 0.5, 1.0), (0,), 5))
+        patch.setattr(costs, "step_costs", lambda configs, *_, **__: dict.fromkeys(configs, 1.0))
+        patch.setattr(costs, "step_memory", lambda _: 0)
+        patch.setattr(measures, "exact_error", functools.partial(measures.exact_error, n=16))
         yield
 
 
@@ -355,8 +357,7 @@ def parse(words):
         if words[0] == "study":
             patch.setattr(launcher, "choose", lambda *_: None)
             patch.setattr(launcher, "run", stop)
-            for row in STUDIES.values():
-                patch.setattr(f"{row.module}.{row.name}.run", stop)
+            patch.setattr(engine.Execution, "run", stop)
         else:
             patch.setattr(run.Run, "create", stop)
         with pytest.raises(Parsed) as stopped:

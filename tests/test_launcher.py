@@ -18,7 +18,7 @@ from vamf.studies.launcher import Failed, Local
 from vamf.training.signals import Interrupted
 
 QUIET = Progress(show=False)
-TINY = ("tiny", ("two_moons",), 20, (0.0, 0.5, 1.0), (0,), 10)
+TINY = ("tiny", ("two_moons",), 20, (0,), 10, 1e-3, (0.0, 0.5, 1.0))
 """A budget of the 2-D study."""
 
 
@@ -98,17 +98,17 @@ def test_interruption_ends_the_jobs(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_parts_of_a_study(tmp_path):
     """Part by part in this process, as jobs do it."""
-    from vamf.studies.toys import Budget, ToyStudy
+    from vamf.studies.toys import STUDY, Budget
 
-    study = ToyStudy(tmp_path / "study", Budget(*TINY))
-    launcher.part(study, "plan", QUIET)
+    study = STUDY.at(tmp_path / "study", Budget(*TINY))
+    launcher.part(study, "plan")
     names = json.loads((study.folder / "plan.json").read_text())["trainings"]
     assert names == ["two_moons-sweep", "two_moons-corner"]
     for name in names:
-        launcher.part(study, name, QUIET)
+        launcher.part(study, name)
         assert (study.folder / "trainings" / name / "result.json").exists()
     with pytest.raises(UserError, match="only = moons: allowed are plan, two_moons-sweep, two_moons-corner"):
-        launcher.part(study, "moons", QUIET)
+        launcher.part(study, "moons")
 
 
 STAND_IN = """
@@ -272,7 +272,7 @@ def test_real_trainings_in_processes(tmp_path, monkeypatch):
     program = tmp_path / "program"
     code = (
         f"#!{sys.executable}\nimport sys\nfrom vamf.studies import toys\n"
-        f"toys.QUICK = toys.Budget(*{TINY!r})\nfrom vamf.cli import main\nmain(sys.argv[1:])\n"
+        f"toys.STUDY.budgets['quick'] = toys.Budget(*{TINY!r})\nfrom vamf.cli import main\nmain(sys.argv[1:])\n"
     )
     program.write_text(code)
     program.chmod(0o755)

@@ -87,7 +87,7 @@ def test_another_process_keeps_us_out_until_it_ends(tmp_path):
 def test_parts_of_a_study_are_done_at_once_and_the_whole_of_it_alone(tmp_path):
     with locks.folder_lock(tmp_path / "study", "studied", shared=True):
         with locks.folder_lock(tmp_path / "study", "studied", shared=True):
-            runner.claim(tmp_path / "study", {"study": "none"})
+            runner.create_or_resume(tmp_path / "study", {"study": "none"})
         with (
             pytest.raises(UserError, match="is being studied by another process"),
             locks.folder_lock(tmp_path / "study", "studied"),

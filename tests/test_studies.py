@@ -10,19 +10,23 @@ import pytest
 from vamf.data import toys as toy_data
 from vamf.errors import UserError
 from vamf.metrics import sliced_wasserstein
-from vamf.progress import Progress
-from vamf.studies import toys
-from vamf.studies.toys import Budget, ToyStudy
+from vamf.studies import costs, toys
+from vamf.studies.toys import STUDY, Budget
 from vamf.training import loop
 
-QUIET = Progress(show=False)
-TINY = Budget("tiny", ("pinwheel",), 20, (0.0, 0.5, 1.0), (4, 5), 10)
+TINY = Budget("tiny", ("pinwheel",), 20, (4, 5), 10, betas=(0.0, 0.5, 1.0))
+
+
+@pytest.fixture
+def priced(monkeypatch):
+    """Costs that need not be measured again."""
+    monkeypatch.setattr(costs, "step_costs", lambda configs, _: dict.fromkeys(configs, 1.0))
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("studies") / "tiny"
-    ToyStudy(folder, TINY).run(QUIET)
+    STUDY.at(folder, TINY).run()
     return folder
 
 
@@ -69,15 +73,15 @@ def test_report_stands_alone(finished):
 
 
 @pytest.mark.slow
-def test_finished_trainings_are_not_repeated(finished, monkeypatch):
+def test_finished_trainings_are_not_repeated(finished, priced, monkeypatch):
     monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("trained again"))
     before = (finished / "members.csv").read_text()
-    ToyStudy(finished, TINY).run(QUIET)
+    STUDY.at(finished, TINY).run()
     assert (finished / "members.csv").read_text() == before
 
 
 @pytest.mark.slow
-def test_interrupted_study_continues_where_it_stopped(finished, tmp_path, monkeypatch):
+def test_interrupted_study_continues_where_it_stopped(finished, priced, tmp_path, monkeypatch):
     folder = tmp_path / "cut"
     train, calls = loop.train, []
 
@@ -89,8 +93,8 @@ def test_interrupted_study_continues_where_it_stopped(finished, tmp_path, monkey
 
     monkeypatch.setattr(loop, "train", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
-        ToyStudy(folder, TINY).run(QUIET)
-    ToyStudy(folder, TINY).run(QUIET)
+        STUDY.at(folder, TINY).run()
+    STUDY.at(folder, TINY).run()
     assert calls == ["pinwheel-sweep", "pinwheel-corner", "pinwheel-corner"]
     assert (folder / "members.csv").read_text() == (finished / "members.csv").read_text()
 
@@ -98,18 +102,18 @@ def test_interrupted_study_continues_where_it_stopped(finished, tmp_path, monkey
 @pytest.mark.slow
 def test_folder_of_another_study_is_refused(finished, tmp_path):
     with pytest.raises(UserError, match="other settings"):
-        ToyStudy(finished, TINY, as_published=True).run(QUIET)
+        STUDY.at(finished, TINY, as_published=True).run()
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="not a study"):
-        ToyStudy(tmp_path, TINY).run(QUIET)
+        STUDY.at(tmp_path, TINY).run()
 
 
 def test_as_published_limits_gaps_and_drops_the_anchor(tmp_path):
-    sweep, corner = ToyStudy(tmp_path, TINY, as_published=True).trainings("pinwheel")
-    sweep, corner = (training.config.build_objective() for training in (sweep, corner))
+    sweep, corner = STUDY.at(tmp_path, TINY, as_published=True).specs("pinwheel")
+    sweep, corner = (spec.config.build_objective() for spec in (sweep, corner))
     assert sweep.times.max_gap == corner.times.max_gap == 0.5
     assert corner.terms == ()
-    sweep, corner = (training.config.build_objective() for training in ToyStudy(tmp_path, TINY).trainings("pinwheel"))
+    sweep, corner = (spec.config.build_objective() for spec in STUDY.at(tmp_path, TINY).specs("pinwheel"))
     assert sweep.times.max_gap == corner.times.max_gap == 1
     assert [term.weight for term in corner.terms] == [0.5]
 

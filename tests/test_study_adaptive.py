@@ -1,6 +1,7 @@
 """The study of adaptive coefficients: complete, resumable, and fair in what it calls a win."""
 
 import csv
+import dataclasses
 import json
 import re
 
@@ -10,34 +11,32 @@ import pytest
 
 import oracles
 from vamf import data
-from vamf.progress import Progress
-from vamf.studies import adaptive, adaptive_results
-from vamf.studies.adaptive import AdaptiveStudy, Budget
+from vamf.studies import adaptive, costs
+from vamf.studies.variants import Budget
 from vamf.training import loop
 
-QUIET = Progress(show=False)
 TINY = Budget("tiny", ("pinwheel",), 200, (4, 5), 100, 1e-3)
-CHOSEN = tuple(arm for arm in adaptive.ARMS if arm.name in ("binned", "rao_blackwell", "oracle"))
+CHOSEN = tuple(one for one in adaptive.VARIANTS if one.name in ("sweep", "binned", "rao_blackwell", "oracle"))
+FEW = dataclasses.replace(adaptive.STUDY, variants=CHOSEN)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("studies") / "tiny"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adaptive, "ARMS", CHOSEN)
         # Costs that a busy machine cannot change: the bank's step takes twice as long, so equal time is half the steps.
-        costs = {"beta_0": 1.0, "beta_0.5": 1.1, "binned": 1.01, "rao_blackwell": 2.0, "oracle": 1.0}
-        patch.setattr(adaptive.runner, "step_costs", lambda *_, **__: costs)
-        AdaptiveStudy(folder, TINY).run(QUIET)
+        made = {"beta_0": 1.0, "beta_0.5": 1.1, "binned": 1.01, "rao_blackwell": 2.0, "oracle": 1.0}
+        patch.setattr(costs, "step_costs", lambda *_, **__: made)
+        FEW.at(folder, TINY).run()
     return folder
 
 
 @pytest.mark.slow
-def test_every_arm_is_there_with_every_seed(finished):
+def test_every_variant_is_there_with_every_seed(finished):
     with (finished / "members.csv").open() as handle:
         rows = list(csv.DictReader(handle))
     found = {(row["arm"], row["equal"], int(row["seed"]), int(row["steps"])) for row in rows}
-    arms = [*adaptive_results.FIXED, "binned", "rao_blackwell", "oracle"]
+    arms = [*adaptive.FIXED, "binned", "rao_blackwell", "oracle"]
     expected = {(arm, "steps", seed, 200) for arm in arms for seed in TINY.seeds}
     assert found == expected | {("rao_blackwell", "time", seed, 100) for seed in TINY.seeds}
     for row in rows:
@@ -48,7 +47,7 @@ def test_every_arm_is_there_with_every_seed(finished):
 
 
 @pytest.mark.slow
-def test_means_and_costs_of_the_arms(finished):
+def test_means_and_costs_of_the_variants(finished):
     results = json.loads((finished / "results.json").read_text())
     found = {(row["arm"], row["equal"]): row for row in results["arms"]}
     values = [m["sw1"] for m in results["members"] if m["arm"] == "binned"]
@@ -68,10 +67,9 @@ def test_report_stands_alone(finished):
 
 @pytest.mark.slow
 def test_finished_trainings_are_not_repeated(finished, monkeypatch):
-    monkeypatch.setattr(adaptive, "ARMS", CHOSEN)
     monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("trained again"))
     before = (finished / "members.csv").read_text()
-    AdaptiveStudy(finished, TINY).run(QUIET)
+    FEW.at(finished, TINY).run()
     assert (finished / "members.csv").read_text() == before
 
 
@@ -88,13 +86,13 @@ def test_verdict_counts_differences_above_one_standard_error():
     error = np.hypot(0.01, 0.01) / np.sqrt(5)
     near, far = 0.9 * error, 1.1 * error
     table = rows(**{"beta_0": 0.2, "beta_0.5": 0.1}, binned=0.1 + near, per_sample=0.1 + far, rao_blackwell=0.1 - far)
-    found = adaptive_results.verdict("x", table)
+    found = adaptive.verdict("x", table)
     assert found["best_arm"] == "beta_0.5"
     outcomes = {arm: result["outcome"] for arm, result in found["compared"].items()}
     assert outcomes == {"binned": "ties", "per_sample": "loses", "rao_blackwell": "wins"}
     assert found["compared"]["rao_blackwell"]["error"] == pytest.approx(error)
     assert found["compared"]["rao_blackwell"]["variance_ratio"] == 5
-    text = adaptive_results.sentence(found)
+    text = adaptive.sentence(found)
     assert "wins: rao blackwell (-7 %)" in text
     assert "loses: per sample (+7 %)" in text
     assert "5.0 times less gradient variance" in text
@@ -102,7 +100,7 @@ def test_verdict_counts_differences_above_one_standard_error():
 
 @pytest.mark.slow
 def test_effective_sizes_are_those_of_bayes_rule():
-    found = adaptive_results.effective_sizes("two_moons", count=32)
+    found = adaptive.effective_sizes("two_moons", count=32)
     dataset = data.load("two_moons")
     keys = jax.random.split(jax.random.key(7), 3)
     x = np.asarray(dataset.draw((), keys[0], 32)[0], np.float64)
@@ -115,9 +113,9 @@ def test_effective_sizes_are_those_of_bayes_rule():
     assert found["32"][-1] == pytest.approx(32, rel=1e-3)
 
 
-def test_arms_fit_the_data(tmp_path):
-    study = AdaptiveStudy(tmp_path, TINY)
-    names = {name: [arm.name for arm in study.arms(name)] for name in ("pinwheel", "dgmm4", "digits")}
+def test_variants_fit_the_data(tmp_path):
+    execution = adaptive.STUDY.at(tmp_path, TINY)
+    names = {name: [variant.name for variant in execution.variants(name)] for name in ("pinwheel", "dgmm4", "digits")}
     assert "per_direction" in names["pinwheel"]
     assert "rao_blackwell_rest" not in names["pinwheel"]
     assert "per_direction" not in names["dgmm4"]
@@ -130,4 +128,4 @@ def test_default_budget_is_the_one_asked_for():
     assert len(adaptive.DEFAULT.seeds) == 5
     assert len([name for name in adaptive.DEFAULT.datasets if name.startswith("dgmm")]) >= 3
     assert {"digits", "swiss_roll", "dgmm64"} <= set(adaptive.DEFAULT.datasets)
-    assert adaptive_results.BETAS == (0.0, 0.25, 0.5, 0.75, 1.0)
+    assert adaptive.BETAS == (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -24,8 +24,8 @@ from vamf.objectives.posterior_mean import ClassMemoryBank
 from vamf.objectives.velocity import EMA
 from vamf.objectives.weighting import Power
 from vamf.progress import Progress
-from vamf.studies import dit, dit_results, image_noise, judge, runner
-from vamf.studies.dit import Budget, DitStudy
+from vamf.studies import dit, dit_results, evaluator, image_noise, runner
+from vamf.studies.dit import STUDY, Budget
 from vamf.studies.image_noise import TIMES, Instrument
 from vamf.theory.estimate import Estimate
 from vamf.training import loop, presets
@@ -33,7 +33,8 @@ from vamf.training.config import TrainConfig
 
 QUIET = Progress(show=False)
 NETWORK = DiTConfig(depth=1, width=16, heads=2, patch=4)
-TINY = Budget("tiny", 4, (4, 5), (0.0, 0.5, 1.0), (dit.OTHERS[3],), NETWORK, 2, 36, 1, 8)
+TINY = Budget(name="tiny", steps=4, seeds=(4, 5), betas=(0.0, 0.5, 1.0), others=(dit.OTHERS[3],), network=NETWORK,
+              stops=2, samples=36, epochs=1, rows=8)  # fmt: skip
 
 
 def write_pictures(path, n=90):
@@ -52,8 +53,8 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         base = TrainConfig(data=str(folder / "shapes.npz"), batch_size=8, network=NETWORK, **presets.guided(0.5, 2.0))
         patch.setitem(presets.PRESETS, "shapes", base)
-        study = DitStudy(folder / "tiny", TINY, "shapes")
-        study.run(QUIET)
+        study = STUDY.at(folder / "tiny", TINY, preset="shapes")
+        study.run()
         yield study
 
 
@@ -61,7 +62,7 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_every_arm_is_judged_at_equal_steps(finished):
+def test_every_variant_is_scored_at_equal_steps(finished):
     with (finished.folder / "members.csv").open() as handle:
         rows = list(csv.DictReader(handle))
     arms = ["beta = 0", "beta = 0.5", "beta = 1", "beta = 0, class-wise bank"]
@@ -83,7 +84,7 @@ def test_every_arm_is_judged_at_equal_steps(finished):
 @pytest.mark.slow
 def test_one_step_samples_share_noise_and_labels(finished):
     """At the start networks are 0, so that samples are their noise; one training step later they still resemble it."""
-    sweep, bank = (runner.load_samples(finished.folder, training) for training, _ in finished.trainings())
+    sweep, bank = (runner.load_samples(finished.folder, spec) for spec in finished.specs(""))
     assert sweep.shape == (6, 6, 8, 8, 1)
     assert np.corrcoef(sweep[0].ravel(), bank[0].ravel())[0, 1] > 0.95
     assert np.corrcoef(sweep[0][0].ravel(), sweep[0][1].ravel())[0, 1] < 0.6
@@ -102,24 +103,29 @@ def test_the_report_stands_alone(finished):
 @pytest.mark.slow
 def test_a_second_run_trains_nothing_and_reports_the_same(finished, monkeypatch):
     monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("trained again"))
-    monkeypatch.setattr(judge.classifier, "train", lambda *_: pytest.fail("judge trained again"))
+    monkeypatch.setattr(evaluator.classifier, "train", lambda *_: pytest.fail("evaluator trained again"))
     names = ("report.html", "members.csv", "matched.csv")
     before = [(finished.folder / name).read_text() for name in names]
-    finished.run(QUIET)
+    finished.run()
     assert [(finished.folder / name).read_text() for name in names] == before
 
 
 # --------------------------------------------------------------------------------------------------------------- arms
 
 
+def sweep(execution, beta):
+    """The configuration of a beta of the sweep."""
+    return execution.variants("")[0].configure(execution.base(""), {"beta": beta})
+
+
 def study(tmp_path, **options):
-    return DitStudy(tmp_path / "study", dataclasses.replace(TINY, betas=dit.BETAS, others=dit.OTHERS), **options)
+    return STUDY.at(tmp_path / "study", dataclasses.replace(TINY, betas=dit.BETAS, others=dit.OTHERS), **options)
 
 
 @pytest.mark.parametrize("beta", dit.BETAS)
 def test_the_noise_of_the_tangent_is_the_papers(tmp_path, beta):
     """With u = k z R is affine in v_c; the paper's N_beta = (1 - beta) M - I, times omega = (1 - kappa) W."""
-    objective = study(tmp_path).config(beta, {}).build_objective()
+    objective = sweep(study(tmp_path), beta).build_objective()
     assert (objective.guidance.scale, objective.guidance.mix) == (2, 0.5)
     tangent = objective.residual.tangent
     assert objective.target == objective.unbiased == getattr(tangent, "a", tangent)
@@ -142,12 +148,12 @@ def test_the_noise_of_the_tangent_is_the_papers(tmp_path, beta):
     assert (a, b) == pytest.approx((1 - beta, beta))
 
 
-def test_arms_differ_in_what_they_are_named_for(tmp_path):
-    trainings = dict(zip(("sweep", *(arm.name for arm in dit.OTHERS)), study(tmp_path).trainings(), strict=True))
-    sweep = trainings["sweep"][0]
+def test_variants_differ_in_what_they_are_named_for(tmp_path):
+    specs = dict(zip(("sweep", *(one.name for one in dit.OTHERS)), study(tmp_path).specs(""), strict=True))
+    sweep = specs["sweep"]
     assert sweep.values["beta"] == [0.0, 0.0, 0.25, 0.25, 0.5, 0.5, 1.0, 1.0]
     assert list(sweep.seeds) == [4, 5] * 4
-    made = {name: training.config.build_objective() for name, (training, _) in trainings.items()}
+    made = {name: spec.config.build_objective() for name, spec in specs.items()}
     plain = made.pop("sweep")
     assert (plain.weighting, plain.terms, "bank" in plain.needs) == (Power(1.0, 1e-2), (), False)
     for name, objective in made.items():
@@ -162,15 +168,15 @@ def test_arms_differ_in_what_they_are_named_for(tmp_path):
 
 
 def test_budgets(tmp_path):
-    default, full = DitStudy(tmp_path), DitStudy(tmp_path, dit.FULL)
-    assert default.base.images.expect == "fashion_mnist"
-    assert (full.base.images.expect, full.base.steps) == ("cifar10", 40_000)
-    imagenet = DitStudy(tmp_path, dit.FULL, "imagenet_dit_b4").base
+    default, full = STUDY.at(tmp_path).base(""), STUDY.at(tmp_path, dit.FULL).base("")
+    assert default.images.expect == "fashion_mnist"
+    assert (full.images.expect, full.steps) == ("cifar10", 40_000)
+    imagenet = STUDY.at(tmp_path, dit.FULL, preset="imagenet_dit_b4").base("")
     assert imagenet.network == DiTConfig.named("B/4")
     assert imagenet.optimiser.ema_decay == pytest.approx(0.9999)  # the paper's, constant
-    assert not any(base.optimiser.ema_warmup for base in (default.base, full.base, imagenet))
-    assert (imagenet.holdout, default.base.holdout) == (0.1, 0.1)  # the judge needs pictures that no arm sees
-    for base, stops in ((default.base, 5), (full.base, 10), (imagenet, 10)):
+    assert not any(base.optimiser.ema_warmup for base in (default, full, imagenet))
+    assert (imagenet.holdout, default.holdout) == (0.1, 0.1)  # the evaluator needs images that no variant sees
+    for base, stops in ((default, 5), (full, 10), (imagenet, 10)):
         assert base.log.variance_every * stops == base.steps
         assert base.log.variance_every % base.checkpoint_every == 0
         assert base.checkpoint_every <= presets.imagenet_dit("B/4").checkpoint_every
@@ -179,7 +185,7 @@ def test_budgets(tmp_path):
 @pytest.mark.slow
 def test_the_history_of_an_interrupted_training_is_whole(tmp_path):
     base = TrainConfig(data="two_moons", steps=6, batch_size=8, checkpoint_every=2)
-    training, seen = runner.Training("moons", base, (0, 1)), []
+    spec, seen = runner.RunSpec("moons", base, (0, 1)), []
 
     def watch(grid, step, state):
         if step == 4 and 4 not in seen:
@@ -193,7 +199,7 @@ def test_the_history_of_an_interrupted_training_is_whole(tmp_path):
         return grid.sample(state, 3), [{"done": True}] * grid.size
 
     def run(folder):
-        return runner.once(training, folder, "asked", finish, QUIET, watch)
+        return runner.run_or_load(spec, folder, runner.Measurement("asked", finish, watch), QUIET)
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut")
@@ -255,8 +261,8 @@ def test_loss_variance_of_a_linear_network(measured, plain):
         np.testing.assert_allclose([estimate.value for estimate in found[name]], expected, rtol=0.06)
 
 
-def test_the_trail_of_a_linear_network(measured):
-    found = image_noise.trail(measured[0][True])
+def test_the_bias_history_of_a_linear_network(measured):
+    found = image_noise.bias_history(measured[0][True])
     _, v_hat, u, xi, gap = gaussians(True)
     lag, floor = energy(v_hat - u)[4], energy(xi)[4]
     assert found["tracking_gap"].value == pytest.approx(lag, rel=0.03)
@@ -359,16 +365,16 @@ def test_pictures_without_classes_are_refused(tmp_path, monkeypatch):
     write_arrays(tmp_path / "plain.npz", {"images": np.zeros((60, 8, 8), np.uint8)})
     base = TrainConfig(data=str(tmp_path / "plain.npz"), network=NETWORK, **presets.guided(0.5, 2.0))
     monkeypatch.setitem(presets.PRESETS, "plain", base)
-    with pytest.raises(UserError, match="the study dit needs pictures with classes"):
-        DitStudy(tmp_path / "study", TINY, "plain").run(QUIET)
+    with pytest.raises(UserError, match="the study dit needs images with classes"):
+        STUDY.at(tmp_path / "study", TINY, preset="plain").run()
     assert not (tmp_path / "study").exists()
 
 
 def test_latents_need_an_autoencoder_and_inception(monkeypatch):
-    monkeypatch.delenv(judge.AUTOENCODER, raising=False)
+    monkeypatch.delenv(evaluator.AUTOENCODER, raising=False)
     dataset = dataclasses.replace(of_draws(lambda arrays, key, n: gaussian(key, n), (5,)), latents=Path("somewhere"))
-    with pytest.raises(UserError, match="made-up: latents are judged as pictures; set VAMF_AUTOENCODER"):
-        judge.check(dataset)
+    with pytest.raises(UserError, match="made-up: latents are scored as images; set VAMF_AUTOENCODER"):
+        evaluator.check(dataset)
 
 
 @pytest.mark.parametrize(

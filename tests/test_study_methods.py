@@ -1,6 +1,7 @@
 """Comparisons of methods: complete, resumable, and honest in their ranks."""
 
 import csv
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -9,16 +10,14 @@ import numpy as np
 import pytest
 
 from vamf.objectives import METHODS, create
-from vamf.progress import Progress
-from vamf.report.page import Page
-from vamf.studies import comparison, exact_noise, methods
-from vamf.studies.methods import Budget, MethodStudy
+from vamf.studies import comparison, costs, exact_noise, methods, page
+from vamf.studies.methods import STUDY, Budget
+from vamf.studies.results import Results
 from vamf.times import Uniform
 from vamf.training import loop
 
-QUIET = Progress(show=False)
 CHOSEN = ("meanflow", "meanflow_rae")
-TINY = Budget("compare", ("two_moons",), CHOSEN, True, 60, (4, 5), 20, 1e-3)
+TINY = Budget("compare", ("two_moons",), 60, (4, 5), 20, 1e-3, CHOSEN)
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +25,10 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("studies") / "tiny"
     with pytest.MonkeyPatch.context() as patch:
         # Costs that a busy machine cannot change: a step with a teacher takes twice as long.
-        costs = {"meanflow": 1.0, "meanflow + bank": 1.0, "meanflow_rae": 2.0}
-        patch.setattr(comparison.runner, "step_costs", lambda *_, **__: costs)
+        made = {"meanflow": 1.0, "meanflow + bank": 1.0, "meanflow_rae": 2.0}
+        patch.setattr(costs, "step_costs", lambda *_, **__: made)
         patch.setattr(methods, "POINTS", 64)
-        MethodStudy(folder, TINY, "vamf compare").run(QUIET)
+        STUDY.at(folder, TINY, command="vamf compare").run()
     return folder
 
 
@@ -45,8 +44,8 @@ def test_every_method_is_there_with_and_without_the_bank(finished):
     for row in rows:
         assert float(row["sw2"]) >= float(row["sw1"]) > 0
         assert float(row["gradient_variance"]) > 0
-    costs = json.loads((finished / "results.json").read_text())["costs"]["two_moons"]
-    assert all(cost["bytes"] > 0 for cost in costs.values())
+    costed = json.loads((finished / "results.json").read_text())["costs"]["two_moons"]
+    assert all(cost["bytes"] > 0 for cost in costed.values())
 
 
 @pytest.mark.slow
@@ -77,18 +76,9 @@ def test_the_report_stands_alone(finished):
 def test_finished_trainings_are_not_repeated(finished, monkeypatch):
     before = (finished / "members.csv").read_text()
     monkeypatch.setattr(methods, "POINTS", 64)
-    monkeypatch.setattr(comparison.runner, "complete", _only_stored(comparison.runner.complete, monkeypatch))
-    MethodStudy(finished, TINY, "vamf compare").run(QUIET)
+    monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("trained again"))
+    STUDY.at(finished, TINY, command="vamf compare").run()
     assert (finished / "members.csv").read_text() == before
-
-
-def _only_stored(complete, monkeypatch):
-    def call(*arguments):
-        with monkeypatch.context() as patch:
-            patch.setattr(loop, "train", lambda *_: pytest.fail("trained again"))
-            return complete(*arguments)
-
-    return call
 
 
 def rows(name, **sw1):
@@ -110,14 +100,10 @@ def test_ranks_by_hand():
 
 def test_a_table_marks_the_lowest_and_leaves_the_ceiling_aside():
     table = [{**row, "u_error": float("nan")} for row in rows("x", a=0.2, b=0.1, oracle=0.05)]
-    page = Page("t", "l")
-    comparison.arm_table(page, table, ["a", "b", "oracle"], ["x"], "sw1", {"x": {"sw1": 0.04}})
-    text = page.render("")
-    assert re.findall(r"<td class=best>([^<]*)<", text) == ["0.100 ±\u00a00.020"]
-    assert "real data" in text
-    before = text.count("<table")
-    comparison.arm_table(page, table, ["a", "b", "oracle"], ["x"], "u_error")
-    assert page.render("").count("<table") == before  # nothing is known: no table
+    found = comparison.variant_table(table, ["a", "b", "oracle"], ["x"], "sw1", {"x": {"sw1": 0.04}})
+    assert [found.rows[line][column] for line, column in found.best] == ["0.100 ±\u00a00.020"]
+    assert found.rows[-1] == ["real data", "0.040"]
+    assert comparison.variant_table(table, ["a", "b", "oracle"], ["x"], "u_error") is None  # nothing is known
 
 
 @pytest.mark.parametrize(
@@ -162,11 +148,11 @@ def test_predicted_noise_is_that_of_the_residual_at_the_exact_velocity(beta, gam
 
 
 def test_every_method_has_a_configuration_for_every_kind_of_data(tmp_path):
-    study = MethodStudy(tmp_path, Budget("compare", ("swiss_roll",), methods.ALL, True, 1000, (0,), 100, 1e-3))
+    execution = STUDY.at(tmp_path, Budget("compare", ("swiss_roll",), 1000, (0,), 100, 1e-3, methods.ALL))
     compared = set(METHODS) - {"ddpm"}  # no jump to judge
     assert set(methods.ALL) == compared
     for name in ("swiss_roll", "dgmm16", "digits"):
-        entries = study.entries(name)
+        entries = {variant.name: variant.configure(execution.base(name)) for variant in execution.variants(name)}
         assert next(iter(entries)) == "meanflow"
         assert {entry.split(" + ")[0] for entry in entries} == compared
         assert len({config.learning_rate for config in entries.values()}) == 1
@@ -174,26 +160,30 @@ def test_every_method_has_a_configuration_for_every_kind_of_data(tmp_path):
             assert config.objective.get("rao_blackwell", False) == entry.endswith("bank")
 
 
-def _report(table, names):
+def _report(table, names, monkeypatch):
+    """The page of a finished study, as its table has it."""
     for row in table:
         row |= {
             "steps": 100,
-            **{f"{key}{tail}": float("nan") for key in comparison.MEASURED[1:] for tail in ("", "_std")},
+            **{f"{key}{tail}": float("nan") for key in list(comparison.MEASURED)[1:] for tail in ("", "_std")},
         }
-    costs = {name: {row["arm"]: {"ms": 1.0, "bytes": 2**20} for row in table} for name in names}
+    costed = {name: {row["arm"]: {"ms": 1.0, "bytes": 2**20} for row in table} for name in names}
     ranks = {equal: comparison.ranking(table, names, equal) for equal in ("steps", "time")}
-    floors = {name: {"sw1": 0.05, "sw2": 0.06} for name in names}
-    report = comparison.Comparison(Path(), "t", "l", {}, names, lambda _: {}, (0, 1, 2, 3))
-    return report._page(table, ranks, floors, costs, None)
+    execution = STUDY.at(Path(), Budget("compare", names, 100, (0, 1, 2, 3), 10))
+    results = Results(execution, [], {name: {"sw1": 0.05, "sw2": 0.06} for name in names}, costed)
+    results = dataclasses.replace(results, found={"arms": table, "ranks": ranks})
+    monkeypatch.setattr(methods, "_noise", lambda _: None)
+    monkeypatch.setattr(Results, "gallery", lambda *_: None)
+    return page.render(STUDY.page, results.standard() | methods.content(results))
 
 
-def test_one_data_set_is_one_table_and_several_are_ranked():
-    alone = _report(rows("x", a=0.2, b=0.1), ("x",))
+def test_one_data_set_is_one_table_and_several_are_ranked(monkeypatch):
+    alone = _report(rows("x", a=0.2, b=0.1), ("x",), monkeypatch)
     assert alone.count("<table") == 1
     assert "Ranking" not in alone
     assert alone.index(">b<") < alone.index(">a<")  # the lowest first
     assert re.findall(r"<td class=best>([^<]*)<", alone) == ["0.100 ±\u00a00.020"]
     assert "0.100 ±\u00a00.020 (100)" in alone
-    together = _report(rows("x", a=0.2, b=0.1) + rows("y", a=0.2, b=0.1), ("x", "y"))
+    together = _report(rows("x", a=0.2, b=0.1) + rows("y", a=0.2, b=0.1), ("x", "y"), monkeypatch)
     assert "Ranking" in together
     assert together.count("<table") > 3

@@ -14,16 +14,14 @@ from vamf import cli, data
 from vamf.data.mixtures import dense_gaussian_mixture
 from vamf.errors import UserError
 from vamf.metrics import sliced_wasserstein
-from vamf.progress import Progress
-from vamf.studies import exact_noise, mixtures, runner, summary
+from vamf.studies import engine, exact_noise, measures, mixtures, summary
 from vamf.studies import mixtures_page as report
-from vamf.studies.mixtures import Budget, MixtureStudy
+from vamf.studies.mixtures import STUDY, WIDE, Budget
 from vamf.theory import GaussianMixture
 from vamf.training import loop, presets
 from vamf.training.grid import Grid
 
-QUIET = Progress(show=False)
-TINY = Budget("tiny", (2,), 20, (0.0, 0.5, 1.0), (4, 5), 10, 1e-3, points=32)
+TINY = Budget("tiny", ("dgmm2", WIDE), 20, (4, 5), 10, 1e-3, (0.0, 0.5, 1.0), points=32)
 MEANS = np.array([[1.0, 0.5], [-1.2, 0.3], [0.1, -1.4]])
 MIXTURE = GaussianMixture(np.full(3, 1 / 3), MEANS, np.full(3, 0.4))
 ORACLE = oracles.Mixture(np.full(3, 1 / 3), MEANS, 0.4)
@@ -125,7 +123,7 @@ def known():
 @pytest.mark.slow
 def test_exact_error_against_an_independent_integrator(known):
     grid, exact, asked = known
-    zero, shifted = runner.exact_error(dense_gaussian_mixture(2))(grid, grid.init())
+    zero, shifted = measures.exact_error(dense_gaussian_mixture(2))(grid, grid.init())
     for (z, r, t), key in zip(asked, ("u_error", "jump_error"), strict=True):
         assert zero[key] == pytest.approx(np.sqrt(np.mean(exact.average_velocity(z, r, t) ** 2)), rel=1e-4)
         assert shifted[key] == pytest.approx(0.5 / np.sqrt(2), rel=1e-4)
@@ -139,7 +137,7 @@ def test_exact_error_against_an_independent_integrator(known):
 @pytest.mark.slow
 def test_proxy_bias_is_relative_to_the_noise(known):
     grid, exact, asked = known
-    _, shifted = mixtures.inspection(2)(grid, grid.init())
+    _, shifted = mixtures.network_measure(grid.dataset)(grid, grid.init())
     rng, n = np.random.default_rng(1), 4000
     t = rng.uniform(size=n)
     x = exact.means[rng.integers(64, size=n)] + 0.5 * rng.normal(size=(n, 2))
@@ -159,7 +157,7 @@ def finished(tmp_path_factory):
         patch.setattr(exact_noise, "ROWS", 16)
         patch.setattr(report, "MAP_TIMES", (0.5,))
         folder = tmp_path_factory.mktemp("studies") / "tiny"
-        MixtureStudy(folder, TINY).run(QUIET)
+        STUDY.at(folder, TINY).run()
         yield folder
 
 
@@ -216,7 +214,7 @@ def test_finished_trainings_are_not_repeated(finished, monkeypatch):
     monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(exact_noise, "noise", lambda *_: pytest.fail("computed again"))
     before = (finished / "results.json").read_text()
-    MixtureStudy(finished, TINY).run(QUIET)
+    STUDY.at(finished, TINY).run()
     assert (finished / "results.json").read_text() == before
 
 
@@ -229,7 +227,7 @@ def test_interrupted_study_continues_where_it_stopped(finished, tmp_path, monkey
     monkeypatch.setattr(
         loop, "train", lambda grid, place, progress: calls.append(place.name) or train(grid, place, progress)
     )
-    MixtureStudy(folder, TINY).run(QUIET)
+    STUDY.at(folder, TINY).run()
     assert calls == ["eight_gaussians-meanflow"]
     assert (folder / "results.json").read_text() == (finished / "results.json").read_text()
     assert (folder / "report.html").read_text() == (finished / "report.html").read_text()
@@ -238,10 +236,10 @@ def test_interrupted_study_continues_where_it_stopped(finished, tmp_path, monkey
 @pytest.mark.slow
 def test_folder_of_another_study_is_refused(finished, tmp_path):
     with pytest.raises(UserError, match="other settings"):
-        MixtureStudy(finished, mixtures.QUICK).run(QUIET)
+        STUDY.at(finished, mixtures.QUICK).run()
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="not a study"):
-        MixtureStudy(tmp_path, TINY).run(QUIET)
+        STUDY.at(tmp_path, TINY).run()
 
 
 def test_budgets_are_the_papers_grid():
@@ -308,9 +306,9 @@ def test_sentence_says_no_more_than_the_spread_allows(one, expected):
 
 def test_study_command_finds_the_study(tmp_path, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(MixtureStudy, "run", lambda self, progress: asked.append(self) or self.folder / "report.html")
+    monkeypatch.setattr(engine.Execution, "run", lambda self: asked.append(self) or self.folder / "report.html")
     cli.main(["study", "mixtures", "--quick", "--out", str(tmp_path / "here")])
-    assert asked == [MixtureStudy(tmp_path / "here", mixtures.QUICK)]
+    assert [(one.study, one.folder, one.budget) for one in asked] == [(STUDY, tmp_path / "here", mixtures.QUICK)]
     assert f"report: {tmp_path / 'here' / 'report.html'}" in capsys.readouterr().out
 
 

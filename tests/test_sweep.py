@@ -10,10 +10,8 @@ import pytest
 from vamf import cli
 from vamf.errors import UserError
 from vamf.networks import MLPConfig
-from vamf.progress import Progress
-from vamf.studies import sweep as module
 from vamf.studies.axes import Axis, parse_axes, traced, with_values
-from vamf.studies.sweep import Sweep
+from vamf.studies.sweep import SweepMeasures, sweep
 from vamf.training.config import OptimiserConfig, TrainConfig
 from vamf.training.grid import Grid
 
@@ -64,12 +62,12 @@ def test_what_decides_about_the_program_is_apart():
     both = [Axis("gap_weight", (0.25, 0.5)), Axis("times.mean", (-1.0, 0.0))]  # each can, but not together
     assert traced(config(objective={"times": "logit_normal"}), both) == (both[0],)
     axes = parse_axes(["batch-size=16,32", "beta=0,.5", "seed=4,5"], config())
-    groups = Sweep(Path(), config(), tuple(axes)).trainings
-    assert [training.name for training, _ in groups] == ["batch_size=16", "batch_size=32"]
-    assert [training.config.batch_size for training, _ in groups] == [16, 32]
-    for training, points in groups:
-        assert list(zip(training.values["beta"], training.seeds, strict=True)) == [(0, 4), (0, 5), (0.5, 4), (0.5, 5)]
-        assert [point["beta"] for point in points] == [0, 0, 0.5, 0.5]
+    specs = sweep(Path(), config(), axes).specs("")
+    assert [spec.name for spec in specs] == ["batch_size=16", "batch_size=32"]
+    assert [spec.config.batch_size for spec in specs] == [16, 32]
+    for spec in specs:
+        assert list(zip(spec.values["beta"], spec.seeds, strict=True)) == [(0, 4), (0, 5), (0.5, 4), (0.5, 5)]
+        assert [label["beta"] for label in spec.labels] == [0, 0, 0.5, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +117,7 @@ def finished(tmp_path_factory):
     words += ["--network.width", "8", "--network.depth", "1", "--network.time-features", "4"]
     words += ["--over", "beta=0,.5,1", "--over", "batch_size=16,32", "--over", "seed=0,1", "--out", str(folder / "out")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "SAMPLES", 64)
+        patch.setattr(SweepMeasures, "count", lambda self, dataset: 64)
         cli.main(words)
         yield folder / "out", words
 
@@ -164,8 +162,7 @@ def test_a_training_that_diverges_spoils_no_other(tmp_path, capsys):
     """Alone in its program too: it is counted, and the report is written."""
     base = config(batch_size=8, learning_rate=1e30, optimiser=OptimiserConfig(clip_norm=0.0))
     axes = (Axis("batch_size", (8, 16)), Axis("seed", (0,)))
-    found = Sweep(tmp_path / "out", base, axes)
-    report = found.run(Progress(show=False))
+    report = sweep(tmp_path / "out", base, axes).run()
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert [row["diverged"] for row in rows] == [1, 1]
     assert "2 of 2 training runs diverged" in report.read_text()

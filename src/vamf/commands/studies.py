@@ -6,38 +6,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from vamf import studies
 from vamf.commands.parsing import continued, parse
 from vamf.errors import UserError
-from vamf.studies import STUDIES, entry
+from vamf.studies import STUDIES
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
-    """A grid of trainings with tables, figures and a report. The same command continues an interrupted study."""
+class StudyCommand:
+    """A grid of training runs with tables, figures and a report. The same command continues an interrupted study."""
 
     name: str
-    """Which study: toys, mixtures, adaptive, methods or dit."""
+    """Which study."""
     quick: bool = False
     """A subset in about two minutes on two cores."""
     paper: bool = False
     """The paper's 200,000 steps (dit: 40,000 on CIFAR-10, 300,000 on ImageNet); meant for an accelerator."""
-    as_published: bool = False
-    """The published code's settings where they differ from the paper's text; toys only."""
-    preset: str = ""
-    """Images and network to study, fashion_mnist, cifar10_dit or imagenet_dit_b4; dit only. Default fashion_mnist, with
-    --paper cifar10_dit."""
-    data: str = ""
-    """Where those images or latents are; dit only. Default where the preset says."""
     out: Path | None = None
     """Folder of the study; default studies/NAME-BUDGET."""
     launcher: Literal["", "local", "slurm", "ray"] = ""
-    """Hand the trainings to processes of this machine, to SLURM or to Ray, all of which see the same folder."""
+    """Hand the runs to processes of this machine, to SLURM or to Ray, all of which see the same folder."""
     workers: int = 0
-    """Trainings at once with a launcher; default one for each GPU or core (local), all of them (slurm, ray)."""
+    """Runs at once with a launcher; default one for each GPU or core (local), all of them (slurm, ray)."""
     resources: tuple[str, ...] = ()
-    """What each training asks of slurm (of submitit: gpus_per_node=1 slurm_partition=gpu) or of ray (num_gpus=1)."""
+    """What each run asks of slurm (of submitit: gpus_per_node=1 slurm_partition=gpu) or of ray (num_gpus=1)."""
     only: str = ""
-    """Do one training of the study and stop, or with `plan` what comes before them: for schedulers of your own."""
+    """Do one run of the study and stop, or with `plan` what comes before them: for schedulers of your own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +43,7 @@ class Compare:
     data: str
     """A preset's name or a .npy, .npz or .csv table."""
     steps: int = 4000
-    """Steps of every training at equal steps."""
+    """Steps of every run at equal steps."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of every method."""
     learning_rate: float = 3e-3
@@ -62,60 +56,63 @@ class Compare:
 
 def study(arguments: Sequence[str]) -> None:
     """`vamf study`."""
-    wanted = parse(Study, arguments, "study", positional=("name",))
-    if wanted.quick and wanted.paper:
+    arguments = list(arguments)
+    named = bool(arguments) and not arguments[0].startswith("-")
+    if not named:
+        if not {"-h", "--help"} & set(arguments):
+            raise UserError(f"study needs a NAME: {', '.join(STUDIES)}; vamf study NAME --help lists its options")
+        print(f"studies: {' '.join(STUDIES)}\n`vamf study NAME --help` lists the options that one has too.\n")
+        parse(StudyCommand, arguments, "study NAME")
+    record = studies.study(arguments[0])
+    _refuse_options_of_others(record, arguments)
+    kind = dataclasses.make_dataclass("Study", (), bases=(record.options, StudyCommand), frozen=True)
+    kind.__doc__ = StudyCommand.__doc__
+    given = parse(kind, arguments, "study", positional=("name",))
+    if given.quick and given.paper:
         raise UserError("--quick and --paper: choose one of them")
-    own = entry(wanted.name).options
-    given = {name: study for study, row in STUDIES.items() for name in row.options if getattr(wanted, name, "")}
-    for name, study in given.items():
-        if name not in own:
-            raise UserError(f"--{name.replace('_', '-')}: only the study {study} has it, not {wanted.name}")
-    options = {name: getattr(wanted, name) for name in given}
-    if wanted.launcher and wanted.only:
+    if given.launcher and given.only:
         raise UserError("--launcher and --only: choose one of them")
-    if not wanted.launcher and (wanted.workers or wanted.resources):
+    if not given.launcher and (given.workers or given.resources):
         raise UserError("--workers and --resources: only with --launcher")
     from vamf import locks
     from vamf.progress import Progress
     from vamf.studies import launcher
 
-    budget = "quick" if wanted.quick else "paper" if wanted.paper else "default"
-    variant = "-as-published" if wanted.as_published else f"-{wanted.preset}" if wanted.preset else ""
-    folder = wanted.out or Path("studies") / f"{wanted.name}-{budget}{variant}"
+    budget = "quick" if given.quick else "paper" if given.paper else "default"
+    if budget not in record.budgets:
+        raise UserError(f"the study {record.name} has no budget {budget}: allowed are {', '.join(record.budgets)}")
+    options = {field.name: getattr(given, field.name) for field in dataclasses.fields(record.options)}
+    folder = given.out or Path("studies") / "-".join([record.name, budget, *record.options(**options).tags])
     progress = Progress()
-    progress.say(f"study {wanted.name}, budget {budget} -> {folder}")
+    progress.say(f"study {record.name}, budget {budget} -> {folder}")
+    execution = record.at(folder, budget, progress, **options)
     try:
-        if wanted.launcher:
-            chosen = launcher.choose(wanted.launcher, folder, wanted.workers, wanted.resources)
+        if given.launcher:
+            chosen = launcher.choose(given.launcher, folder, given.workers, given.resources)
             with locks.folder_lock(folder / launcher.LOGS, "studied"):
-                report = launcher.run(_study_words(wanted, folder), folder, chosen, progress)
+                words = [*execution.words, "--out", str(folder.resolve())]
+                report = launcher.run(words, folder, chosen, progress)
         else:
-            with locks.folder_lock(folder, "studied", shared=bool(wanted.only)):  # parts may be done at once
-                report = _study(wanted, folder, options, progress)
+            with locks.folder_lock(folder, "studied", shared=bool(given.only)):  # parts may be done at once
+                from vamf.training.cores import spread_over_cores
+
+                spread_over_cores()
+                report = launcher.part(execution, given.only) if given.only else execution.run()
     except KeyboardInterrupt as interrupt:
         raise continued(interrupt, "the same command continues the study") from None
     if report is not None:
         print(f"report: {report}")
 
 
-def _study(wanted: Study, folder: Path, options: dict[str, Any], progress: Any) -> Path | None:
-    """A study or a part of it, in this process; returns the report's path where there is one."""
-    from vamf.training.cores import spread_over_cores
-
-    spread_over_cores()
-    from vamf.studies import launcher
-
-    budget = "quick" if wanted.quick else "paper" if wanted.paper else "default"
-    chosen = entry(wanted.name).create(folder, budget, **options)
-    return launcher.part(chosen, wanted.only, progress) if wanted.only else chosen.run(progress)
-
-
-def _study_words(wanted: Study, folder: Path) -> list[str]:
-    """The command line of a study, wherever it runs."""
-    flags = [f"--{name.replace('_', '-')}" for name in ("quick", "paper", "as_published") if getattr(wanted, name)]
-    source = str(Path(wanted.data).resolve()) if Path(wanted.data).exists() else wanted.data
-    named = [*(["--preset", wanted.preset] if wanted.preset else []), *(["--data", source] if wanted.data else [])]
-    return ["study", wanted.name, *flags, *named, "--out", str(folder.resolve())]
+def _refuse_options_of_others(record: Any, arguments: Sequence[str]) -> None:
+    """Say whose an option is that only another study has."""
+    known = {field.name for kind in (record.options, StudyCommand) for field in dataclasses.fields(kind)}
+    for word in arguments[1:]:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and name not in known and name not in ("help", ""):
+            for other in map(studies.study, STUDIES):
+                if name in {field.name for field in dataclasses.fields(other.options)}:
+                    raise UserError(f"{word}: only the study {other.name} has it, not {record.name}")
 
 
 def compare(arguments: Sequence[str]) -> None:
@@ -124,10 +121,10 @@ def compare(arguments: Sequence[str]) -> None:
     named = next((index for index, word in enumerate(arguments) if word.startswith("-")), len(arguments))
     if named:
         arguments.insert(0, "--methods")
-    wanted = parse(Compare, arguments, "compare")
-    if not wanted.methods or not wanted.seeds:
+    given = parse(Compare, arguments, "compare")
+    if not given.methods or not given.seeds:
         raise UserError("compare: name at least one method and one seed")
-    if len(set(wanted.methods)) < len(wanted.methods) or len(set(wanted.seeds)) < len(wanted.seeds):
+    if len(set(given.methods)) < len(given.methods) or len(set(given.seeds)) < len(given.seeds):
         raise UserError("compare: a method or a seed is named twice")
     from vamf.training.cores import spread_over_cores
 
@@ -138,15 +135,16 @@ def compare(arguments: Sequence[str]) -> None:
     from vamf.studies import methods
     from vamf.training import presets
 
-    if unknown := [name for name in wanted.methods if name not in METHODS]:
+    if unknown := [name for name in given.methods if name not in METHODS]:
         raise UserError(f"method = {unknown[0]!r}: allowed are {', '.join(METHODS)}")
-    presets.for_data(wanted.data)  # an unknown name or file is refused before anything is written
-    name = str(Path(wanted.data).resolve()) if Path(wanted.data).suffix else wanted.data
-    budget = methods.compare(wanted.methods, name, wanted.steps, wanted.seeds, wanted.learning_rate, wanted.bank)
-    folder = wanted.out or Path("studies") / f"compare-{Path(wanted.data).stem}"
+    presets.for_data(given.data)  # an unknown name or file is refused before anything is written
+    name = str(Path(given.data).resolve()) if Path(given.data).suffix else given.data
+    budget = methods.compare(given.methods, name, given.steps, given.seeds, given.learning_rate, given.bank)
+    folder = given.out or Path("studies") / f"compare-{Path(given.data).stem}"
     try:
         with locks.folder_lock(folder, "studied"):
-            report = methods.MethodStudy(folder, budget, f"vamf compare {shlex.join(arguments[1:])}").run(Progress())
+            command = f"vamf compare {shlex.join(arguments[1:])}"
+            report = methods.STUDY.at(folder, budget, Progress(), command).run()
     except KeyboardInterrupt as interrupt:
         raise continued(interrupt, "the same command continues the comparison") from None
     print(f"report: {report}")

@@ -52,18 +52,19 @@ def sweep(arguments: Sequence[str]) -> None:
     title = "-".join(axis.name for axis in axes if axis.name != "seed")
     folder = parsed.out or Path("sweeps") / f"{Path(config.data).stem}-{title}"
     progress = Progress()
-    found = study.Sweep(folder, config, tuple(axes), typed)
-    progress.say(f"{len(found.points)} trainings in {len(found.trainings)} programs -> {folder}")
+    found = study.sweep(folder, config, axes, typed, progress)
+    specs = found.specs("")
+    progress.say(f"{sum(len(spec.seeds) for spec in specs)} runs in {len(specs)} programs -> {folder}")
     try:
         with locks.folder_lock(folder, "swept"):
-            report = found.run(progress)
+            report = found.run()
     except KeyboardInterrupt as interrupt:
         raise continued(interrupt, "the same command continues the sweep") from None
     rows = json.loads((folder / "results.json").read_text())["rows"]
     if parsed.json:
         print(json.dumps(rows))
         return
-    print(found.best(rows).replace("`", ""))
+    print(study.best(rows, study.split(axes)[0]).replace("`", ""))
     print(f"report: {report}")
 
 

@@ -2,7 +2,7 @@
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 STYLE = """
 :root { color-scheme: light; --ink: #1b1f24; --soft: #5b6570; --line: #d9dee3; --tint: #f5f7f9; --accent: #0b6aa2; }
@@ -56,7 +56,7 @@ class Page:
         """A list."""
         self._parts.append("<ul>" + "".join(f"<li>{_inline(line)}</li>" for line in lines) + "</ul>")
 
-    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], best: set[tuple[int, int]] | None = None):
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], best: Set[tuple[int, int]] | None = None):
         """A table; cells (row, column) in `best` stand out. One of more than `WIDE` columns is set smaller."""
         wide = " class=wide" if len(header) > WIDE else ""
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)

@@ -1,4 +1,4 @@
-"""What the trainings of the image study say together: tables, gaps, the quadratic prediction, and sentences.
+"""What the runs of the image study say together: tables, gaps, the quadratic prediction, and sentences.
 
 The paper (arXiv:2605.09235) predicts how much quality beta costs from the gradient's MSE, a parabola: the gap in the
 Fréchet distance is A beta^2, with A from the gap at beta = 0.5. At beta = 1 it measures 2.6 times as much.
@@ -27,7 +27,7 @@ BANK = "beta = 0, class-wise bank"
 PAPER_GAPS = {0.25: 0.39, 0.5: 1.14, 1.0: 11.99}
 """FID after 295,000 steps minus that of beta = 0 (its Table 6)."""
 PAPER_ANCHOR, PAPER_RATIO = 4.58, 2.6
-PAPER_TRAIL = ((20_000, 700, 0.92, 0.46), (40_000, 150, 0.98, 0.49), (80_000, 50, 0.99, 0.50))
+PAPER_BIAS = ((20_000, 700, 0.92, 0.46), (40_000, 150, 0.98, 0.49), (80_000, 50, 0.99, 0.50))
 """Step, ||b||^2, shrinkage, and beta* with a factor from which the sign is lost (its Table 7)."""
 PAPER_BOUND = 0.94
 PAPER_LOSS_RATIO, PAPER_FLATNESS = 70, 3
@@ -37,51 +37,45 @@ Members = Sequence[dict[str, Any]]
 
 
 def swept(beta: float) -> str:
-    """The name of an arm of the sweep."""
+    """The name of a variant of the sweep."""
     return f"beta = {beta:g}"
 
 
 def arms(members: Members) -> list[str]:
-    """The arms in their order."""
+    """The variants in their order."""
     return list(dict.fromkeys(member["arm"] for member in members))
 
 
 def of(members: Members, arm: str) -> list[dict[str, Any]]:
-    """The members of an arm."""
+    """The members of a variant."""
     return [member for member in members if member["arm"] == arm]
 
 
 def steps(members: Members) -> list[int]:
-    """The steps at which arms are compared."""
+    """The steps at which variants are compared."""
     return [entry["step"] for entry in members[0]["history"]]
 
 
 def entries(members: Members, arm: str, step: int) -> list[dict[str, Any]]:
-    """The scores of an arm's members at a step, with their seeds."""
-    return [
-        {"seed": member["seed"], **entry}
-        for member in of(members, arm)
-        for entry in member["history"]
-        if entry["step"] == step
-    ]
+    """The scores of a variant's members at a step, with their seeds."""
+    found = [{"seed": member["seed"], **entry} for member in of(members, arm) for entry in member["history"]]
+    return [entry for entry in found if entry["step"] == step]
 
 
 def table(members: Members) -> list[dict[str, Any]]:
-    """A row for each arm and step: means and standard deviations over seeds, and the gap to beta = 0."""
+    """A row for each variant and step: means and standard deviations over seeds, and the gap to beta = 0."""
     rows = []
     for arm in arms(members):
         for step in steps(members):
-            found = entries(members, arm, step)
-            row: dict[str, Any] = {"arm": arm, "step": step, "seeds": len(found)}
-            for key in ("frechet", "accuracy"):
-                row |= {key: summary.mean(found, key), f"{key}_std": summary.std(found, key)}
-            away = gap(members, arm, step)
-            rows.append(row | {"gap": away.value, "gap_error": away.error})
+            found, away = entries(members, arm, step), gap(members, arm, step)
+            scores = summary.moments(found, frechet="frechet", accuracy="accuracy")
+            rows.append({"arm": arm, "step": step, "seeds": len(found), **scores, "gap": away.value,
+                         "gap_error": away.error})  # fmt: skip
     return rows
 
 
 def gap(members: Members, arm: str, step: int, base: str = swept(0.0)) -> Estimate:
-    """Fréchet distance of an arm minus that of another, seed by seed; NaN where a seed of either has none."""
+    """Fréchet distance of a variant minus that of another, seed by seed; NaN where a seed of either has none."""
     ours, theirs = ({entry["seed"]: entry for entry in entries(members, name, step)} for name in (arm, base))
     pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
     if not pairs or any(entry["frechet"] is None for pair in pairs for entry in pair):
@@ -91,6 +85,12 @@ def gap(members: Members, arm: str, step: int, base: str = swept(0.0)) -> Estima
     over_seeds = mean_of(np.array([one["frechet"] - other["frechet"] for one, other in pairs]))
     errors = [entry["frechet_error"] for pair in pairs for entry in pair]
     return Estimate(over_seeds.value, max(over_seeds.error, float(np.linalg.norm(errors)) / len(pairs)))
+
+
+def final_gaps(members: Members) -> dict[float, Estimate]:
+    """The gaps at the end, by beta."""
+    known = [beta for beta in PAPER_GAPS if swept(beta) in arms(members)]
+    return {beta: gap(members, swept(beta), steps(members)[-1]) for beta in known}
 
 
 def clear(estimate: Estimate) -> bool:
@@ -144,7 +144,7 @@ def curve(members: Members, *keys: str) -> list[Estimate]:
     return [mean_estimate(column) for column in zip(*found, strict=True)]
 
 
-def trail(members: Members) -> list[dict[str, Any]]:
+def bias_history(members: Members) -> list[dict[str, Any]]:
     """Tracking gap, noise, shrinkage and bound of beta* at each step, averaged over the seeds of beta = 0."""
     rows = []
     for step in steps(members):
@@ -159,9 +159,7 @@ def trail(members: Members) -> list[dict[str, Any]]:
 
 def sentences(members: Members) -> list[str]:
     """What agrees with the paper and what does not, as far as it was run."""
-    last = steps(members)[-1]
-    betas = {beta: swept(beta) for beta in PAPER_GAPS if swept(beta) in arms(members)}
-    gaps = {beta: gap(members, arm, last) for beta, arm in betas.items()}
+    last, gaps = steps(members)[-1], final_gaps(members)
     found = [of_order(gaps)]
     predicted = prediction(gaps)
     if predicted is not None:
@@ -169,7 +167,7 @@ def sentences(members: Members) -> list[str]:
     found.append(of_network(members))
     if CONFOUND[1][1] in arms(members):
         found.append(of_confound(members, last))
-    found += [of_loss_variance(members), of_trail(trail(members))]
+    found += [of_loss_variance(members), of_bias(bias_history(members))]
     if BANK in arms(members):
         found.append(of_bank(members, last))
     return found
@@ -248,7 +246,7 @@ def of_loss_variance(members: Members) -> str:
     )
 
 
-def of_trail(rows: Sequence[dict[str, Any]]) -> str:
+def of_bias(rows: Sequence[dict[str, Any]]) -> str:
     """How the stand-in for the bias develops."""
     first, last = rows[0], rows[-1]
     falls = last["tracking_gap"].value < first["tracking_gap"].value
@@ -270,7 +268,7 @@ def of_bank(members: Members, step: int) -> str:
     return (
         f"The class-wise bank changes the distance by {signed(gap(members, BANK, step))} and the gradient variance by "
         f"a factor of {tables.number(noise[0] / noise[1], 2)}. Of its points, half of the rows see an effective number "
-        f"that {reach}. The paper has no such arm."
+        f"that {reach}. The paper has no such variant."
     )
 
 

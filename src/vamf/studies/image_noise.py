@@ -85,7 +85,7 @@ class Instrument:
         return {name: np.asarray(values, np.float64) for name, values in found.items()}
 
 
-def trail(terms: Terms) -> dict[str, Estimate]:
+def bias_history(terms: Terms) -> dict[str, Estimate]:
     """At t = 0.5 the tracking gap E||b||^2, the noise and the shrinkage factor; the bound of beta* over PAPERS."""
     floor, lag = terms["floor"][MIDDLE], terms["lag"][MIDDLE]
     chosen = [TIMES.index(t) for t in PAPERS]

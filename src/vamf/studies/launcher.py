@@ -98,19 +98,22 @@ def run(words: Sequence[str], folder: Path, launcher: Launcher, progress: Progre
     return folder / "report.html"
 
 
-def part(study: Any, name: str, progress: Progress) -> None:
+def part(execution: Any, name: str) -> None:
     """What one job does of a study, in its own process.
 
+    Args:
+        execution: an `engine.Execution`.
+
     Raises:
-        UserError: the study has no training of that name.
+        UserError: the study has no run of that name.
     """
-    trainings = {training.name: training for training in study.prepare(progress)}
+    specs = {spec.name: spec for spec in execution.prepare()}
     if name == PLAN:
-        write_json(study.folder / f"{PLAN}.json", {"trainings": list(trainings)})
-    elif name in trainings:
-        study.complete(trainings[name], progress)
+        write_json(execution.folder / f"{PLAN}.json", {"trainings": list(specs)})
+    elif name in specs:
+        execution.complete(specs[name])
     else:
-        raise UserError(f"only = {name}: allowed are {PLAN}, {', '.join(trainings)}")
+        raise UserError(f"only = {name}: allowed are {PLAN}, {', '.join(specs)}")
 
 
 def complete(commands: Mapping[str, Sequence[str]], logs: Path, launcher: Launcher, progress: Progress) -> None:

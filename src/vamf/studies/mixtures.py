@@ -5,177 +5,107 @@ beside sample quality and gradient variance the study measures how far every tra
 velocity, and asks the closed form (`exact_noise.py`) what mixing should have done. The centres of a mixture are fixed;
 the paper's published code draws them anew for every batch, which makes its data a blurred sphere.
 
-| budget    | dimensions          | steps   | betas           | seeds    |
-|-----------|---------------------|---------|-----------------|----------|
-| `quick`   | 2, 16               | 3,000   | 0, 0.5, 1       | 42, 0, 1 |
-| `default` | 2, 4, 8, 16, 32, 64 | 12,000  | 0, 0.1, ..., 1  | 42, 0, 1 |
-| `paper`   | 2, 4, 8, 16, 32, 64 | 200,000 | 0, 0.1, ..., 1  | 42, 0, 1 |
-
-One MeanFlow training on `WIDE`, a toy of separated modes, gives the growth of the loss variance with t and gap.
+One MeanFlow run on `WIDE`, a toy of separated modes, gives the growth of the loss variance with t and gap. Adam's first
+learning rate is the paper's 1e-3 for 200,000 steps; shorter runs end unfinished with it and have 3e-3.
 """
 
 import dataclasses
 import json
-import time
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vamf import __version__, data
+from vamf import data
 from vamf.average_velocity import AverageVelocity
-from vamf.data import mixtures
-from vamf.files import write_atomic, write_json
+from vamf.data import Dataset, mixtures
+from vamf.files import write_json
 from vamf.path import interpolate
-from vamf.progress import Progress
-from vamf.report import tables
-from vamf.studies import exact_noise, runner, summary
-from vamf.studies import mixtures_page as report
-from vamf.studies.runner import Training
+from vamf.studies import engine, exact_noise, mixtures_page, summary, variants
+from vamf.studies.engine import Execution, Study, flat_plan
+from vamf.studies.measures import SAMPLES, Measures, NetworkMeasure, exact_error
+from vamf.studies.page import read
+from vamf.studies.results import Results, found, member_table
+from vamf.studies.variants import Variant, over
 from vamf.theory import GaussianMixture
 from vamf.theory.estimators import loss_variance
-from vamf.training import presets
 from vamf.training.config import LogConfig, TrainConfig
 from vamf.training.grid import Grid
 from vamf.training.step import State
 
-SAMPLES = 4096
 WIDE = "eight_gaussians"
 LATE = 0.9
 """t at which the loss variance is measured against the gap."""
 BETAS = tuple(round(0.1 * index, 1) for index in range(11))
+COLUMNS = ("data", "method", "beta", "seed", "gradient_variance", "finite", "sw1", "sw2", "u_error", "jump_error",
+           "proxy_bias")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
-class Budget:
+class Budget(variants.Budget):
     """How much of the study to run."""
 
-    name: str
-    """Name on the command line."""
-    dims: tuple[int, ...]
-    """Dimensions of the mixtures."""
-    steps: int
-    """Steps of every training."""
-    betas: tuple[float, ...]
+    betas: tuple[float, ...] = BETAS
     """Values of the sweep; 0 and 1 among them."""
-    seeds: tuple[int, ...]
-    """Seeds of each value."""
-    variance_every: int
-    """Steps between measurements of the gradient variance."""
-    learning_rate: float
-    """Adam's first learning rate. The paper's 1e-3 is for 200,000 steps; shorter trainings end unfinished with it."""
     points: int = 512
     """Points of the training law at which the exact noise is evaluated."""
+    HIDDEN = ("datasets",)
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Dimensions of the mixtures."""
+        return tuple(int(name.removeprefix("dgmm")) for name in self.datasets if name != WIDE)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**super().as_dict(), "dims": self.dims}
 
 
-QUICK = Budget("quick", (2, 16), 3000, (0.0, 0.5, 1.0), (42, 0, 1), 250, 3e-3)
-DEFAULT = Budget("default", (2, 4, 8, 16, 32, 64), 12_000, BETAS, (42, 0, 1), 500, 3e-3)
-FULL = Budget("paper", (2, 4, 8, 16, 32, 64), 200_000, BETAS, (42, 0, 1), 2000, 1e-3)
+ALL = (*(f"dgmm{dim}" for dim in (2, 4, 8, 16, 32, 64)), WIDE)
+QUICK = Budget("quick", ("dgmm2", "dgmm16", WIDE), 3000, (42, 0, 1), 250, 3e-3, (0.0, 0.5, 1.0))
+DEFAULT = Budget("default", ALL, 12_000, (42, 0, 1), 500, 3e-3)
+FULL = Budget("paper", ALL, 200_000, (42, 0, 1), 2000, 1e-3)
 
 
-@dataclasses.dataclass(frozen=True)
-class MixtureStudy:
-    """One execution of the study in one folder."""
+def base(execution: Execution, name: str) -> TrainConfig:
+    """That of the toys; the run for the loss variance needs no other variance."""
+    config = engine.paper_config(execution, name)
+    log = LogConfig(every=config.log.every, variance_every=0)
+    return dataclasses.replace(config, log=log) if name == WIDE else config
 
-    folder: Path
-    budget: Budget = DEFAULT
 
-    def run(self, progress: Progress) -> Path:
-        """Do what is not done yet and write the report; returns its path.
+def variants_of(execution: Execution, name: str) -> list[Variant]:
+    """The grid of betas; MeanFlow on a toy of separated modes."""
+    if name == WIDE:
+        return [Variant("meanflow", config={"method": "meanflow"}, seeds=(42,))]
+    return [Variant("sweep", points=over(beta=execution.budget.betas), label="beta = {beta:g}")]
 
-        Raises:
-            UserError: the folder holds something else, or a file cannot be written.
-        """
-        start = time.perf_counter()
-        members: list[dict[str, Any]] = []
-        floors: dict[int, dict[str, float]] = {}
-        exact: dict[int, dict[str, Any]] = {}
-        *sweeps, wide = self.prepare(progress)
-        for index, (dim, training) in enumerate(zip(self.budget.dims, sweeps, strict=True), 1):
-            progress.say(f"[{index}/{len(sweeps)}] {training.name}: {len(training.seeds)} trainings at once")
-            members += self.complete(training, progress)
-            floors[dim] = self._measure(training)(data.load(training.config.data).reference(SAMPLES, 1))
-            progress.say(f"exact noise in {dim} dimensions")
-            exact[dim] = self._exact_noise(dim)
-        progress.say(f"{wide.name}: one training for the loss variance")
-        growth = self.complete(wide, progress)[0]["loss_variance"]
-        progress.say(f"all trainings done after {time.perf_counter() - start:,.0f} s; writing the report")
-        return self._write(members, floors, exact, growth)
 
-    def prepare(self, progress: Progress) -> list[Training]:
-        """Make the folder this study's; returns all its trainings, that of the loss variance last."""
-        runner.claim(self.folder, {"study": "mixtures", "version": __version__, **dataclasses.asdict(self.budget)})
-        return [*(self.sweep(dim) for dim in self.budget.dims), self.wide()]
+def summarise(results: Results) -> dict[str, Any]:
+    """A row for each dimension, what the closed form expects, and how the loss variance grows."""
+    dims = results.budget.dims
+    exact = {dim: _exact_noise(results.execution, dim) for dim in dims}
+    floors = {dim: results.baselines[f"dgmm{dim}"] for dim in dims}
+    return {
+        "floors": floors,
+        "matched": [
+            matched_row(dim, results.of(data=f"dgmm{dim}"), floors[dim], exact[dim]["training"]) for dim in dims
+        ],
+        "exact_noise": exact,
+        "loss_variance": {"data": WIDE, "late": LATE, **results.of(data=WIDE)[0]["loss_variance"]},
+        "members": [row for row in results.members if row["data"] != WIDE],
+    }
 
-    def complete(self, training: Training, progress: Progress) -> list[dict]:
-        """The results of one training, trained now as far as it is not yet."""
-        name = training.config.data
-        inspect = _inspect_loss if name == WIDE else inspection(int(name.removeprefix("dgmm")))
-        return runner.complete(training, self.folder, self._measure(training), SAMPLES, progress, inspect)
 
-    def _measure(self, training: Training) -> runner.Measure:
-        return summary.distances_to(data.load(training.config.data).reference(SAMPLES, 0))
-
-    def sweep(self, dim: int) -> Training:
-        """The grid of betas and seeds in one dimension."""
-        pairs = [(beta, seed) for beta in self.budget.betas for seed in self.budget.seeds]
-        values = {"beta": [beta for beta, _ in pairs]}
-        return Training(f"dgmm{dim}-sweep", self._base(f"dgmm{dim}"), [seed for _, seed in pairs], values)
-
-    def wide(self) -> Training:
-        """MeanFlow on a toy of separated modes."""
-        log = LogConfig(every=self.budget.variance_every, variance_every=0)
-        config = dataclasses.replace(self._base(WIDE), method="meanflow", log=log)
-        return Training(f"{WIDE}-meanflow", config, [42])
-
-    def _base(self, name: str) -> TrainConfig:
-        every = self.budget.variance_every
-        return dataclasses.replace(
-            runner.averaged(presets.as_in_paper(name), self.budget.name),
-            steps=self.budget.steps,
-            learning_rate=self.budget.learning_rate,
-            checkpoint_every=max(every, 2000),
-            log=LogConfig(every=every, variance_every=every),
-        )
-
-    def _exact_noise(self, dim: int) -> dict[str, Any]:
-        """What the closed form says in one dimension, kept in the folder."""
-        path = self.folder / "exact" / f"dgmm{dim}.json"
-        if not path.exists():
-            mixture, points = mixtures.dense_gaussian_mixture(dim), self.budget.points
-            found = {
-                "training": exact_noise.over_training(mixture, points),
-                "time": exact_noise.over_time(mixture, min(points, exact_noise.ROWS)),
-            }
-            write_json(path, found)
-        return json.loads(path.read_text())
-
-    def _write(self, members: list[dict], floors: dict, exact: dict, growth: dict) -> Path:
-        flat = [{key: value for key, value in row.items() if key != "variance_history"} for row in members]
-        matched = [
-            matched_row(dim, summary.of(members, f"dgmm{dim}", "vamf"), floors[dim], exact[dim]["training"])
-            for dim in self.budget.dims
-        ]
-        results = {
-            "study": "mixtures",
-            "version": __version__,
-            "jax": jax.__version__,
-            "device": jax.devices()[0].device_kind,
-            "budget": dataclasses.asdict(self.budget),
-            "samples": SAMPLES,
-            "projections": summary.PROJECTIONS,
-            "floors": floors,
-            "matched": matched,
-            "exact_noise": exact,
-            "loss_variance": {"data": WIDE, "late": LATE, **growth},
-            "members": members,
-        }
-        write_atomic(self.folder / "members.csv", tables.to_csv(flat))
-        write_atomic(self.folder / "matched.csv", tables.to_csv(matched))
-        write_json(self.folder / "results.json", results)
-        return report.write(self.folder, results)
+def _exact_noise(execution: Execution, dim: int) -> dict[str, Any]:
+    """What the closed form says in one dimension, kept in the folder."""
+    path = execution.folder / "exact" / f"dgmm{dim}.json"
+    if not path.exists():
+        execution.progress.say(f"exact noise in {dim} dimensions")
+        mixture, points = mixtures.dense_gaussian_mixture(dim), execution.budget.points
+        time = exact_noise.over_time(mixture, min(points, exact_noise.ROWS))
+        write_json(path, {"training": exact_noise.over_training(mixture, points), "time": time})
+    return json.loads(path.read_text())
 
 
 def matched_row(dim: int, sweep: list[dict], floor: dict[str, float], exact: dict[str, Any]) -> dict[str, Any]:
@@ -187,21 +117,12 @@ def matched_row(dim: int, sweep: list[dict], floor: dict[str, float], exact: dic
     groups, best = summary.by_beta(sweep), summary.best_beta(sweep)
     row: dict[str, Any] = {"dim": dim, "seeds": len(groups[0.0]), "best_beta": best}
     for name, beta in {"zero": 0.0, "one": 1.0, "best": best}.items():
-        for key in ("sw1", "sw2"):
-            row |= {f"{key}_{name}": summary.mean(groups[beta], key)}
-            row |= {f"{key}_{name}_std": summary.std(groups[beta], key)}
-    for key in ("sw1", "sw2"):
-        row[f"floor_{key}"] = floor[key]
+        row |= summary.moments(groups[beta], **{f"{key}_{name}": key for key in ("sw1", "sw2")})
+    row |= {f"floor_{key}": value for key, value in floor.items()}
     for key in ("u_error", "jump_error", "proxy_bias", "gradient_variance"):
         row |= {f"{key}_{name}": summary.mean(groups[beta], key) for name, beta in {"zero": 0.0, "one": 1.0}.items()}
-    for key, beta in {
-        "sw1_best": best,
-        "sw1": 1.0,
-        "u_error": 1.0,
-        "jump_error": 1.0,
-        "gradient_variance": 1.0,
-    }.items():
-        change, clear = summary.paired_change(sweep, key.removesuffix("_best"), beta)
+    for key in ("sw1_best", "sw1", "u_error", "jump_error", "gradient_variance"):
+        change, clear = summary.paired_change(sweep, key.removesuffix("_best"), best if key == "sw1_best" else 1.0)
         row |= {f"{key}_change": change.value, f"{key}_change_error": change.error, f"{key}_change_clear": clear}
     return row | {
         "exact_ratio": exact["curve"]["ratio"][-1],
@@ -213,13 +134,15 @@ def matched_row(dim: int, sweep: list[dict], floor: dict[str, float], exact: dic
     }
 
 
-def inspection(dim: int) -> runner.Inspect:
-    """Distances of every member to the closed form: those of `runner.exact_error`, and `proxy_bias`.
+# ------------------------------------------------------------------------------------------------------------ measures
 
-    `proxy_bias` is E||b||^2 / E tr Sigma, b = u_ema(z, t, t) - v(z, t), t uniform, at the end of training.
-    """
-    mixture = mixtures.dense_gaussian_mixture(dim)
-    errors = runner.exact_error(mixture)
+
+def network_measure(dataset: Dataset) -> NetworkMeasure:
+    """Distances to the closed form on mixtures; on `WIDE` how the loss variance grows."""
+    if dataset.name == WIDE:
+        return _inspect_loss
+    mixture = mixtures.dense_gaussian_mixture(dataset.event_shape[0])
+    errors = exact_error(mixture)
 
     def inspect(grid: Grid, state: State) -> list[dict[str, float]]:
         biases = _proxy_bias(mixture, grid, state)
@@ -229,6 +152,7 @@ def inspection(dim: int) -> runner.Inspect:
 
 
 def _proxy_bias(mixture: GaussianMixture, grid: Grid, state: State, n: int = 2048) -> list[float]:
+    """E||b||^2 / E tr Sigma, b = u_ema(z, t, t) - v(z, t), t uniform, at the end of training."""
     data_key, noise_key, time_key = jax.random.split(jax.random.key(2**30), 3)
     t = jax.random.uniform(time_key, (n,))
     z = interpolate(mixture.sample(data_key, n), jax.random.normal(noise_key, (n, mixture.dim)), t)
@@ -266,13 +190,30 @@ def _loss_growth(u: AverageVelocity, average: AverageVelocity) -> dict[str, dict
     }
     r, t = (jnp.asarray(np.concatenate([line[index] for line in lines.values()]), x.dtype) for index in (1, 2))
     measured = loss_variance(u, average, x, e, r, t)._asdict()
-    found: dict[str, dict[str, list[float]]] = {}
+    growth: dict[str, dict[str, list[float]]] = {}
     first = 0
     for name, (at, *_) in lines.items():
         rows = slice(first, first + len(at))
-        found[name] = {"at": at.round(6).tolist()}
+        growth[name] = {"at": at.round(6).tolist()}
         for tangent, variances in measured.items():
-            found[name][tangent] = [variance.value for variance in variances[rows]]
-            found[name][f"{tangent}_error"] = [variance.error for variance in variances[rows]]
+            growth[name][tangent] = [variance.value for variance in variances[rows]]
+            growth[name][f"{tangent}_error"] = [variance.error for variance in variances[rows]]
         first = rows.stop
-    return found
+    return growth
+
+
+STUDY = Study(
+    "mixtures",
+    {"quick": QUICK, "default": DEFAULT, "paper": FULL},
+    variants_of,
+    read("mixtures"),
+    mixtures_page.content,
+    base,
+    measures=Measures(of_network=network_measure),
+    summary=summarise,
+    files={
+        "members.csv": lambda results: [row for row in member_table(*COLUMNS)(results) if row["data"] != WIDE],
+        "matched.csv": found("matched"),
+    },
+    plan=flat_plan,
+)

@@ -1,24 +1,15 @@
 """What the members of a study say together: means, spreads, curves."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from vamf import figures, metrics
+from vamf import figures
 from vamf.report import tables
 from vamf.theory.estimate import Estimate, mean_of
 
-PROJECTIONS = 500
-
-
-def distances_to(reference: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:
-    """A measure of samples: SW1 and SW2 to the reference points."""
-    return metrics.distances_to(reference, (1, 2), PROJECTIONS)
-
-
-def of(members: list[dict], name: str, method: str) -> list[dict]:
-    """The members of one data set and method."""
-    return [row for row in members if row["data"] == name and row["method"] == method]
+TWO_SAMPLES = "two samples of the data"
 
 
 def values(rows: Sequence[dict], key: str) -> list[float]:
@@ -38,9 +29,12 @@ def std(rows: Sequence[dict], key: str) -> float:
     return float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
 
 
-def error(rows: Sequence[dict], key: str) -> float:
-    """Standard error of the mean over members."""
-    return std(rows, key) / np.sqrt(max(len(values(rows, key)), 1))
+def moments(rows: Sequence[dict], **keys: str) -> dict[str, float]:
+    """Mean and standard deviation of each key, under the name given to it and `NAME_std`."""
+    found = {}
+    for name, key in keys.items():
+        found |= {name: mean(rows, key), f"{name}_std": std(rows, key)}
+    return found
 
 
 def spread(rows: Sequence[dict], key: str, digits: int = 3) -> str:
@@ -73,7 +67,7 @@ def paired_change(sweep: Sequence[dict], key: str, beta: float) -> tuple[Estimat
     return change, one_sign and len(changes) > 1 and abs(change.value) > 2 * change.error
 
 
-def against_beta(sweep: Sequence[dict], key: str, label: str, color: str) -> figures.Curve:
+def against_beta(sweep: Sequence[dict], key: str, label: str, color: str = figures.BLUE) -> figures.Curve:
     """A quantity against beta, with its spread over seeds."""
     groups = by_beta(sweep)
     means, stds = [mean(rows, key) for rows in groups.values()], [std(rows, key) for rows in groups.values()]
@@ -85,3 +79,8 @@ def history(rows: Sequence[dict], label: str, color: str) -> figures.Curve:
     steps = rows[0]["variance_history"]["step"]
     measured = np.nanmean([np.array(row["variance_history"]["value"], float) for row in rows], axis=0)
     return figures.Curve(steps, measured.tolist(), None, label, color, "")
+
+
+def baseline(score: Mapping[str, Any], key: str = "sw1", label: str = TWO_SAMPLES) -> figures.Level:
+    """What real data score, as a line."""
+    return figures.Level(score[key], label, figures.SOFT, ":")

@@ -1,4 +1,4 @@
-"""A sweep: trainings that differ in any options, and the paper's two curves against them.
+"""A sweep: runs that differ in any options, and the paper's two curves against them.
 
 Lu and Wang (arXiv:2605.09235) draw gradient variance and sliced Wasserstein distance against beta; here against any
 option, on any data. Numbers that a compiled program can take as arguments (beta, a weighting's power, the learning
@@ -10,8 +10,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +18,25 @@ import jax
 import numpy as np
 
 from vamf import __version__, figures
-from vamf.data.viewing import Viewer, viewer
+from vamf.data import Dataset
+from vamf.data.viewing import viewer
 from vamf.errors import UserError
-from vamf.files import write_atomic, write_json
 from vamf.networks import MLPConfig
 from vamf.options import plain
 from vamf.progress import Progress
 from vamf.report import tables
 from vamf.report.gallery import gallery
-from vamf.report.page import Page
-from vamf.studies import runner, summary
+from vamf.studies import measures, summary
 from vamf.studies.axes import Axis, traced, with_values
-from vamf.studies.runner import Training
+from vamf.studies.engine import Execution, Study
+from vamf.studies.page import Table, read, words
+from vamf.studies.results import Results
+from vamf.studies.variants import Budget, Variant
 from vamf.training.config import TrainConfig, to_json
-from vamf.training.guards import Diverged
 from vamf.training.step import RATE
 
-SAMPLES, NUMBERS = 4096, 2**19
-"""Samples that are measured; of large events so many numbers."""
+NUMBERS = 2**19
+"""Of large events so many numbers are measured."""
 DRAWS = 10
 """Samples of real data for the line beside the curves."""
 MEASUREMENTS = 20
@@ -44,234 +44,215 @@ MEASUREMENTS = 20
 COLORS = (figures.BLUE, figures.ORANGE, figures.GREEN, figures.RED, figures.INK)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Group(Variant):
+    """Runs that share a program: they differ in numbers that it takes, and in seeds."""
+
+    whole: TrainConfig
+    apart: Mapping[str, Any]
+    """The values that distinguish it from other groups."""
+
+    def labels(self) -> list[str]:
+        return [_named({**self.apart, **point}) for point in self.points]
+
+    def facts(self, point: Mapping[str, float]) -> dict[str, Any]:
+        return {**self.apart, **point}
+
+    def configure(self, base: TrainConfig, point: Mapping[str, float] | None = None) -> TrainConfig:
+        return self.whole
+
+
 @dataclasses.dataclass(frozen=True)
-class Sweep:
-    """One sweep in one folder."""
+class SweepMeasures(measures.Measures):
+    """Distances of what a method's own sampler draws, of fewer samples where they are large."""
 
-    folder: Path
-    config: TrainConfig
-    axes: tuple[Axis, ...]
-    command: str = ""
-    """The command line, for the report."""
+    def count(self, dataset: Dataset) -> int:
+        return min(self.samples, max(64, NUMBERS // math.prod(dataset.event_shape)))
 
-    @cached_property
-    def base(self) -> TrainConfig:
-        """The configuration, which measures the gradient variance."""
-        if 0 < self.config.log.variance_every <= self.config.steps // 4:
-            return self.config
-        every = max(1, self.config.steps // MEASUREMENTS)
-        log = dataclasses.replace(self.config.log, variance_every=every, every=min(every, self.config.log.every))
-        return dataclasses.replace(self.config, log=log)
-
-    @cached_property
-    def points(self) -> list[dict[str, Any]]:
-        """The values of every training."""
-        names = [axis.name for axis in self.axes]
-        return [dict(zip(names, one, strict=True)) for one in itertools.product(*(axis.values for axis in self.axes))]
-
-    @cached_property
-    def trainings(self) -> list[tuple[Training, list[dict[str, Any]]]]:
-        """Trainings that are compiled together, with the values of each member."""
-        for point in self.points:
-            with_values(self.base, point)  # a value that is not allowed is refused before anything is written
-        swept = [axis for axis in self.axes if axis.name != "seed"]
-        alike = [axis for axis in swept if axis.name == RATE] if "method" in (axis.name for axis in swept) else swept
-        shared = {axis.name for axis in traced(self.base, alike)}
-        groups: dict[tuple, list[dict[str, Any]]] = {}
-        for point in self.points:
-            apart = tuple((name, value) for name, value in point.items() if name != "seed" and name not in shared)
-            groups.setdefault(apart, []).append(point)
-        return [
-            (
-                Training(
-                    _slug(apart),
-                    with_values(self.base, dict(apart)),
-                    [point["seed"] for point in members],
-                    {name: [point[name] for point in members] for name in sorted(shared)},
-                    "auto" if isinstance(self.base.network, MLPConfig) else "loop",
-                ),
-                members,
-            )
-            for apart, members in groups.items()
-        ]
-
-    @property
-    def plan(self) -> dict[str, Any]:
-        """What tells this sweep from others."""
-        axes = {axis.name: list(axis.values) for axis in self.axes}
-        return {"study": "sweep", "version": __version__, "over": axes, "config": json.loads(to_json(self.base))}
-
-    def run(self, progress: Progress) -> Path:
-        """Train what is not trained yet and write the report; returns its path.
-
-        Raises:
-            UserError: values that are not allowed, data that cannot be used, or a folder that holds something else.
-        """
-        trainings = self.trainings
-        runner.claim(self.folder, self.plan, [self.base])
-        dataset = self.base.load_data()
-        count = min(SAMPLES, max(64, NUMBERS // math.prod(dataset.event_shape)))
-        measure = summary.distances_to(dataset.reference(SAMPLES, 0))
-        members = []
-        for training, points in trainings:
-            progress.say(f"{training.name}: {training.config.steps:,} steps, {len(points)} trainings")
-            try:
-                rows = runner.complete(training, self.folder, measure, count, progress, own_sampler=True)
-            except Diverged as error:  # of a training alone; in a grid the others go on
-                progress.say(str(error))
-                rows = [{"finite": False, "gradient_variance": None}] * len(points)
-            members += [{**row, **point} for row, point in zip(rows, points, strict=True)]
+    def baseline(self, dataset: Dataset) -> dict[str, float]:
+        measure, count = self.measure(dataset), self.count(dataset)
         draws = jax.random.split(jax.random.key(2**31 - 1), DRAWS)
         real = [dataset.to_original(np.asarray(dataset.draw(dataset.arrays, key, count)[0])) for key in draws]
         found = [measure(points) for points in real]
-        baseline = {name: float(np.mean([row[name] for row in found])) for name in found[0]}
-        return self._write(members, baseline, dataset)
+        return {name: float(np.mean([row[name] for row in found])) for name in found[0]}
 
-    def _write(self, members: list[dict], baseline: dict[str, float], dataset) -> Path:
-        rows = self.rows(members)
-        flat = [{key: value for key, value in member.items() if key != "variance_history"} for member in members]
-        names = list(dict.fromkeys(name for member in flat for name in member))
-        write_atomic(self.folder / "members.csv", tables.to_csv([{name: m.get(name) for name in names} for m in flat]))
-        write_json(
-            self.folder / "results.json",
-            {**self.plan, "jax": jax.__version__, "device": jax.devices()[0].device_kind, "real_data": baseline,
-             "rows": rows, "members": members},
+
+def sweep(
+    folder: Path, config: TrainConfig, axes: Sequence[Axis], command: str = "", progress: Progress | None = None
+) -> Execution:
+    """A sweep in a folder, of values that are all allowed.
+
+    Args:
+        axes: the options and their values, the seeds among them; the first is the horizontal axis.
+        command: the command line, for the report.
+
+    Raises:
+        UserError: a value that is not allowed.
+    """
+    base = _measuring_variance(config)
+    swept, seeds = split(axes)
+    groups = _groups(base, swept)
+    study = Study(
+        "sweep",
+        {},
+        groups,
+        read("sweep"),
+        lambda results: _content(results, swept),
+        lambda execution, name: base,
+        measures=SweepMeasures(sampler=None),
+        summary=lambda results: _summarise(results, base, axes),
+        plan=lambda execution: _plan(base, axes),
+        goes_on=True,
+    )
+    budget = Budget("sweep", ("",), base.steps, seeds, base.log.variance_every, base.learning_rate)
+    return study.at(folder, budget, progress, command)
+
+
+def split(axes: Sequence[Axis]) -> tuple[list[Axis], tuple[int, ...]]:
+    """The axes but the seeds, and the seeds."""
+    return [axis for axis in axes if axis.name != "seed"], next(axis.values for axis in axes if axis.name == "seed")
+
+
+def _measuring_variance(config: TrainConfig) -> TrainConfig:
+    """The configuration, which measures the gradient variance."""
+    if 0 < config.log.variance_every <= config.steps // 4:
+        return config
+    every = max(1, config.steps // MEASUREMENTS)
+    log = dataclasses.replace(config.log, variance_every=every, every=min(every, config.log.every))
+    return dataclasses.replace(config, log=log)
+
+
+def _points(axes: Sequence[Axis]) -> list[dict[str, Any]]:
+    """All combinations of values."""
+    names = [axis.name for axis in axes]
+    return [dict(zip(names, one, strict=True)) for one in itertools.product(*(axis.values for axis in axes))]
+
+
+def _groups(base: TrainConfig, axes: Sequence[Axis]) -> list[Group]:
+    """Combinations of values by the program that trains them."""
+    points = _points(axes)
+    for point in points:
+        with_values(base, point)  # a value that is not allowed is refused before anything is written
+    alike = [axis for axis in axes if axis.name == RATE] if "method" in (axis.name for axis in axes) else axes
+    shared = sorted(axis.name for axis in traced(base, alike))
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for point in points:
+        apart = tuple((name, value) for name, value in point.items() if name not in shared)
+        groups.setdefault(apart, []).append({name: point[name] for name in shared})
+    strategy = "auto" if isinstance(base.network, MLPConfig) else "loop"
+    return [
+        Group(_slug(apart), points=tuple(numbers), folder=_slug(apart), strategy=strategy,
+              whole=with_values(base, dict(apart)), apart=dict(apart))
+        for apart, numbers in groups.items()
+    ]  # fmt: skip
+
+
+def _plan(base: TrainConfig, axes: Sequence[Axis]) -> dict[str, Any]:
+    """What tells this sweep from others."""
+    over = {axis.name: list(axis.values) for axis in axes}
+    return {"study": "sweep", "version": __version__, "over": over, "config": json.loads(to_json(base))}
+
+
+def _summarise(results: Results, base: TrainConfig, axes: Sequence[Axis]) -> dict[str, Any]:
+    """Means and standard deviations over seeds for every combination of values."""
+    rows = []
+    for point in _points(split(axes)[0]):
+        own = results.of(**point)
+        row = {**point, "seeds": len(own), "diverged": sum(not one["finite"] for one in own)}
+        rows.append({**row, **summary.moments(own, **{key: key for key in ("sw1", "sw2", "gradient_variance")})})
+    return {**_plan(base, axes), "real_data": results.baselines[""], "rows": rows}
+
+
+def best(rows: Sequence[dict], axes: Sequence[Axis]) -> str:
+    """The lowest mean distance in a sentence, hedged by the spread over seeds."""
+
+    def called(row: dict) -> str:
+        return ", ".join(f"`{axis.name}` = {_text(row[axis.name])}" for axis in axes)
+
+    finite = [row for row in rows if math.isfinite(row["sw1"])]
+    if not finite:
+        return "Every training diverged."
+    lowest = min(finite, key=lambda row: row["sw1"])
+    if lowest["seeds"] == 1:
+        return f"The lowest SW1, {lowest['sw1']:.4f}, is that of {called(lowest)}; one seed knows no spread."
+    close = [row for row in finite if row is not lowest and row["sw1"] - lowest["sw1"] <= 2 * _error(row, lowest)]
+    text = f"The lowest SW1, {lowest['sw1']:.4f} ± {lowest['sw1_std']:.4f}, is that of {called(lowest)}"
+    if not close:
+        return text + "; no other comes within two standard errors of the difference."
+    names = ", ".join(map(called, close[:6])) + (" and others" if len(close) > 6 else "")
+    return f"{text}; within two standard errors of the difference: {names}."
+
+
+def _content(results: Results, axes: Sequence[Axis]) -> dict[str, Any]:
+    """What stands in the page."""
+    config, rows = results.execution.base(""), results.found["rows"]
+    dataset, baseline = results.execution.dataset(""), results.found["real_data"]["sw1"]
+    first, diverged = axes[0], sum(row["diverged"] for row in rows)
+    ratio = all(isinstance(value, float) and value > 0 for value in first.values)
+    log_x = ratio and max(first.values) >= 20 * min(first.values)
+    level = figures.Level(baseline, summary.TWO_SAMPLES, figures.SOFT, ":")
+    quality = figures.Panel("distance to the data", _curves(rows, axes, "sw1"), [level])
+    noise = figures.Panel("gradient variance", _curves(rows, axes, "gradient_variance"))
+    cells: dict[str, Any] = {axis.name: lambda row, name=axis.name: _text(row[name]) for axis in axes}
+    cells |= {"SW1": _mean_std("sw1"), "SW2": _mean_std("sw2"), "gradient variance": _mean_std("gradient_variance"),
+              "diverged": lambda row: f"{row['diverged']} of {row['seeds']}"}  # fmt: skip
+    finite = [index for index, row in enumerate(rows) if math.isfinite(row["sw1"])]
+    lowest = {(min(finite, key=lambda index: rows[index]["sw1"]), len(axes))} if finite else ()
+    samples, caption = gallery(dataset, _shown(results, axes, dataset), _view(dataset))
+    return {
+        "options": ", ".join(axis.name for axis in axes), "name": words(dataset.name), "described": config.describe(),
+        "summary": dataset.summary, "first": first.name, "baseline": baseline, "caption": caption,
+        "known": "that training has not seen" if dataset.unseen else "of the training data, since none were held out",
+        "sentences": [
+            best(rows, axes),
+            *([f"{diverged} of {len(results.members)} training runs diverged."] if diverged else []),
+        ],
+        "distance": figures.panels([quality], first.name, "SW1", log_x=log_x),
+        "variance": figures.panels([noise], first.name, "tr Cov of the gradient", log=True, log_x=log_x),
+        "rows": Table.of(rows, cells, lowest),
+        "samples": samples,
+    }  # fmt: skip
+
+
+def _curves(rows: Sequence[dict], axes: Sequence[Axis], key: str) -> list[figures.Curve]:
+    """The quantity against the first option, a curve for each value of the second."""
+    first, *others = axes
+    numeric = all(isinstance(value, int | float) for value in first.values)
+    places = {value: value if numeric else index for index, value in enumerate(first.values)}
+    second = others[0] if others else None
+    curves = []
+    for index, value in enumerate(second.values if second else (None,)):
+        own = [row for row in rows if second is None or row[second.name] == value]
+        for axis in others[1:]:
+            own = [row for row in own if row[axis.name] == axis.values[0]]
+        shown = [row for row in own if math.isfinite(row[key])]
+        curves.append(
+            figures.Curve(
+                [places[row[first.name]] for row in shown], [row[key] for row in shown],
+                [row[f"{key}_std"] for row in shown],
+                f"{second.name} = {_text(value)}" if second else "mean and spread over seeds",
+                COLORS[index % len(COLORS)],
+            )
         )  # fmt: skip
-        drawings = self._figures(rows, baseline)
-        samples, caption = gallery(dataset, self._samples(dataset), _view(dataset))
-        runner.write_figures(self.folder, {**drawings, "samples": samples})
-        report = self.folder / "report.html"
-        write_atomic(report, self._page(rows, baseline, drawings, samples, caption, dataset))
-        return report
+    return [curve for curve in curves if len(curve.x)]
 
-    @property
-    def swept(self) -> tuple[Axis, ...]:
-        """The axes but the seeds."""
-        return tuple(axis for axis in self.axes if axis.name != "seed")
 
-    def rows(self, members: Sequence[dict]) -> list[dict[str, Any]]:
-        """Means and standard deviations over seeds for every combination of values."""
-        rows = []
-        for values in itertools.product(*(axis.values for axis in self.swept)):
-            point = dict(zip((axis.name for axis in self.swept), values, strict=True))
-            own = [one for one in members if all(one[name] == value for name, value in point.items())]
-            row = {**point, "seeds": len(own), "diverged": sum(not one["finite"] for one in own)}
-            for key in ("sw1", "sw2", "gradient_variance"):
-                row |= {key: summary.mean(own, key), f"{key}_std": summary.std(own, key)}
-            rows.append(row)
-        return rows
+def _shown(results: Results, axes: Sequence[Axis], dataset: Dataset) -> dict[str, np.ndarray]:
+    """Samples of the first seed for up to five values of the first option."""
+    first, others = axes[0], {axis.name: axis.values[0] for axis in axes[1:]}
+    chosen = first.values if len(first.values) <= 5 else first.values[:: -(-len(first.values) // 5)]
+    samples = results.samples("")
+    labels = {f"{first.name} = {_text(value)}": _named({first.name: value, **others}) for value in chosen}
+    found = {title: samples[label] for title, label in labels.items() if label in samples}
+    found = {title: points for title, points in found.items() if np.isfinite(points).all()}
+    return {"data": dataset.reference(measures.SAMPLES, 0)} | found
 
-    def _curves(self, rows: Sequence[dict], key: str) -> list[figures.Curve]:
-        """The quantity against the first option, a curve for each value of the second."""
-        first, *others = self.swept
-        numeric = all(isinstance(value, int | float) for value in first.values)
-        places = {value: value if numeric else index for index, value in enumerate(first.values)}
-        second = others[0] if others else None
-        curves = []
-        for index, value in enumerate(second.values if second else (None,)):
-            own = [row for row in rows if second is None or row[second.name] == value]
-            for axis in others[1:]:
-                own = [row for row in own if row[axis.name] == axis.values[0]]
-            shown = [row for row in own if math.isfinite(row[key])]
-            curves.append(
-                figures.Curve(
-                    [places[row[first.name]] for row in shown], [row[key] for row in shown],
-                    [row[f"{key}_std"] for row in shown],
-                    f"{second.name} = {_text(value)}" if second else "mean and spread over seeds",
-                    COLORS[index % len(COLORS)],
-                )
-            )  # fmt: skip
-        return [curve for curve in curves if len(curve.x)]
 
-    def _figures(self, rows: Sequence[dict], baseline: dict[str, float]) -> dict[str, bytes]:
-        first = self.swept[0]
-        ratio = all(isinstance(value, float) and value > 0 for value in first.values)
-        log_x = ratio and max(first.values) >= 20 * min(first.values)
-        quality = figures.Panel(
-            "distance to the data", self._curves(rows, "sw1"),
-            [figures.Level(baseline["sw1"], "two samples of the data", figures.SOFT, ":")],
-        )  # fmt: skip
-        noise = figures.Panel("gradient variance", self._curves(rows, "gradient_variance"))
-        return {
-            "distance": figures.panels([quality], first.name, "SW1", log_x=log_x),
-            "variance": figures.panels([noise], first.name, "tr Cov of the gradient", log=True, log_x=log_x),
-        }
-
-    def _samples(self, dataset) -> dict[str, np.ndarray]:
-        """Samples of the first seed for up to five values of the first option."""
-        first, seed = self.swept[0], self.points[0]["seed"]
-        chosen = first.values if len(first.values) <= 5 else first.values[:: -(-len(first.values) // 5)]
-        shown: dict[str, np.ndarray] = {"data": dataset.reference(SAMPLES, 0)}
-        for training, points in self.trainings:
-            if not runner.has_samples(self.folder, training):
-                continue
-            samples = runner.load_samples(self.folder, training)
-            for index, point in enumerate(points):
-                ours = all(point[axis.name] == axis.values[0] for axis in self.swept[1:]) and point["seed"] == seed
-                if ours and point[first.name] in chosen and np.isfinite(samples[index]).all():
-                    shown[f"{first.name} = {_text(point[first.name])}"] = samples[index]
-        return shown
-
-    def best(self, rows: Sequence[dict]) -> str:
-        """The lowest mean distance in a sentence, hedged by the spread over seeds."""
-        finite = [row for row in rows if math.isfinite(row["sw1"])]
-        if not finite:
-            return "Every training diverged."
-        lowest = min(finite, key=lambda row: row["sw1"])
-        if lowest["seeds"] == 1:
-            return f"The lowest SW1, {lowest['sw1']:.4f}, is that of {self._named(lowest)}; one seed knows no spread."
-        close = [row for row in finite if row is not lowest and row["sw1"] - lowest["sw1"] <= 2 * _error(row, lowest)]
-        text = f"The lowest SW1, {lowest['sw1']:.4f} ± {lowest['sw1_std']:.4f}, is that of {self._named(lowest)}"
-        if not close:
-            return text + "; no other comes within two standard errors of the difference."
-        names = ", ".join(self._named(row) for row in close[:6]) + (" and others" if len(close) > 6 else "")
-        return f"{text}; within two standard errors of the difference: {names}."
-
-    def _named(self, row: dict) -> str:
-        return ", ".join(f"`{axis.name}` = {_text(row[axis.name])}" for axis in self.swept)
-
-    def _page(self, rows, baseline, drawings, samples: bytes, caption: str, dataset) -> str:
-        options, seeds = ", ".join(axis.name for axis in self.swept), next(a for a in self.axes if a.name == "seed")
-        page = Page(
-            f"{options} on {dataset.name.replace('_', ' ')}",
-            f"{self.base.describe()}; seeds {', '.join(map(str, seeds.values))}. Samples of the EMA weights, in one "
-            "step where the method trains jumps.",
-        )
-        page.text(dataset.summary + ".")
-        page.section("In short")
-        diverged = sum(row["diverged"] for row in rows)
-        page.points(
-            [self.best(rows), *([f"{diverged} of {len(self.points)} training runs diverged."] if diverged else [])]
-        )
-        page.section(f"Distance against {self.swept[0].name}")
-        known = "that training has not seen" if dataset.unseen else "of the training data, since none were held out"
-        page.figure(
-            drawings["distance"],
-            f"SW1 of samples to points {known}; the band is one standard deviation over seeds. Two samples of "
-            f"the data are {baseline['sw1']:.4f} apart.",
-        )
-        page.section(f"Gradient variance against {self.swept[0].name}")
-        page.figure(
-            drawings["variance"],
-            "Trace of the covariance of the mini-batch gradient, from independent batches at a frozen state, mean over "
-            "the second half of training.",
-        )
-        page.section("All values")
-        header = [*(axis.name for axis in self.swept), "SW1", "SW2", "gradient variance", "diverged"]
-        cells = [
-            [*(_text(row[axis.name]) for axis in self.swept), _pm(row, "sw1", 4), _pm(row, "sw2", 4),
-             _pm(row, "gradient_variance", 4), f"{row['diverged']} of {row['seeds']}"]
-            for row in rows
-        ]  # fmt: skip
-        finite = [index for index, row in enumerate(rows) if math.isfinite(row["sw1"])]
-        best = {(min(finite, key=lambda index: rows[index]["sw1"]), len(self.swept))} if finite else None
-        page.table(header, cells, best)
-        page.section("Samples")
-        page.figure(samples, caption)
-        return page.render(
-            f"`{self.command}`, vamf {__version__}, jax {jax.__version__}. Every number is in `results.json` and "
-            "`members.csv` beside this page."
-        )
+def _view(dataset: Dataset) -> Any:
+    try:
+        return viewer(dataset)
+    except UserError:
+        return None
 
 
 def _error(*rows: dict) -> float:
@@ -279,21 +260,19 @@ def _error(*rows: dict) -> float:
     return math.sqrt(sum(row["sw1_std"] ** 2 / max(row["seeds"] - row["diverged"], 1) for row in rows))
 
 
-def _pm(row: dict, key: str, digits: int) -> str:
-    return f"{tables.number(row[key], digits)} ± {tables.number(row[f'{key}_std'], digits)}"
+def _mean_std(key: str) -> Any:
+    return lambda row: f"{tables.number(row[key], 4)} ± {tables.number(row[f'{key}_std'], 4)}"
 
 
 def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(plain(value))
 
 
+def _named(point: Mapping[str, Any]) -> str:
+    """A combination of values as text, in the order of names."""
+    return ", ".join(f"{name} = {_text(point[name])}" for name in sorted(point))
+
+
 def _slug(apart: Sequence[tuple[str, Any]]) -> str:
-    """A folder's name for trainings with these values in common."""
+    """A folder's name for runs with these values in common."""
     return re.sub(r"[^\w.=+-]", "_", ",".join(f"{name}={_text(value)}" for name, value in apart)) or "all"
-
-
-def _view(dataset) -> Viewer | None:
-    try:
-        return viewer(dataset)
-    except UserError:
-        return None

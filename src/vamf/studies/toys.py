@@ -1,40 +1,33 @@
 """The paper's 2-D study (arXiv:2605.09235, section 5 and appendix): what beta does on six data sets.
 
-For each data set a grid of betas and seeds is trained as one program, and the corner recipe (beta = 1, moving-average
-proxy, anchor) beside it. Out come the gradient variance against beta, the sliced Wasserstein distance against beta,
-MeanFlow and the corner recipe side by side, and pictures of samples.
-
-| budget    | data sets | steps   | betas                          | seeds    |
-|-----------|-----------|---------|--------------------------------|----------|
-| `quick`   | 1         | 8,000   | 5                              | 42, 0, 1 |
-| `default` | 6         | 12,000  | 13 (the paper's 11 + .25, .75) | 42, 0, 1 |
-| `paper`   | 6         | 200,000 | 13                             | 42, 0, 1 |
+For each data set a grid of betas and seeds is trained as one program, and the corner recipe (beta = 1, EMA proxy,
+anchor) beside it. Out come the gradient variance and the sliced Wasserstein distance against beta, MeanFlow and the
+corner recipe side by side, and images of samples.
 """
 
 import dataclasses
-import time
-from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from vamf import __version__, data, figures
+from vamf import figures
 from vamf.data import toys
-from vamf.files import write_atomic, write_json
-from vamf.progress import Progress
-from vamf.report import tables
-from vamf.report.page import Page
-from vamf.studies import runner, summary
-from vamf.studies.runner import Training
+from vamf.figures import Level
+from vamf.studies import costs, summary, variants
+from vamf.studies.engine import Execution, Study, flat_plan
+from vamf.studies.page import Table, mean_std, read, words
+from vamf.studies.results import Results, found, member_table
+from vamf.studies.variants import Variant, over
 from vamf.training import presets
-from vamf.training.config import LogConfig
+from vamf.training.config import TrainConfig
 
-SAMPLES = 4096
 SWEPT = "mixed tangent, mean and spread over seeds"
 VARIANCE_BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SWEEP_BETAS = tuple(round(0.1 * index, 1) for index in range(11))
 ALL_BETAS = tuple(sorted({*SWEEP_BETAS, *VARIANCE_BETAS}))
+PAPER_STEPS = 200_000
+SHOWN = {"beta = 0 (MeanFlow)": "beta = 0"} | {arm: arm for arm in ("beta = 0.5", "beta = 1", "corner recipe")}
+"""Variants whose samples are shown: what the figure calls them, and what results do."""
 
 PAPER = {
     "checkerboard": ((0.175, 0.036), (0.134, 0.029), (0.234, 0.042), (0.175, 0.046)),
@@ -48,266 +41,119 @@ PAPER = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Budget:
-    """How much of the study to run."""
+class Budget(variants.Budget):
+    """How much of the study to run. The paper measures the gradient variance every 2000 of 200,000 steps."""
 
-    name: str
-    """Name on the command line."""
-    datasets: tuple[str, ...]
-    """Toys to train on."""
-    steps: int
-    """Steps of every training."""
-    betas: tuple[float, ...]
+    betas: tuple[float, ...] = ALL_BETAS
     """Values of the sweep; 0, 0.5 and 1 among them."""
-    seeds: tuple[int, ...]
-    """Seeds of each value."""
-    variance_every: int
-    """Steps between measurements of the gradient variance (the paper: 2000 of 200,000)."""
+    HIDDEN = ("learning_rate",)
 
 
-QUICK = Budget("quick", ("eight_gaussians",), 8000, VARIANCE_BETAS, (42, 0, 1), 400)
-DEFAULT = Budget("default", toys.NAMES, 12_000, ALL_BETAS, (42, 0, 1), 500)
-FULL = Budget("paper", toys.NAMES, 200_000, ALL_BETAS, (42, 0, 1), 2000)
+QUICK = Budget("quick", ("eight_gaussians",), 8000, (42, 0, 1), 400, betas=VARIANCE_BETAS)
+DEFAULT = Budget("default", toys.NAMES, 12_000, (42, 0, 1), 500)
+FULL = Budget("paper", toys.NAMES, PAPER_STEPS, (42, 0, 1), 2000)
 
 
 @dataclasses.dataclass(frozen=True)
-class ToyStudy:
-    """One execution of the study in one folder."""
+class Options(variants.Options):
+    """Options of this study."""
 
-    folder: Path
-    budget: Budget = DEFAULT
     as_published: bool = False
-    """Settings of the published code where they differ from the text: gaps up to 0.5, no anchor in the recipe."""
-
-    def run(self, progress: Progress) -> Path:
-        """Do what is not done yet and write the report; returns its path.
-
-        Raises:
-            UserError: the folder holds something else, or a file cannot be written.
-        """
-        start = time.perf_counter()
-        members: list[dict[str, Any]] = []
-        trainings = self.prepare(progress)
-        for index, training in enumerate(trainings, 1):
-            progress.say(f"[{index}/{len(trainings)}] {training.name}: {len(training.seeds)} trainings at once")
-            members += self.complete(training, progress)
-        floors = {name: self._measure(name)(data.load(name).reference(SAMPLES, 1)) for name in self.budget.datasets}
-        base = presets.as_in_paper(self.budget.datasets[0])
-        timed = {"MeanFlow (beta = 0)": "meanflow", "VaMF (beta = 0.5)": "vamf", "corner recipe": "vamf_corner"}
-        configs = {label: dataclasses.replace(base, method=method) for label, method in timed.items()}
-        costs = [{"method": label, "ms": ms} for label, ms in runner.step_costs(configs, progress).items()]
-        progress.say(f"all trainings done after {time.perf_counter() - start:,.0f} s; writing the report")
-        return self._write(members, floors, costs)
-
-    def prepare(self, progress: Progress) -> list[Training]:
-        """Make the folder this study's; returns all its trainings."""
-        runner.claim(self.folder, {"study": "toys", "version": __version__, **dataclasses.asdict(self)["budget"],
-                                   "as_published": self.as_published})  # fmt: skip
-        return [training for name in self.budget.datasets for training in self.trainings(name)]
-
-    def complete(self, training: Training, progress: Progress) -> list[dict]:
-        """The results of one training, trained now as far as it is not yet."""
-        return runner.complete(training, self.folder, self._measure(training.config.data), SAMPLES, progress)
-
-    def _measure(self, name: str) -> runner.Measure:
-        return summary.distances_to(data.load(name).reference(SAMPLES, 0))
-
-    def trainings(self, name: str) -> list[Training]:
-        """The grid of betas and the recipe for one data set."""
-        base = dataclasses.replace(
-            runner.averaged(presets.as_in_paper(name), self.budget.name),
-            steps=self.budget.steps,
-            checkpoint_every=max(self.budget.variance_every, 2000),
-            log=LogConfig(every=self.budget.variance_every, variance_every=self.budget.variance_every),
-            objective={"times": {"max_gap": 0.5}} if self.as_published else {},
-        )
-        pairs = [(beta, seed) for beta in self.budget.betas for seed in self.budget.seeds]
-        anchor = {"anchor": {"weight": 0.0}} if self.as_published else {}
-        corner = dataclasses.replace(base, method="vamf_corner", objective={**base.objective, **anchor})
-        return [
-            Training(f"{name}-sweep", base, [seed for _, seed in pairs], {"beta": [beta for beta, _ in pairs]}),
-            Training(f"{name}-corner", corner, list(self.budget.seeds)),
-        ]
-
-    def _write(self, members: list[dict], floors: dict[str, dict], costs: list[dict]) -> Path:
-        flat = [{key: value for key, value in row.items() if key != "variance_history"} for row in members]
-        matched = [_matched_row(name, members, floors[name]) for name in self.budget.datasets]
-        write_atomic(self.folder / "members.csv", tables.to_csv(flat))
-        write_atomic(self.folder / "matched.csv", tables.to_csv(matched))
-        write_json(
-            self.folder / "results.json",
-            {
-                "study": "toys",
-                "version": __version__,
-                "jax": jax.__version__,
-                "device": jax.devices()[0].device_kind,
-                "budget": dataclasses.asdict(self.budget),
-                "as_published": self.as_published,
-                "samples": SAMPLES,
-                "projections": summary.PROJECTIONS,
-                "floors": floors,
-                "matched": matched,
-                "cost": costs,
-                "members": members,
-            },
-        )
-        drawings = self._figures(members, floors)
-        runner.write_figures(self.folder, drawings)
-        report = self.folder / "report.html"
-        write_atomic(report, self._page(matched, costs, drawings))
-        return report
-
-    def _figures(self, members: list[dict], floors: dict[str, dict]) -> dict[str, bytes]:
-        quality, variance, history, gallery = [], [], [], {}
-        for name in self.budget.datasets:
-            sweep, corner = summary.of(members, name, "vamf"), summary.of(members, name, "vamf_corner")
-            quality.append(
-                figures.Panel(
-                    name.replace("_", " "),
-                    [summary.against_beta(sweep, "sw1", SWEPT, figures.BLUE)],
-                    [
-                        figures.Level(summary.mean(corner, "sw1"), "corner recipe", figures.ORANGE, "-."),
-                        figures.Level(floors[name]["sw1"], "two samples of the data", figures.SOFT, ":"),
-                    ],
-                )
-            )
-            variance.append(
-                figures.Panel(
-                    name.replace("_", " "),
-                    [summary.against_beta(sweep, "gradient_variance", SWEPT, figures.BLUE)],
-                    [figures.Level(summary.mean(corner, "gradient_variance"), "corner recipe", figures.ORANGE, "-.")],
-                )
-            )
-            ends = {0.0: ("beta = 0 (MeanFlow)", figures.RED), 1.0: ("beta = 1", figures.BLUE)}
-            drawn = [
-                summary.history([row for row in sweep if row["beta"] == beta], *look) for beta, look in ends.items()
-            ]
-            drawn.append(summary.history(corner, "corner recipe", figures.ORANGE))
-            history.append(figures.Panel(name.replace("_", " "), drawn))
-            gallery[name.replace("_", " ")] = self._clouds(name)
-        return {
-            "sw1-against-beta": figures.panels(quality, "beta", "SW1"),
-            "variance-against-beta": figures.panels(variance, "beta", "tr Cov of the gradient", log=True),
-            "variance-over-training": figures.panels(history, "step", "tr Cov", log=True, integers=True),
-            "samples": figures.clouds(gallery),
-        }
-
-    def _clouds(self, name: str) -> dict[str, np.ndarray]:
-        sweep, corner = self.trainings(name)
-        drawn = dict(zip(zip(sweep.values["beta"], sweep.seeds, strict=True), runner.load_samples(self.folder, sweep),
-                         strict=True))  # fmt: skip
-        seed = self.budget.seeds[0]
-        clouds = {"data": data.load(name).reference(SAMPLES, 0)}
-        for beta in (0.0, 0.5, 1.0):
-            clouds[f"beta = {beta:g}" + " (MeanFlow)" * (beta == 0)] = drawn[beta, seed]
-        return clouds | {"corner recipe": runner.load_samples(self.folder, corner)[0]}
-
-    def _page(self, matched: list[dict], costs: list[dict], drawings: dict[str, bytes]) -> str:
-        budget = self.budget
-        seeds = ", ".join(map(str, budget.seeds))
-        page = Page(
-            "What the tangent mix does in two dimensions",
-            f"{', '.join(name.replace('_', ' ') for name in budget.datasets)}; {budget.steps:,} steps of 256 samples, "
-            f"{len(budget.betas)} values of beta, seeds {seeds}. One-step samples of the moving average.",
-        )
-        page.text(
-            "MeanFlow learns an average velocity whose one evaluation turns noise into data. Its loss uses the noisy "
-            "conditional velocity twice: as target and as the tangent of a Jacobian-vector product. The coefficient "
-            "`beta` replaces a share of it in the tangent by the moving average's own velocity: `beta = 0` is "
-            "MeanFlow, `beta = 1` a deterministic tangent.",
-            "The published code's settings are used where they differ from the paper's text: gaps up to 0.5, and no "
-            "anchor in the corner recipe." if self.as_published else
-            "Training covers every gap t - r, since one-step sampling uses the largest; `--as-published` repeats the "
-            "published code's limit of 0.5.",
-        )  # fmt: skip
-        page.section("In short")
-        page.points([_sentence(row) for row in matched])
-        page.section("MeanFlow against the corner recipe")
-        page.text(
-            f"Sliced Wasserstein distances to {SAMPLES} fresh points, {summary.PROJECTIONS} fixed directions, mean ± "
-            f"standard deviation over seeds {seeds}. The floor is the distance between two samples of the data itself."
-            + (" The paper's figures are for 200,000 steps." if budget.steps < 200_000 else "")
-        )
-        header = ["data", "SW1 MeanFlow", "SW1 corner", "SW2 MeanFlow", "SW2 corner", "floor SW1", "floor SW2",
-                  "the paper's SW1", "the paper's SW2"]  # fmt: skip
-        rows, best = [], set()
-        for index, row in enumerate(matched):
-            mf1, va1, mf2, va2 = PAPER[row["data"]]
-            rows.append([
-                row["data"], _pm(row, "meanflow_sw1"), _pm(row, "corner_sw1"), _pm(row, "meanflow_sw2"),
-                _pm(row, "corner_sw2"), tables.number(row["floor_sw1"]), tables.number(row["floor_sw2"]),
-                f"{mf1[0]:.3f} → {va1[0]:.3f}", f"{mf2[0]:.3f} → {va2[0]:.3f}",
-            ])  # fmt: skip
-            best.add((index, 1 if row["meanflow_sw1"] <= row["corner_sw1"] else 2))
-            best.add((index, 3 if row["meanflow_sw2"] <= row["corner_sw2"] else 4))
-        page.table(header, rows, best)
-        page.section("Sample quality against beta")
-        page.figure(drawings["sw1-against-beta"], "SW1 of one-step samples; the band is one standard deviation.")
-        page.section("Gradient variance against beta")
-        page.text(
-            "Trace of the covariance of the mini-batch gradient, from 8 independent batches at a frozen state every "
-            f"{budget.variance_every} steps, averaged over the second half of training."
-        )
-        page.figure(drawings["variance-against-beta"], "Logarithmic scale; the band is one standard deviation.")
-        page.table(
-            ["data", "beta = 0", "lowest", "at beta", "ratio", "corner recipe"],
-            [
-                [
-                    row["data"], tables.number(row["variance_meanflow"]), tables.number(row["variance_lowest"]),
-                    f"{row['variance_lowest_beta']:g}",
-                    f"{row['variance_meanflow'] / row['variance_lowest']:.2f}",
-                    tables.number(row["variance_corner"]),
-                ]
-                for row in matched
-            ],
-        )  # fmt: skip
-        page.figure(drawings["variance-over-training"], "Gradient variance over training, mean over seeds.")
-        page.section("Samples")
-        page.figure(
-            drawings["samples"],
-            f"Data and one-step samples after {budget.steps:,} steps, seed {budget.seeds[0]}."
-            + (" The paper trains 200,000 steps." if budget.steps < 200_000 else ""),
-        )
-        page.section("Cost of a step")
-        page.text(f"One training alone on this machine ({jax.devices()[0].device_kind}); the best of three chunks.")
-        page.table(
-            ["method", "milliseconds a step", "relative to MeanFlow"],
-            [[row["method"], tables.number(row["ms"]), f"{row['ms'] / costs[0]['ms']:.2f}"] for row in costs],
-        )
-        flags = runner.flags(budget.name)
-        flags += " --as-published" if self.as_published else ""
-        return page.render(
-            f"`vamf study toys{flags}`, vamf {__version__}, jax {jax.__version__}. "
-            "Every number is in `results.json`, `members.csv` and `matched.csv` beside this page."
-        )
+    """The published code's settings where they differ from the paper's text: gaps up to 0.5 and no anchor."""
 
 
-def _matched_row(name: str, members: list[dict], floor: dict[str, float]) -> dict[str, Any]:
-    sweep, corner = summary.of(members, name, "vamf"), summary.of(members, name, "vamf_corner")
-    plain = [row for row in sweep if row["beta"] == 0]
+def variants_of(execution: Execution, name: str) -> list[Variant]:
+    """The grid of betas, and the recipe."""
+    published = execution.options.as_published
+    gaps = {"times": {"max_gap": 0.5}} if published else {}
+    anchor = {"anchor": {"weight": 0.0}} if published else {}
+    corner = Variant("corner recipe", gaps | anchor, {"method": "vamf_corner"}, folder="corner")
+    return [Variant("sweep", gaps, points=over(beta=execution.budget.betas), label="beta = {beta:g}"), corner]
+
+
+def summarise(results: Results) -> dict[str, Any]:
+    """A row for each data set, and what a step costs."""
+    base = presets.as_in_paper(results.budget.datasets[0])
+    timed = {"MeanFlow (beta = 0)": "meanflow", "VaMF (beta = 0.5)": "vamf", "corner recipe": "vamf_corner"}
+    configs: dict[str, TrainConfig] = {label: dataclasses.replace(base, method=name) for label, name in timed.items()}
+    cost = costs.step_costs(configs, results.execution.progress)
+    return {
+        "matched": [matched_row(results, name) for name in results.budget.datasets],
+        "cost": [{"method": label, "ms": ms} for label, ms in cost.items()],
+    }
+
+
+def matched_row(results: Results, name: str) -> dict[str, Any]:
+    """MeanFlow and the recipe, the best beta, and where the gradient variance is lowest."""
+    sweep, corner = results.of(data=name, method="vamf"), results.of(data=name, method="vamf_corner")
+    groups = summary.by_beta(sweep)
     best, quietest = summary.best_beta(sweep), summary.best_beta(sweep, "gradient_variance")
-    row: dict[str, Any] = {"data": name, "seeds": len(plain)}
-    for order in ("sw1", "sw2"):
-        row |= {f"meanflow_{order}": summary.mean(plain, order), f"meanflow_{order}_std": summary.std(plain, order)}
-        row |= {f"corner_{order}": summary.mean(corner, order), f"corner_{order}_std": summary.std(corner, order)}
-        row[f"floor_{order}"] = floor[order]
-    at_best = [member for member in sweep if member["beta"] == best]
-    return row | {
+    return {
+        "data": name,
+        "seeds": len(groups[0.0]),
+        **summary.moments(groups[0.0], meanflow_sw1="sw1", meanflow_sw2="sw2"),
+        **summary.moments(corner, corner_sw1="sw1", corner_sw2="sw2"),
+        **{f"floor_{key}": value for key, value in results.baselines[name].items()},
         "best_beta": best,
-        "best_sw1": summary.mean(at_best, "sw1"),
-        "best_sw1_std": summary.std(at_best, "sw1"),
-        "variance_meanflow": summary.mean(plain, "gradient_variance"),
-        "variance_lowest": summary.mean([m for m in sweep if m["beta"] == quietest], "gradient_variance"),
+        **summary.moments(groups[best], best_sw1="sw1"),
+        "variance_meanflow": summary.mean(groups[0.0], "gradient_variance"),
+        "variance_lowest": summary.mean(groups[quietest], "gradient_variance"),
         "variance_lowest_beta": quietest,
         "variance_corner": summary.mean(corner, "gradient_variance"),
     }
 
 
-def _pm(row: dict, key: str) -> str:
-    return f"{tables.number(row[key])} ± {tables.number(row[f'{key}_std'])}"
+PUBLISHED = {
+    True: "The published code's settings are used where they differ from the paper's text: gaps up to 0.5, and no "
+    "anchor in the corner recipe.",
+    False: "Training covers every gap t - r, since one-step sampling uses the largest; `--as-published` repeats the "
+    "published code's limit of 0.5.",
+}
 
 
-def _sentence(row: dict) -> str:
+def content(results: Results) -> dict[str, Any]:
+    """What stands in the page."""
+    matched, costed = results.found["matched"], results.found["cost"]
+    shorter = results.budget.steps < PAPER_STEPS
+    return {
+        "betas": len(results.budget.betas),
+        "published": PUBLISHED[results.execution.options.as_published],
+        "paper_table": " The paper's figures are for 200,000 steps." * shorter,
+        "paper_steps": " The paper trains 200,000 steps." * shorter,
+        "sentences": [sentence(row) for row in matched],
+        "matched": _matched(matched),
+        "variance": Table.of(matched, {
+            "data": "data", "beta = 0": "variance_meanflow", "lowest": "variance_lowest",
+            "at beta": lambda row: f"{row['variance_lowest_beta']:g}",
+            "ratio": lambda row: f"{row['variance_meanflow'] / row['variance_lowest']:.2f}",
+            "corner recipe": "variance_corner",
+        }),
+        "cost": Table.of(costed, {
+            "method": "method", "milliseconds a step": "ms",
+            "relative to MeanFlow": lambda row: f"{row['ms'] / costed[0]['ms']:.2f}",
+        }),
+        "sw1-against-beta": _sweeps(results, "sw1", "SW1"),
+        "variance-against-beta": _sweeps(results, "gradient_variance", "tr Cov of the gradient", log=True),
+        "variance-over-training": _histories(results),
+        "samples": results.gallery(SHOWN),
+    }  # fmt: skip
+
+
+def _matched(matched: list[dict]) -> Table:
+    def paper(place: int):
+        return lambda row: " → ".join(f"{PAPER[row['data']][index][0]:.3f}" for index in (place, place + 1))
+
+    cells = {
+        "data": "data", "SW1 MeanFlow": mean_std("meanflow_sw1"), "SW1 corner": mean_std("corner_sw1"),
+        "SW2 MeanFlow": mean_std("meanflow_sw2"), "SW2 corner": mean_std("corner_sw2"), "baseline SW1": "floor_sw1",
+        "baseline SW2": "floor_sw2", "the paper's SW1": paper(0), "the paper's SW2": paper(2),
+    }  # fmt: skip
+    best = {(line, first + (row[f"meanflow_{key}"] > row[f"corner_{key}"]))
+            for line, row in enumerate(matched) for first, key in ((1, "sw1"), (3, "sw2"))}  # fmt: skip
+    return Table.of(matched, cells, best)
+
+
+def sentence(row: dict) -> str:
     """What one data set says, hedged by the spread over seeds."""
     gain = row["meanflow_sw1"] - row["best_sw1"]
     error = np.hypot(row["meanflow_sw1_std"], row["best_sw1_std"]) / np.sqrt(max(row["seeds"], 1))
@@ -319,10 +165,45 @@ def _sentence(row: dict) -> str:
             f"SW1 falls from {row['meanflow_sw1']:.3f} at beta = 0 to {row['best_sw1']:.3f} at beta = "
             f"{row['best_beta']:g}{sure}"
         )
-    ratio = row["variance_meanflow"] / row["variance_lowest"]
-    noise = (
-        f"gradient variance is lowest at beta = {row['variance_lowest_beta']:g}, {ratio:.1f} times below MeanFlow's"
-        if row["variance_lowest_beta"] > 0
-        else "gradient variance is lowest without mixing"
-    )
-    return f"{row['data'].replace('_', ' ')}: {quality}; {noise}."
+    ratio, quietest = row["variance_meanflow"] / row["variance_lowest"], row["variance_lowest_beta"]
+    noise = f"at beta = {quietest:g}, {ratio:.1f} times below MeanFlow's" if quietest else "without mixing"
+    return f"{words(row['data'])}: {quality}; gradient variance is lowest {noise}."
+
+
+# ------------------------------------------------------------------------------------------------------------- figures
+
+
+def _sweeps(results: Results, key: str, label: str, log: bool = False) -> bytes:
+    def plot(name: str):
+        corner = summary.mean(results.of(data=name, method="vamf_corner"), key)
+        real = [summary.baseline(results.baselines[name])] if key == "sw1" else []
+        curve = summary.against_beta(results.of(data=name, method="vamf"), key, SWEPT)
+        return [curve], [Level(corner, "corner recipe", figures.ORANGE, "-."), *real]
+
+    return results.panels(plot, "beta", label, log=log)
+
+
+def _histories(results: Results) -> bytes:
+    looks = {"beta = 0": ("beta = 0 (MeanFlow)", figures.RED), "beta = 1": ("beta = 1", figures.BLUE),
+             "corner recipe": ("corner recipe", figures.ORANGE)}  # fmt: skip
+
+    def plot(name: str):
+        return [summary.history(results.of(data=name, arm=arm), *look) for arm, look in looks.items()], []
+
+    return results.panels(plot, "step", "tr Cov", log=True, integers=True)
+
+
+STUDY = Study(
+    "toys",
+    {"quick": QUICK, "default": DEFAULT, "paper": FULL},
+    variants_of,
+    read("toys"),
+    content,
+    summary=summarise,
+    files={
+        "members.csv": member_table("data", "method", "beta", "seed", "gradient_variance", "finite", "sw1", "sw2"),
+        "matched.csv": found("matched"),
+    },
+    options=Options,
+    plan=flat_plan,
+)

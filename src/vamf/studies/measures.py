@@ -1,0 +1,124 @@
+"""What a study measures of its training runs: numbers of their one-step samples, and of the networks themselves."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vamf import metrics
+from vamf.data import Dataset
+from vamf.path import interpolate
+from vamf.sampling import named
+from vamf.studies.runner import Measurement, RunSpec
+from vamf.theory import GaussianMixture
+from vamf.training.grid import Grid
+from vamf.training.step import State
+
+SAMPLES = 4096
+PROJECTIONS = 500
+
+SampleMeasure = Callable[[np.ndarray], dict[str, float]]
+"""Samples (n, *event) of a run, in original units, to numbers by name."""
+NetworkMeasure = Callable[[Grid, State], list[dict[str, Any]]]
+"""A trained grid to numbers by name, for each member."""
+
+
+def distances(reference: np.ndarray) -> SampleMeasure:
+    """SW1 and SW2 to the reference points."""
+    return metrics.distances_to(reference, (1, 2), PROJECTIONS)
+
+
+def nothing(dataset: Dataset) -> NetworkMeasure | None:
+    """No measure of the network."""
+
+
+def second_reference(dataset: Dataset, n: int) -> np.ndarray:
+    """Fresh points, others than the reference."""
+    return dataset.reference(n, 1)
+
+
+def training_points(dataset: Dataset, n: int) -> np.ndarray:
+    """Points drawn as training draws them, in original units."""
+    return dataset.to_original(np.asarray(dataset.draw(dataset.arrays, jax.random.key(2**30), n)[0]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Measures:
+    """What is measured at the end of every run."""
+
+    of_samples: tuple[Callable[[np.ndarray], SampleMeasure], ...] = (distances,)
+    """Each makes a measure of samples from reference points (n, *event) of the data."""
+    of_network: Callable[[Dataset], NetworkMeasure | None] = nothing
+    """Makes a measure of trained networks for a data set, or none."""
+    real: Callable[[Dataset, int], np.ndarray] = second_reference
+    """Points of the data that are measured in the place of samples, as a baseline."""
+    samples: int = SAMPLES
+    """Samples of each run, and reference points."""
+    sampler: named.Sampler | None = "jumps"
+    """How samples are drawn, in as many steps as it usually takes; None for what the method trains."""
+
+    def count(self, dataset: Dataset) -> int:
+        """Samples of each run on a data set."""
+        return self.samples
+
+    def baseline(self, dataset: Dataset) -> dict[str, float]:
+        """What real data score."""
+        return self.measure(dataset)(self.real(dataset, self.count(dataset)))
+
+    def measurement(self, execution: Any, spec: RunSpec) -> Measurement:
+        """The measurement of a run, of an `engine.Execution`."""
+
+        def finish(grid: Grid, state: State) -> tuple[np.ndarray, list[dict]]:
+            measure, inspect = self.measure(grid.dataset), self.of_network(grid.dataset)
+            sampler = self.sampler or grid.trainer.objective.sampler
+            samples = grid.draw(state, self.count(grid.dataset), named.USUAL[sampler], sampler=sampler)[0]
+            inspected = [{}] * grid.size if inspect is None else inspect(grid, state)
+            finite = [bool(np.isfinite(points).all()) for points in samples]
+            rows = [
+                {"finite": valid, **(measure(points) if valid else {}), **more}
+                for valid, points, more in zip(finite, samples, inspected, strict=True)
+            ]
+            return samples.astype(np.float32), rows
+
+        count = self.count(execution.dataset(spec.labels[0]["data"]))
+        names = [make.__qualname__ for make in self.of_samples]
+        return Measurement(count if self.of_samples == (distances,) else [count, *names], finish)
+
+    def measure(self, dataset: Dataset) -> SampleMeasure:
+        """All measures of samples, with reference points of a data set."""
+        measures = [make(dataset.reference(self.samples, 0)) for make in self.of_samples]
+        return lambda points: {name: value for measure in measures for name, value in measure(points).items()}
+
+
+def exact_error(mixture: GaussianMixture, n: int = 2048, seed: int = 0) -> NetworkMeasure:
+    """Distance of every member's average velocity to the exact one of a mixture: a root mean square per dimension.
+
+    `u_error` is over the uniform law of (r, t) with z_t from the data; `jump_error` at r = 0, t = 1, z from the noise:
+    the one jump that one-step sampling takes.
+    """
+    data_key, noise_key, time_key, jump_key = jax.random.split(jax.random.key(2**31 + seed), 4)
+    e, pair = jax.random.normal(noise_key, (n, mixture.dim)), jax.random.uniform(time_key, (2, n))
+    r, t = pair.min(axis=0), pair.max(axis=0)
+    zero, one = jnp.zeros(n), jnp.ones(n)
+    places = {
+        "u_error": (interpolate(mixture.sample(data_key, n), e, t), r, t),
+        "jump_error": (jax.random.normal(jump_key, (n, mixture.dim)), zero, one),
+    }
+    exact = {name: np.asarray(mixture.average_velocity(*place)) for name, place in places.items()}
+
+    def inspect(grid: Grid, state: State) -> list[dict[str, float]]:
+        errors = {
+            name: np.sqrt(np.mean((grid.velocity(state, *place) - exact[name]) ** 2, axis=(1, 2)))
+            for name, place in places.items()
+        }
+        return [{name: float(values[index]) for name, values in errors.items()} for index in range(grid.size)]
+
+    return inspect
+
+
+def exact_error_if_known(dataset: Dataset) -> NetworkMeasure | None:
+    """`exact_error` of data whose law is a known mixture."""
+    return None if dataset.mixture is None else exact_error(dataset.mixture)

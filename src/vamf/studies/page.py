@@ -1,0 +1,125 @@
+"""The page of a study: a text with named tables and figures, and the one place that fills and writes it.
+
+    # Title
+    > What was done: {budget.steps:,} steps, seeds {seeds}.
+
+    ## A section
+    A paragraph, with `code`; what stands in braces is the study's content, written as by `str.format`.
+
+    [name]                      a table, or a list of sentences
+    ![name] Its caption.        a figure, written to figures/NAME too
+
+A section is left out where a table or figure in it is None.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vamf.files import write_atomic
+from vamf.report import tables
+from vamf.report.page import Page
+
+BLOCK = re.compile(r"(!?)\[([\w-]+)\](.*)", re.DOTALL)
+
+
+PAGES = Path(__file__).parent / "pages"
+"""Pages of the studies of this package."""
+
+
+def read(name: str) -> str:
+    """The page of a study of this package."""
+    return (PAGES / f"{name}.md").read_text(encoding="utf-8")
+
+
+class Table(NamedTuple):
+    """Text in rows; cells (row, column) in `best` stand out."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    best: frozenset[tuple[int, int]] = frozenset()
+
+    @classmethod
+    def of(cls, rows: Iterable[Any], cells: Mapping[str, str | Callable[[Any], Any]], best=()) -> "Table":
+        """From rows of values: for each header a key of the row, or a function of it. Floats get three decimals."""
+        return cls(list(cells), [[_cell(row, cell) for cell in cells.values()] for row in rows], frozenset(best))
+
+
+def write(template: str, content: Mapping[str, Any], folder: Path, footer: str) -> Path:
+    """Write `report.html` and its figures; returns the path of the former."""
+    for kind, name, _ in _blocks(template):
+        if kind == "figure" and content[name] is not None:
+            suffix = "png" if content[name].startswith(b"\x89PNG") else "svg"
+            write_atomic(folder / "figures" / f"{name}.{suffix}", content[name])
+    path = folder / "report.html"
+    write_atomic(path, render(template, content, footer))
+    return path
+
+
+def render(template: str, content: Mapping[str, Any], footer: str = "") -> str:
+    """The whole page."""
+    heads = {kind: text.format(**content) for kind, _, text in _blocks(template) if kind in ("title", "lead")}
+    page = Page(heads["title"], heads["lead"])
+    for section in _sections(template):
+        if any(kind in ("table", "figure") and content[name] is None for kind, name, _ in section):
+            continue
+        for kind, name, text in section:
+            text = text.format(**content)
+            if kind == "section":
+                page.section(text)
+            elif kind == "text":
+                page.text(*filter(None, [text.strip()]))
+            elif kind == "figure":
+                page.figure(content[name], text)
+            elif isinstance(content[name], Table):
+                page.table(*content[name])
+            else:
+                page.points(content[name])
+    return page.render(footer)
+
+
+def _blocks(template: str) -> Iterator[tuple[str, str, str]]:
+    """Kind, name and text of each block."""
+    starts = {"# ": "title", "> ": "lead", "## ": "section"}
+    text = re.sub(r"^(#+ .*)$", r"\1\n", template, flags=re.MULTILINE)
+    for block in filter(None, map(str.strip, re.split(r"\n\s*\n", text))):
+        joined = " ".join(block.split())
+        found = BLOCK.fullmatch(joined)
+        start = joined[: joined.index(" ") + 1] if " " in joined else ""
+        if found:
+            yield "figure" if found[1] else "table", found[2], found[3].strip()
+        else:
+            yield starts.get(start, "text"), "", joined.removeprefix(start) if start in starts else joined
+
+
+def _sections(template: str) -> Iterator[list[tuple[str, str, str]]]:
+    section: list[tuple[str, str, str]] = []
+    for block in _blocks(template):
+        if block[0] == "section":
+            yield section
+            section = []
+        if block[0] not in ("title", "lead"):
+            section.append(block)
+    yield section
+
+
+def _cell(row: Any, cell: str | Callable[[Any], Any]) -> str:
+    value = cell(row) if callable(cell) else row.get(cell)
+    return tables.number(value) if isinstance(value, float | None) else str(value)
+
+
+def words(name: str) -> str:
+    """A name as it is read."""
+    return name.replace("_", " ")
+
+
+def mean_std(key: str) -> Callable[[Mapping[str, Any]], str]:
+    """A cell: mean ± standard deviation, which a row has as `KEY` and `KEY_std`; a dash where there is none."""
+
+    def cell(row: Mapping[str, Any]) -> str:
+        return f"{tables.number(row[key])} ±\u00a0{tables.number(row[f'{key}_std'])}" if np.isfinite(row[key]) else "–"
+
+    return cell

@@ -1,0 +1,96 @@
+"""What all runs of a study say together, for its page and its files."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from vamf import figures
+from vamf.studies.measures import PROJECTIONS
+from vamf.studies.page import words
+from vamf.studies.runner import has_samples, load_samples
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What all runs of a study say together."""
+
+    execution: Any
+    """The `engine.Execution` whose runs they are."""
+    members: list[dict[str, Any]]
+    """A result for each run: its numbers, and `data`, `arm` (what the variant calls it), `seed`, `equal`, `steps`."""
+    baselines: dict[str, dict[str, float]]
+    """What real data score, by data set."""
+    costs: dict[str, dict[str, dict[str, float]]]
+    """Cost of a step by data set and label, where equal time is compared."""
+    found: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What the study's `summary` found."""
+
+    @property
+    def budget(self) -> Any:
+        """The study's budget."""
+        return self.execution.budget
+
+    def standard(self) -> dict[str, Any]:
+        """What every page may name."""
+        return {
+            "budget": self.budget,
+            "datasets": ", ".join(map(words, self.budget.datasets)),
+            "seeds": ", ".join(map(str, self.budget.seeds)),
+            "first_seed": self.budget.seeds[0],
+            "count": self.execution.study.measures.samples,
+            "projections": PROJECTIONS,
+        }
+
+    def of(self, **labels: Any) -> list[dict[str, Any]]:
+        """The members with certain values, such as `data` and `arm`."""
+        return [row for row in self.members if all(row.get(key) == value for key, value in labels.items())]
+
+    def samples(self, name: str) -> dict[str, np.ndarray]:
+        """The samples (n, *event) of every variant's first seed, by what results call it."""
+        found: dict[str, np.ndarray] = {}
+        for spec in reversed(self.execution.specs(name)):  # those of equal steps last
+            if not has_samples(self.execution.folder, spec):  # it diverged
+                continue
+            samples = load_samples(self.execution.folder, spec)
+            found |= {one["arm"]: samples[index] for index, one in reversed(list(enumerate(spec.labels)))}
+        return found
+
+    def gallery(self, arms: Mapping[str, str] | None = None) -> bytes | None:
+        """Samples beside the data, a row for each data set in two dimensions; None where there is none.
+
+        Args:
+            arms: what the variants that are shown are called above, and by results; all of them if left out.
+        """
+        arms = arms or {words(row["arm"]): row["arm"] for row in self.members}
+        rows = {}
+        for name in self.budget.datasets:
+            dataset = self.execution.dataset(name)
+            if dataset.sample_shape == (2,):
+                data, samples = dataset.reference(self.execution.study.measures.samples, 0), self.samples(name)
+                rows[words(name)] = {"data": data} | {t: samples[arm] for t, arm in arms.items() if arm in samples}
+        return figures.clouds(rows) if rows else None
+
+    def panels(
+        self, of: Callable[[str], tuple[list[figures.Curve], list[figures.Level]]], x: str, y: str, **options: Any
+    ) -> bytes:
+        """A plot for each data set, side by side: `of` makes its curves and levels."""
+        plots = [figures.Panel(words(name), *of(name)) for name in self.budget.datasets]
+        return figures.panels(plots, x, y, **options)
+
+
+def member_table(*columns: str) -> Callable[[Results], list[dict[str, Any]]]:
+    """A row for each run: those columns, or all that are single values."""
+
+    def rows(results: Results) -> list[dict[str, Any]]:
+        single = [{k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in results.members]
+        names = columns or tuple(dict.fromkeys(name for row in single for name in row))
+        return [{name: row.get(name) for name in names} for row in single]
+
+    return rows
+
+
+def found(name: str) -> Callable[[Results], list[dict[str, Any]]]:
+    """The rows that a study's summary has under a name."""
+    return lambda results: results.found[name]
