@@ -444,11 +444,11 @@ def test_enough_rows():
     assert arrays.from_table("x", table(arrays.MINIMUM_ROWS)).event_shape == (3,)
 
 
-@pytest.mark.parametrize("shape", [(), (100,), (50, 4, 4), (100, 0)])
+@pytest.mark.parametrize("shape", [(), (100,), (2, 50, 4, 4, 1), (100, 0)])
 def test_wrong_number_of_axes(tmp_path, shape):
     message = refusal(write(tmp_path / "x.npy", np.ones(shape)))
     assert str(shape) in message
-    assert "(n, d)" in message
+    assert "(n, h, w, c)" in message if len(shape) == 5 else "(n, d)" in message
 
 
 def test_arrays_in_memory_are_held_to_the_same(tmp_path):
@@ -461,9 +461,10 @@ def test_arrays_in_memory_are_held_to_the_same(tmp_path):
             arrays.from_table("x", bad)
     with pytest.raises(UserError, match=r"labels of shape \(39,\)"):
         arrays.from_table("x", table(40), label=np.zeros(39, int))
-    for bad in (np.zeros((40, 8, 8, 4)), np.zeros((40, 8, 8, 4), np.uint8)):
-        assert "shape (40, 8, 8, 4)" in refusal(write(tmp_path / "x.npy", bad))
-        assert "shape (40, 8, 8, 4)" in refusal(write(tmp_path / "x.npz", bad))
+    for name in ("x.npy", "x.npz"):
+        bad = np.zeros((40, 8, 8, 4), np.uint8)
+        assert "shape (40, 8, 8, 4)" in refusal(write(tmp_path / name, bad))
+        assert "not finite" in refusal(write(tmp_path / name, np.full((40, 8, 8, 4), np.inf)))
 
 
 @pytest.mark.parametrize("dtype", [np.complex64, "U5", "S3", "datetime64[s]"])

@@ -299,7 +299,7 @@ def test_training_with_a_memory_lowers_the_variance():
 def test_a_memory_needs_something_to_average():
     refused = {
         "only with the proxy bank or rao_blackwell": {},
-        r"bank\.memory: only with rao_blackwell": {"proxy": "bank"},
+        r"bank\.memory: with the option rao_blackwell": {"proxy": "bank"},
         r"bank\.memory: not with bank\.size": {"rao_blackwell": True, "bank.size": 9},
     }
     for message, options in refused.items():

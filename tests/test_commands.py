@@ -36,7 +36,7 @@ from vamf import cli
 from vamf.autoencoders import tiny
 from vamf.metrics import inception
 from vamf.metrics.moments import Moments
-from vamf.studies import costs, engine, launcher, measures, methods, toys
+from vamf.studies import costs, engine, launcher, measures, methods, sweep, toys
 from vamf.training import run
 
 pytestmark = pytest.mark.slow
@@ -176,12 +176,20 @@ def write_pictures(path):
     np.savez(path, images=np.random.default_rng(len(path.stem)).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8))
 
 
+def conditioned(rows):
+    """Rows with a vector for each."""
+    rng = np.random.default_rng(0)
+    return {"x": rng.normal(size=(rows, 2)), "vector": rng.normal(size=(rows, 3))}
+
+
 FILES = {
     "my.csv": write_table,
     "measurements.csv": write_table,
     "bad.csv": write_bad_table,
     "short.csv": lambda path: path.write_text(table(rows=2)),
     "digits.npy": lambda path: np.save(path, np.random.default_rng(0).normal(size=(60, 16))),
+    "table.npz": lambda path: np.savez(path, **conditioned(60)),
+    "wanted.npz": lambda path: np.savez(path, vector=conditioned(5)["vector"]),
     "photos": write_photos,
     "pictures": write_photos,
     "fashion-mnist": write_fashion_mnist,
@@ -231,6 +239,8 @@ PLACEHOLDERS = {
 }
 """What stands for a word, or for a word after its option."""
 INSTEAD = {
+    "vamf sample RUN --condition wanted.npz --out s.npy": "vamf sample runs/table-vamf-1 --condition wanted.npz "
+    "--out s.npy",
     "vamf fid samples.npz FOLDER": "vamf fid a.npz photos --weights inception.safetensors",
 }
 """What stands for a command."""
@@ -244,6 +254,7 @@ RUN = {"docs/methods/ddpm.md": "runs/cifar-10-binary.tar-ddpm-1"}
 SIZES = {
     "train": "--steps 4 --batch-size 16 --checkpoint-every 4 --log.every 2 --log.variance-every 0",
     "compare": "--steps 10 --seeds 0",
+    "sweep": "--steps 4 --batch-size 16",
     "fid": "--dims 192 --bootstrap 2",
     "data": "--size 16",
 }
@@ -307,6 +318,8 @@ PARSED = {
 """Commands that are only parsed, and why."""
 ELSEWHERE = {
     "make demo": "its study is run here",
+    "vamf study spread": "test_readme.py runs it, after the example that defines it",
+    'python -c "import mine; from vamf.cli import main; main()" study spread --only plan': "the same",
     "make test": "the suite",
     "make docs": "continuous integration",
     "pip install .": "continuous integration",
@@ -316,7 +329,7 @@ ELSEWHERE = {
     "pip install xprof": "another tool",
     "python -m pytest -m slow tests/test_autoencoders.py": "the suite",
 }
-"""Commands that are not vamf's own, and who runs them."""
+"""Commands that are not vamf's own or need one's own module, and who runs them."""
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
@@ -331,6 +344,7 @@ def small():
         for module, budgets in ((toys, {**toys.STUDY.budgets, "default": tiny_toys}), (methods, methods.STUDY.budgets)):
             few = dataclasses.replace(module.STUDY.measures, samples=64)
             patch.setattr(module, "STUDY", dataclasses.replace(module.STUDY, measures=few, budgets=budgets))
+        patch.setattr(sweep.SweepMeasures, "count", lambda self, dataset: 64)
         patch.setattr(measures, "PROJECTIONS", 16)
         patch.setattr(tiny, "WIDTH", 8)
         patch.setattr(costs, "step_costs", lambda configs, *_, **__: dict.fromkeys(configs, 1.0))

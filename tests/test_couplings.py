@@ -32,7 +32,7 @@ def test_pairs_are_the_two_ends_of_the_flow():
     dataset = coupled(steps=64)
     key = jax.random.key(3)
     x, label = dataset.draw(dataset.arrays, key, 40)
-    noise = dataset.noise(dataset.arrays, key, 40)
+    noise = dataset.start(dataset.arrays, key, 40)
     assert label is None
     np.testing.assert_allclose(x, 2.0 * noise, rtol=2e-3)  # the flow of N(0, 4 I) from t = 1 to 0 is z -> 2 z
     assert len({float(value) for value in noise[:, 0]}) > 30
@@ -42,13 +42,13 @@ def test_more_steps_come_closer():
     errors = []
     for steps in (8, 16):
         arrays = coupled(steps=steps).arrays
-        errors.append(np.max(np.abs(arrays["x"] - 2.0 * arrays["noise"])))
+        errors.append(np.max(np.abs(arrays["x"] - 2.0 * arrays["start"])))
     assert errors[0] / errors[1] > 3  # Heun's method is of order 2
 
 
 def test_distant_pairs_are_dropped():
     arrays = coupled(distance=0.5).arrays
-    apart = np.mean(np.asarray(arrays["noise"] - arrays["x"]) ** 2, axis=1)
+    apart = np.mean(np.asarray(arrays["start"] - arrays["x"]) ** 2, axis=1)
     assert np.all(apart < 0.5)
     assert 32 < len(apart) < 500
     with pytest.raises(UserError, match=r"couplings.distance = 1e-06: keeps \d+ of 500"):
@@ -64,7 +64,7 @@ def test_classes_keep_their_noise():
 
     arrays = couple(data.load("digits"), teacher, CouplingConfig(pairs=64, steps=4)).arrays
     # dz/dt = label from t = 1 to 0 moves every number by -label.
-    np.testing.assert_allclose(arrays["noise"] - arrays["x"], np.tile(arrays["label"][:, None], (1, 64)), atol=1e-5)
+    np.testing.assert_allclose(arrays["start"] - arrays["x"], np.tile(arrays["cond"][:, None], (1, 64)), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def test_pairs_keep_their_noise():
     """With e = x of every pair v_c is 0, and xi = -v."""
     oracle, x = oracles.Gaussian(2.0), gaussian(2.0)
     with jax.enable_x64(True):
-        found = diagnose(oracle.average_velocity, x, e=x, cells=2, samples=4096)
+        found = diagnose(oracle.average_velocity, x, start=x, cells=2, samples=4096)
         for cell in found.cells:
             v = oracle.velocity(np.asarray(x), np.full(len(x), cell.t))
             agrees(cell.floor, np.sum(v**2, axis=1).mean())
@@ -357,7 +357,7 @@ CONFIG = TrainConfig(data="swiss_roll", steps=2000)
         (log(), "good", "healthy: the largest gradient norm is 2.5 times the median", ""),
         (log(3), "warning", "ends at step 300 of 2,000", "--learning-rate 0.0003"),
         (log(grad_norm_max={12: 40.0}), "warning", "spikes: 40 times its median of 1 before step 1,300", "clip-norm 3"),
-        (log(jvp_norm=lambda i: 1.2**i), "warning", "keeps growing: 6.2 times", "--weighting.power 1"),
+        (log(jvp_norm=lambda i: 1.2**i), "warning", "keeps growing: 6.2 times", "--weighting power --weighting.power"),
         (log(loss={7: None}), "problem", "loss is not finite in the steps before 800", "--optimiser.clip-norm 1"),
         (log(residual={7: float("nan")}), "problem", "residual is not finite", "--learning-rate 0.0003"),
         (log(residual=lambda i: 2.0 + 0.1 * i), "warning", "risen by 16% over the last quarter", "--learning-rate"),

@@ -189,7 +189,7 @@ def test_guidance_leaves_hidden_labels_and_other_times_alone():
         assert 0 < np.sum(alone) < 8
         np.testing.assert_allclose(found[alone], without[alone], rtol=1e-12)
         assert np.all(np.abs(found - without)[~alone] > 1e-6)
-        with pytest.raises(UserError, match="labels"):
+        with pytest.raises(UserError, match="no classes and no other condition"):
             objective.loss_at(NETWORK, x, e, r, t)
 
 

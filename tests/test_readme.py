@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 
 from vamf import cli, data
+from vamf.data import SOURCES
 from vamf.networks import KINDS
 from vamf.objectives import METHODS
+from vamf.objectives.weighting import WEIGHTINGS
+from vamf.path import PATHS
 from vamf.studies import STUDIES
+from vamf.times import DISTRIBUTIONS
 from vamf.training import loop
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("objectives", "diagnosis", "sampling", "extending", "images", "networks")
+PAGES = ("objectives", "diagnosis", "sampling", "extending", "images", "networks", "training")
 EXAMPLES = [
     pytest.param(code, id=f"{page.name}-{number}")
     for page in (
@@ -29,20 +33,20 @@ EXAMPLES = [
 @pytest.mark.parametrize("code", EXAMPLES)
 def test_example_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    tables = [(table, dict(table)) for table in (METHODS, KINDS)]
+    tables = [(table, dict(table)) for table in (METHODS, KINDS, SOURCES, WEIGHTINGS, DISTRIBUTIONS, PATHS)]
     try:
         # Long trainings are cut short: it is the code that is tested here, not its result.
         exec(compile(re.sub(r"STEPS = \d+", "STEPS = 30", code), "example", "exec"), {})
-    finally:  # an example may add a method or a network
+    finally:  # an example may add to a table
         for table, known in tables:
             table.clear()
             table.update(known)
 
 
-@pytest.mark.parametrize("base", ["Residual", "NetworkConfig"])
+@pytest.mark.parametrize("base", ["(Residual)", "(NetworkConfig)", "SOURCES["])
 def test_the_example_of_a_new_part_is_short(base):
     page = (ROOT / "docs" / "extending.md").read_text()
-    (example,) = (code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if f"({base})" in code)
+    (example,) = (code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if base in code)
     assert len(example.splitlines()) < 40
 
 

@@ -160,6 +160,11 @@ def with_scale(cond: Any, scale: GuidanceScale) -> Conditioning:
     return dataclasses.replace(cond if isinstance(cond, Conditioning) else Conditioning(cond), scale=scale)
 
 
+def with_augment(cond: Any, augment: Any) -> Conditioning:
+    """The same, told how each image was augmented too."""
+    return dataclasses.replace(cond if isinstance(cond, Conditioning) else Conditioning(cond), augment=augment)
+
+
 def drop(cond: Any, rows: Bool[Array, " batch"] | bool = True) -> Any:
     """The same without condition in the given rows."""
     if not isinstance(cond, Conditioning):

@@ -18,8 +18,8 @@ class Sample:
     out: Path
     """File to write: .npy, .npz (with classes), .csv for tables; for images also .png (a sheet) or a folder without
     suffix."""
-    n: int = 64
-    """Number of samples."""
+    n: int | None = None
+    """Number of samples; 64, or as many as --condition has rows."""
     steps: int | None = None
     """Steps from noise to data, the network calls for each sample, but for heun (twice as many) and fast_flow; left
     out, 1 jump, 2 restarts, 1000 of ancestral and 50 of the others."""
@@ -31,6 +31,9 @@ class Sample:
     label: str | None = None
     """Class by its name or number, where the data has classes, or `each` of them in turn; drawn like the data's if left
     out."""
+    condition: Path | None = None
+    """What each sample is made for, in the data's units: a .npz with the arrays that the run's data have of label,
+    vector, image and start, or a .npy of the only one. Rows are taken in turn; drawn like the data's if left out."""
     guidance: float | None = None
     """Scale of guidance, for networks that are told it; others have learnt the one of their training. 1 is none."""
     guidance_range: tuple[float, float] = (0.0, 1.0)
@@ -96,7 +99,8 @@ def sample(arguments: Sequence[str]) -> None:
     sampler, steps = run.usual(wanted.sampler, wanted.steps)
     state, step = run.load(progress, wanted.checkpoint)
     scale = () if wanted.guidance is None else (wanted.guidance, *wanted.guidance_range)
-    drawn = samples.Wanted(wanted.n, steps, sampler, wanted.seed, wanted.label, scale, wanted.ema)
+    n = samples.count(run, wanted.n, wanted.condition)
+    drawn = samples.Wanted(n, steps, sampler, wanted.seed, wanted.label, scale, wanted.ema, wanted.condition)
     cost = samples.write(run, state, drawn, wanted.out, progress, wanted.autoencoder)
     if not distributed.is_first():
         return
@@ -107,7 +111,7 @@ def sample(arguments: Sequence[str]) -> None:
         how += f", {cost.calls:,} network calls for {cost.batches} batch{'es' * (cost.batches > 1)} of "
         how += f"{cost.batch_size}, {cost.each:.1f} each"
     weights = averages.describe(wanted.ema, run.config.averages)
-    print(f"{wanted.n} samples in {how} (training step {step:,}, {weights}): {wanted.out}")
+    print(f"{n} samples in {how} (training step {step:,}, {weights}): {wanted.out}")
 
 
 def evaluate(arguments: Sequence[str]) -> None:

@@ -6,16 +6,19 @@ the yardstick of evaluation.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 
-from vamf.data import csv_table
+from vamf.data import conditions, csv_table
 from vamf.data.classes import check_count, in_classes, listed, numbered
+from vamf.data.columns import as_they_are, column_name, standard
+from vamf.data.conditions import NAMES, START, Units
 from vamf.data.csv_table import Table
 from vamf.data.dataset import Dataset
 from vamf.data.image_files import LABELS
@@ -23,10 +26,6 @@ from vamf.errors import UserError, require
 
 SUFFIXES = (".npy", ".npz", ".csv")
 MINIMUM_ROWS = 32
-SMALL = 1e-9
-"""Spread of a column relative to its mean below which sums of its values lose too many digits."""
-FEWEST_STEPS = 64
-"""Fewest steps between neighbouring numbers in the standard deviation of integers beyond 2^53."""
 
 
 def digits(holdout: float) -> Dataset:
@@ -50,19 +49,45 @@ def digits(holdout: float) -> Dataset:
 def from_file(path: Path, holdout: float) -> Dataset:
     """The user's table from a `.npy`, `.npz` or `.csv` file.
 
-    An `.npz` holds one array, or one named `x` or `data`, perhaps with labels (n,) beside it (`image_files.LABELS`).
+    An `.npz` holds one array, or one named `x` or `data`, perhaps with labels (n,) beside it (`image_files.LABELS`) and
+    with what `conditions.py` names.
 
     Raises:
         UserError: the file is missing, not a table of numbers, too short, or has a value that is not finite.
     """
     if path.suffix.lower() == ".csv":
-        table, label, left_out = csv_table.read(path), None, ""
-    else:
-        stored, label, left_out = _read_numpy(path)
-        _check(str(path), stored)
-        table = csv_table.without_index(Table(stored))
+        return from_rows(path.stem, str(path), csv_table.read(path), holdout)
+    stored, label, beside, left_out = _read_numpy(path)
+    return from_rows(path.stem, str(path), as_table(str(path), stored), holdout, label, beside, left_out)
+
+
+def as_table(source: str, stored: np.ndarray) -> Table:
+    """An array as a table without names.
+
+    Raises:
+        UserError: as `from_table`.
+    """
+    _check(source, stored)
+    return csv_table.without_index(Table(stored))
+
+
+def from_rows(
+    name: str,
+    source: str,
+    table: Table,
+    holdout: float,
+    label: np.ndarray | None = None,
+    beside: Mapping[str, Any] = {},
+    left_out: str = "",
+) -> Dataset:
+    """A table as it was read, as a data set that says what was made of it.
+
+    Args:
+        source: where it is from, for refusals.
+        left_out: what was not used, in words.
+    """
     dataset = from_table(
-        path.stem, table.numbers, holdout=holdout, label=label, columns=table.columns, source=str(path)
+        name, table.numbers, holdout=holdout, label=label, beside=beside, columns=table.columns, source=source
     )
     remarks = (dataset.summary, *table.remarks, *([left_out] if left_out else []))
     found = (dataset.reread, table.reread, "labels beside it were not read" if label is not None else "")
@@ -77,6 +102,7 @@ def from_table(
     *,
     holdout: float = 0.1,
     label: Shaped[np.ndarray, " n"] | None = None,
+    beside: Mapping[str, Any] = {},
     shift: np.ndarray | None = None,
     scale: np.ndarray | None = None,
     picture: tuple[int, ...] | None = None,
@@ -92,6 +118,7 @@ def from_table(
     Args:
         holdout: share of the rows kept for evaluation, in [0, 0.5]; the same rows for the same table.
         label: classes (n,), integers or text.
+        beside: what belongs to each row, by name (`conditions.py`).
         shift, scale: subtracted from each column and divided by (d,) in place of mean and standard deviation.
 
     Raises:
@@ -114,31 +141,39 @@ def from_table(
     order = np.random.default_rng(0).permutation(len(table))
     held = max(1, round(holdout * len(table))) if holdout else 0
     test, train = order[:held], order[held:]
-    stored, table = table, table.astype(np.float64)
-    units = _standard(source, table[train], stored[train], columns) if scale is None else _as_given(scale)
-    centre = units.shift if shift is None else np.asarray(shift)[units.columns]
-    points = jnp.asarray((table[train][:, units.columns] - centre) / units.scale, jnp.float32)
-    arrays = {"points": points}
+    beside = conditions.checked(source, beside, len(table), table.shape[1:])
+    stored, table, start = table, table.astype(np.float64), beside.get(START)
+    if scale is None:
+        units = standard(source, stored[train], columns, None if start is None else start[train])
+    else:
+        units = as_they_are(np.zeros(len(scale)), scale)
+    units = units if shift is None else units._replace(shift=np.asarray(shift)[units.seen])
+    told, stored_beside = conditions.collect(source, beside, train, Units(units.shift, units.scale, units.seen), label)
+    arrays = {"points": jnp.asarray(units.encode(table[train]), jnp.float32)}
     if label is not None:
         arrays["label"] = jnp.asarray(label[train], jnp.int32)
+    arrays |= {name: jnp.asarray(values) for name, values in stored_beside.items()}
+
+    def rows_of(arrays, key, n):
+        return jax.random.randint(key, (n,), 0, arrays["points"].shape[0])
 
     def draw(arrays, key, n):
-        rows = jax.random.randint(key, (n,), 0, arrays["points"].shape[0])
-        return arrays["points"][rows], arrays["label"][rows] if "label" in arrays else None
+        rows = rows_of(arrays, key, n)
+        return arrays["points"][rows], conditions.read(told, arrays, rows)
 
-    def reference(n, seed):
-        rows = test if held else train
-        return table[np.random.default_rng(seed).permutation(rows)[:n]]
+    def of_reference(n, seed):
+        return np.random.default_rng(seed).permutation(test if held else train)[:n]
 
+    also = conditions.described(told)
     used = f"{len(train):,} rows to train on, {held:,} held out" if held else f"{len(train):,} rows, none held out"
     return Dataset(
         name=name,
-        event_shape=(len(units.columns),),
+        event_shape=(len(units.seen),),
         arrays=arrays,
         draw=draw,
-        reference=reference,
+        reference=lambda n, seed: table[of_reference(n, seed)],
         unseen=held > 0,
-        shift=centre,
+        shift=units.shift,
         scale=units.scale,
         num_classes=num_classes,
         classes=classes,
@@ -146,83 +181,30 @@ def from_table(
         columns=columns,
         constants=units.constants,
         integers=units.integers,
-        held_out=lambda: stored[test],
-        summary=f"{name}: {table.shape[1]} columns{in_classes(num_classes, classes)}, {used}"
+        start=None if start is None else lambda arrays, key, n: arrays[START][rows_of(arrays, key, n)],
+        conditions=told,
+        reference_rows=told and (lambda n, seed: conditions.at(beside, label, of_reference(n, seed))),
+        held_out=lambda: (stored[test], conditions.at(beside, label, test)) if told else stored[test],
+        summary=f"{name}: {table.shape[1]} columns{in_classes(num_classes, classes)}{also}, {used}"
         + _tell_integers(units.integers, columns)
         + _tell_constants(units.constants, columns),
         reread=units.reread,
     )
 
 
-class _Units(NamedTuple):
-    """What the network sees of a table, and how."""
-
-    columns: np.ndarray
-    """The columns that it sees."""
-    shift: Float[np.ndarray, " seen"]
-    scale: Float[np.ndarray, " seen"]
-    constants: tuple[tuple[int, float], ...] = ()
-    integers: tuple[int, ...] = ()
-    reread: str = ""
-
-
-def _as_given(scale: np.ndarray) -> _Units:
-    return _Units(np.arange(len(scale)), np.zeros(len(scale)), scale)
-
-
-def _standard(source: str, rows: Float[np.ndarray, "n d"], stored: np.ndarray, columns: tuple[str, ...]) -> _Units:
-    """Mean and standard deviation of each column that varies.
-
-    Args:
-        rows: in double precision.
-        stored: the same as they were read.
-    """
-    varies = stored.max(axis=0) != stored.min(axis=0)
-    if not varies.any():
-        raise UserError(f"{source}: every column holds one value only; there is nothing to learn")
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean, spread = rows.mean(axis=0), rows.std(axis=0)
-    # Far from 0 a sum of many values has no digits left for their differences, and squares of the smallest are 0.
-    small = varies & np.isfinite(spread) & (spread <= SMALL * np.abs(mean))
-    for column in np.flatnonzero(small):
-        steps = rows[:, column] - rows[0, column]
-        reach = np.abs(steps).max() or 1.0
-        mean[column] = rows[0, column] + reach * (steps / reach).mean()
-        spread[column] = reach * (steps / reach).std()
-    largest = np.abs(rows).max(axis=0)
-    coarse = varies & (largest >= 2.0**53) & (spread < FEWEST_STEPS * np.spacing(largest))
-    for bad, what in [
-        (varies & ~np.isfinite(spread), "holds values too large to standardise"),
-        (coarse, "holds integers that differ in digits which double precision does not keep; subtract an offset"),
-    ]:
-        if bad.any():
-            raise UserError(f"{source}: {_column(int(np.argmax(bad)), columns)} {what}")
-    reasons = {"constant columns were learnt": not varies.all(), "columns far from 0 were not scaled": small.any()}
-    return _Units(
-        np.flatnonzero(varies),
-        mean[varies],
-        spread[varies],
-        tuple((int(column), float(rows[0, column])) for column in np.flatnonzero(~varies)),
-        tuple(np.flatnonzero(np.all(rows == np.rint(rows), axis=0)).tolist()),
-        " and ".join(reason for reason, holds in reasons.items() if holds),
-    )
-
-
 def _tell_integers(integers: tuple[int, ...], columns: tuple[str, ...]) -> str:
     return (
-        f"; integers, and rounded in samples: {listed([_column(at, columns) for at in integers])}" if integers else ""
+        f"; integers, and rounded in samples: {listed([column_name(at, columns) for at in integers])}"
+        if integers
+        else ""
     )
 
 
 def _tell_constants(constants: tuple[tuple[int, float], ...], columns: tuple[str, ...]) -> str:
     if not constants:
         return ""
-    called = listed([f"{_column(column, columns)} = {value:g}" for column, value in constants])
+    called = listed([f"{column_name(column, columns)} = {value:g}" for column, value in constants])
     return f"; constant and not learnt: {called}"
-
-
-def _column(column: int, columns: tuple[str, ...]) -> str:
-    return f"column {column + 1}" + (f" ({columns[column]})" if columns else "")
 
 
 def _check(source: str, table: np.ndarray, columns: tuple[str, ...] = ()) -> None:
@@ -235,20 +217,20 @@ def _check(source: str, table: np.ndarray, columns: tuple[str, ...] = ()) -> Non
     if len(bad):
         row, column = bad[0].tolist()
         raise UserError(
-            f"{source}: row {row + 1}, {_column(column, columns)} is {table[row, column]}; finite numbers are needed"
-            + (f" ({len(bad)} such entries)" if len(bad) > 1 else "")
+            f"{source}: row {row + 1}, {column_name(column, columns)} is {table[row, column]}; "
+            "finite numbers are needed" + (f" ({len(bad)} such entries)" if len(bad) > 1 else "")
         )
 
 
-def _read_numpy(path: Path) -> tuple[np.ndarray, np.ndarray | None, str]:
-    """A table, labels that lie beside it, and what of the file is not used, in words."""
+def _read_numpy(path: Path) -> tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray], str]:
+    """A table, labels and what else of each row lies beside it, and what of the file is not used, in words."""
     try:
         loaded = np.load(path, allow_pickle=False)
         if not isinstance(loaded, np.lib.npyio.NpzFile):
-            return loaded, None, ""
+            return loaded, None, {}, ""
         with loaded:
             names = loaded.files
-            rows = [name for name in names if name not in LABELS] or names
+            rows = [name for name in names if name not in (*LABELS, *NAMES)] or names
             chosen = next((name for name in ("x", "data") if name in names), rows[0] if len(rows) == 1 else None)
             if chosen is None:
                 raise UserError(f"{path}: arrays {', '.join(names) or 'none'}; one, or one named x or data, is needed")
@@ -256,14 +238,16 @@ def _read_numpy(path: Path) -> tuple[np.ndarray, np.ndarray | None, str]:
             others = [name for name in names if name != chosen]
             named = next((name for name in LABELS if name in others), None)
             label, why = _labels(loaded, named, len(table)) if named and table.ndim else (None, "")
+            beside = {name: loaded[name] for name in NAMES if name in others}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{path}: not a readable {path.suffix} array of numbers ({_line(error)})") from None
-    unused = [f"{name}{f' ({why})' if name == named else ''}" for name in others if label is None or name != named]
-    return table, label, f"beside it not used: {', '.join(unused)}" if unused else ""
+    used = (*beside, named if label is not None else "")
+    unused = [f"{name}{f' ({why})' if name == named else ''}" for name in others if name not in used]
+    return table, label, beside, f"beside it not used: {', '.join(unused)}" if unused else ""
 
 
 def _labels(loaded: np.lib.npyio.NpzFile, name: str, rows: int) -> tuple[np.ndarray | None, str]:

@@ -12,16 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from vamf.data import pictures
+from vamf.conditioning import Cond, Conditioning
+from vamf.data import conditions, pictures
 from vamf.data.classes import Class, check_count, in_classes, numbered, stated
+from vamf.data.conditions import START, Conditions, Units
 from vamf.data.dataset import Dataset
 from vamf.data.pictures import Channels, Pictures
 from vamf.data.stream import Stream
 from vamf.errors import require
 from vamf.field_types import check_field_types
 
-HALF_RANGE = 127.5
-"""Bytes from 0 to 255 are `value * 127.5 + 127.5`."""
 MINIMUM = 32
 """Fewest pictures to train on."""
 REFERENCE = 2**26
@@ -70,22 +70,33 @@ def assembled(
     used: str,
     unseen: bool,
     stream: Stream | None = None,
+    units: Units = Units(),
+    told: Conditions | None = None,
 ) -> Dataset:
-    """A data set of flat rows of bytes.
+    """A data set of flat rows of pixels.
 
     Args:
-        arrays: `pixels` and, where there are classes, `label`.
+        arrays: `pixels`, bytes or in the network's units, where there are classes `label`, and what `told` has.
         count: pictures to train on.
         used: what became of the others, in words.
         unseen: whether the reference is none of the pictures to train on.
+        units: of the pixels.
+        told: what belongs to each picture.
     """
-    take = taking(shape, flip)
+    take, take_start = taking(shape, flip, told), images_of(START, shape, flip)
+
+    def rows_of(arrays, key, n):
+        row_key, flip_key = jax.random.split(key)
+        return flip_key, jax.random.randint(row_key, (n,), 0, len(arrays["pixels"]))
 
     def draw(arrays, key, n):
-        row_key, flip_key = jax.random.split(key)
-        return take(arrays, flip_key, jax.random.randint(row_key, (n,), 0, len(arrays["pixels"])))
+        return take(arrays, *rows_of(arrays, key, n))
 
-    kind = "x".join(map(str, shape)) + in_classes(num_classes, classes)
+    def start(arrays, key, n):
+        return take_start(arrays, *rows_of(arrays, key, n))
+
+    kind = "x".join(map(str, shape)) + in_classes(num_classes, classes) + conditions.described(told)
+    low, high = (sign * units.scale + units.shift for sign in (-1, 1))
     return Dataset(
         name=name,
         event_shape=shape,
@@ -93,11 +104,15 @@ def assembled(
         draw=draw,
         reference=reference,
         unseen=unseen,
-        shift=HALF_RANGE,
-        scale=HALF_RANGE,
+        shift=units.shift,
+        scale=units.scale,
         num_classes=num_classes,
         classes=classes,
-        picture=shape,
+        picture=shape if shape[2] in (1, 3) else None,
+        white=float(high),
+        black=float(low),
+        start=start if told and told.has_start else None,
+        conditions=told,
         bound=1.0,
         stream=stream,
         summary=f"{name}: {count:,} pictures of {kind} to train on{', streamed from disk' if stream else ''}, {used}",
@@ -112,17 +127,33 @@ def parted(count: int, holdout: float) -> tuple[Int[np.ndarray, " train"], Int[n
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-def taking(shape: tuple[int, ...], flip: bool) -> Callable[..., tuple[jax.Array, jax.Array | None]]:
-    """(arrays, key, rows) -> pictures (n, h, w, c) of flat rows of bytes, mirrored by chance, and their labels."""
+def taking(shape: tuple[int, ...], flip: bool, told: Conditions | None = None) -> Callable[..., tuple[jax.Array, Cond]]:
+    """(arrays, key, rows) -> pictures (n, h, w, c) of flat rows of pixels, mirrored by chance, and their condition,
+    whose image is mirrored with them."""
+    pictures_of = images_of("pixels", shape, flip)
 
     def take(arrays, key, rows):
-        x = arrays["pixels"][rows].reshape(-1, *shape).astype(jnp.float32) / HALF_RANGE - 1
-        if flip:
-            mirrored = jax.random.bernoulli(key, 0.5, (len(rows), 1, 1, 1))
-            x = jnp.where(mirrored, x[:, :, ::-1], x)
-        return x, arrays["label"][rows] if "label" in arrays else None
+        cond = conditions.read(told, arrays, rows)
+        if flip and isinstance(cond, Conditioning) and cond.image is not None:
+            cond = dataclasses.replace(cond, image=_mirrored(key, cond.image))
+        return pictures_of(arrays, key, rows), cond
 
     return take
+
+
+def images_of(name: str, shape: tuple[int, ...], flip: bool) -> Callable[..., jax.Array]:
+    """(arrays, key, rows) -> images (n, h, w, c) of one of the arrays, mirrored by chance."""
+
+    def take(arrays, key, rows):
+        x = conditions.seen(arrays[name][rows].reshape(-1, *shape))
+        return _mirrored(key, x) if flip else x
+
+    return take
+
+
+def _mirrored(key, x):
+    """Half of the images mirrored left to right; the same ones for the same key."""
+    return jnp.where(jax.random.bernoulli(key, 0.5, (len(x), 1, 1, 1)), x[:, :, ::-1], x)
 
 
 def classed(

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vamf.data.classes import plain
+from vamf.data.conditions import NAMES
 from vamf.data.image_archives import is_cifar, is_idx, read_cifar, read_idx, read_idx_folder
 from vamf.data.pictures import Encoded, Pictures, labelled, line, pixels
 from vamf.errors import UserError
@@ -44,8 +45,11 @@ def is_source(path: Path) -> bool:
     return path.is_dir() or path.suffix.lower() == ".parquet" or is_idx(path) or is_cifar(path)
 
 
-def read(path: Path) -> Pictures:
+def read(path: Path, floats: bool = False) -> Pictures:
     """The pictures in a file or folder.
+
+    Args:
+        floats: take arrays of floats too.
 
     Raises:
         UserError: nothing there, an unknown or damaged format, labels that are no classes.
@@ -55,7 +59,7 @@ def read(path: Path) -> Pictures:
     if path.is_dir():
         return _read_folder(path)
     if path.suffix.lower() in ARRAYS:
-        return _read_arrays(path)
+        return _read_arrays(path, floats)
     if path.suffix.lower() == ".parquet":
         return _read_parquet([path])
     if is_idx(path):
@@ -158,32 +162,35 @@ def _pictures_under(folder: Path, inside: tuple[Path, ...]) -> list[Path]:
     return sorted(chain(_with_suffix(folder, *SUFFIXES), *deeper))
 
 
-def _read_arrays(path: Path) -> Pictures:
+def _read_arrays(path: Path, floats: bool) -> Pictures:
     try:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(loaded, np.lib.npyio.NpzFile):
-            return Pictures(pixels(path, loaded))
+            return Pictures(pixels(path, loaded, floats))
         with loaded:
             names = loaded.files
             images = next((name for name in IMAGES if name in names), names[0] if len(names) == 1 else None)
             if images is None:
                 raise UserError(f"{path}: arrays {', '.join(names) or 'none'}; one named {', '.join(IMAGES)} is needed")
             labels = next((name for name in LABELS if name in names and name != images), None)
-            used = [name for name in (images, labels, "x_test", "y_test") if name in names]
+            used = [name for name in (images, labels, "x_test", "y_test", *NAMES) if name in names]
             arrays = {name: loaded[name] for name in used}
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{path}: not a readable {path.suffix} file ({line(error)})") from None
-    pictures = labelled(path, pixels(path, arrays[images]), arrays[labels] if labels else None)
+    pictures = labelled(path, pixels(path, arrays[images], floats), arrays[labels] if labels else None)
     others = [name for name in names if name not in used]
     pictures = pictures._replace(
         left_out=f"{', '.join(others)} beside them not used" if others else "",
+        beside={name: arrays[name] for name in NAMES if name in arrays and name != images},
         reread=f"{labels} beside them was not read" if labels in UNREAD else pictures.reread,
     )
     if "x_test" not in arrays:
         return pictures
-    return pictures._replace(test=labelled(path, pixels(path, arrays["x_test"]), arrays.get("y_test")))
+    if pictures.beside:
+        raise UserError(f"{path}: x_test beside {', '.join(pictures.beside)}; leave it out, and rows are held out")
+    return pictures._replace(test=labelled(path, pixels(path, arrays["x_test"], floats), arrays.get("y_test")))
 
 
 def _read_parquet(files: list[Path]) -> Pictures:
@@ -231,7 +238,8 @@ def _axes(path: Path) -> int:
             with path.open("rb") as handle:
                 return _header(handle)
         with zipfile.ZipFile(path) as archive:
-            return max((_header(archive.open(name)) for name in archive.namelist()), default=0)
+            axes = {Path(name).stem: _header(archive.open(name)) for name in archive.namelist()}
+            return max((count for name, count in axes.items() if name not in NAMES or len(axes) == 1), default=0)
     except Exception:
         return 0
 

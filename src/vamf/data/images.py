@@ -7,18 +7,19 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, Shaped, UInt8
+from jaxtyping import Int, Shaped
 
-from vamf.data import image_files, image_stream, pictures
+from vamf.data import conditions, image_files, image_stream, pictures
 from vamf.data.classes import Class
+from vamf.data.conditions import Units
 from vamf.data.dataset import Dataset
 from vamf.data.image_dataset import MINIMUM, REFERENCE, ImageConfig, assembled, classed, described, parted
 from vamf.data.pictures import Channels, Damaged, Encoded, Pictures
@@ -62,7 +63,7 @@ KNOWN = {
 class Decoded(NamedTuple):
     """Pictures in memory."""
 
-    pixels: UInt8[np.ndarray, "n h w c"]
+    pixels: Shaped[np.ndarray, "n h w c"]
     label: Int[np.ndarray, " n"] | None
     damaged: list[str]
     """The pictures left out, and why."""
@@ -86,7 +87,23 @@ def load(
     expected = KNOWN.get(config.expect)
     if expected and not path.exists():
         raise UserError(f"{path}: no such folder; {config.expect} needs {expected.files}")
-    source = image_files.read(path)
+    return from_source(path, path.stem, image_files.read(path, floats=True), config, holdout, progress)
+
+
+def from_source(
+    path: Path | str, name: str, source: Pictures, config: ImageConfig, holdout: float, progress: Progress = QUIET
+) -> Dataset:
+    """Pictures as they were read as a data set.
+
+    Args:
+        path: where they are from.
+        name: what the data set is called where it is no known one.
+
+    Raises:
+        UserError: as `load`.
+    """
+    expected = KNOWN.get(config.expect)
+    fixed = _fixed(source, config, str(path))
     shape = _shape(source, config, str(path))
     if expected and config.size is None and shape != expected.shape:
         raise UserError(
@@ -95,11 +112,13 @@ def load(
         )
     if expected and not _is(expected, source.label):
         expected = None
-    name = config.expect if expected else path.stem
+    name = config.expect if expected else name
     num_classes = config.num_classes or (expected.classes if expected else source.num_classes)
     label, classes, num_classes = classed(str(path), source.label, source.classes, num_classes)
     source = source._replace(label=label, classes=classes, num_classes=num_classes)
-    if config.stream or _gibibytes(len(source.items), shape) > config.memory:
+    if config.stream or (isinstance(path, Path) and not fixed and _gibibytes(len(source.items), shape) > config.memory):
+        if fixed or not isinstance(path, Path):
+            raise UserError(f"{path}: images.stream: not for arrays {fixed or 'in memory'}, which stay in memory")
         return image_stream.load(path, name, source, config, holdout)
     train = decode(source, config, str(path), progress)
     test = None if source.test is None else decode(source.test, config, f"{path} (test set)", progress)
@@ -114,30 +133,33 @@ def load(
         classes=classes,
         source=str(path),
         damaged=train.damaged + (test.damaged if test else []),
+        beside=source.beside,
     )
     return described(dataset, source)
 
 
 def from_pixels(
     name: str,
-    pixels: UInt8[np.ndarray, "n h w c"],
+    pixels: Shaped[np.ndarray, "n h w c"],
     *,
     label: Shaped[np.ndarray, " n"] | None = None,
-    held_out: UInt8[np.ndarray, "m _ _ _"] | None = None,
+    held_out: Shaped[np.ndarray, "m _ _ _"] | None = None,
     holdout: float = 0.1,
     flip: bool = False,
     num_classes: int = 0,
     classes: tuple[Class, ...] = (),
     source: str = "in memory",
     damaged: Sequence[str] = (),
+    beside: Mapping[str, Any] = {},
 ) -> Dataset:
-    """Pictures (n, h, w, c) as a data set; original units are bytes, 0 to 255.
+    """Pictures (n, h, w, c) as a data set; original units are those of `pixels`, bytes or floats.
 
     Args:
         label: the classes, numbers from 0 on, with gaps or not, or text.
         held_out: pictures for evaluation; without them the share `holdout` of `pixels` is kept for it.
         num_classes: number of classes, which are then the labels from 0 on; 0 takes those that there are.
         classes: what the classes are called, by their number, where `label` has numbers in place of their names.
+        beside: what belongs to each picture, by name (`conditions.py`).
     """
     left_out = f"; {len(damaged)} damaged and left out, the first: {damaged[0]}" if damaged else ""
     if len(pixels) < MINIMUM:
@@ -151,24 +173,33 @@ def from_pixels(
         pictures.check_labels(source, label, num_classes)
     else:
         label, classes, num_classes = classed(source, label, (), num_classes)
-    rows = np.arange(len(pixels))
+    beside = conditions.checked(source, beside, len(pixels), pixels.shape[1:])
+    rows = held = np.arange(len(pixels))
     if held_out is None:
         rows, held = parted(len(pixels), holdout)
-        held_out, unseen = pixels[held] if len(held) else pixels, len(held) > 0
-        used = f"{len(held):,} held out" if len(held) else "none held out"
+        unseen = len(held) > 0
+        used = f"{len(held):,} held out" if unseen else "none held out"
+        held = held if unseen else rows
+        held_out = pixels[held] if unseen else pixels
     else:
         unseen = True
         used = f"{len(held_out):,} in the official test set"
     chosen = pixels if len(rows) == len(pixels) else pixels[rows]
+    units = Units.within(chosen)
+    told, stored_beside = conditions.collect(source, beside, rows, units, label)
     # Flat rows: a gather of them copies each in one piece.
-    arrays = {"pixels": jnp.asarray(chosen.reshape(len(chosen), -1))}
+    arrays = {"pixels": jnp.asarray(units.stored(chosen).reshape(len(chosen), -1))}
     if label is not None:
         arrays["label"] = jnp.asarray(label[rows], jnp.int32)
+    arrays |= {name: jnp.asarray(values) for name, values in stored_beside.items()}
 
     most = max(1, REFERENCE // math.prod(pixels.shape[1:]))
 
+    def of_reference(n, seed):
+        return np.random.default_rng(seed).permutation(len(held_out))[: min(n, most)]
+
     def reference(n, seed):
-        return held_out[np.random.default_rng(seed).permutation(len(held_out))[: min(n, most)]].astype(np.float32)
+        return held_out[of_reference(n, seed)].astype(np.float32)
 
     found = assembled(
         name,
@@ -181,8 +212,18 @@ def from_pixels(
         count=len(chosen),
         used=f"{used}{left_out}",
         unseen=unseen,
+        units=units,
+        told=told,
     )
-    return dataclasses.replace(found, held_out=lambda: held_out) if unseen else found
+    if told is not None:
+        found = dataclasses.replace(
+            found, reference_rows=lambda n, seed: conditions.at(beside, label, held[of_reference(n, seed)])
+        )
+    if not unseen:
+        return found
+    return dataclasses.replace(
+        found, held_out=lambda: (held_out, conditions.at(beside, label, held)) if told else held_out
+    )
 
 
 def decode(source: Pictures, config: ImageConfig, where: str, progress: Progress = QUIET) -> Decoded:
@@ -192,7 +233,7 @@ def decode(source: Pictures, config: ImageConfig, where: str, progress: Progress
         UserError: several sizes or kinds, more than the memory allows, all damaged, or one if `config.strict`.
     """
     if isinstance(source.items, np.ndarray) and _as_wanted(source.items.shape[1:], config):
-        _check_memory(where, source.items.shape, config)
+        _check_memory(where, source.items.shape, config, 4 if _are_floats(source.items) else 1)
         copied = np.array if isinstance(source.items, np.memmap) else np.ascontiguousarray  # the file may change
         return Decoded(copied(source.items), source.label, [])
     total = len(source.items)
@@ -237,6 +278,25 @@ def each(items: np.ndarray | Sequence[Encoded], config: ImageConfig) -> Iterator
             yield from pool.map(prepare, batch)
 
 
+def _are_floats(items: np.ndarray | Sequence[Encoded]) -> bool:
+    return isinstance(items, np.ndarray) and items.dtype != np.uint8
+
+
+def _fixed(source: Pictures, config: ImageConfig, where: str) -> str:
+    """What keeps images as they are, in memory; nothing where nothing does.
+
+    Raises:
+        UserError: they are to be resized or converted all the same.
+    """
+    fixed = f"beside {', '.join(source.beside)}" if source.beside else "of floats" * _are_floats(source.items)
+    if fixed and not _as_wanted(source.items.shape[1:], config):  # pyright: ignore[reportAttributeAccessIssue]
+        raise UserError(
+            f"{where}: images.size = {config.size}, images.channels = {config.channels}: not for arrays {fixed}; "
+            "resize and convert them beforehand"
+        )
+    return fixed
+
+
 def _as_wanted(shape: tuple[int, ...], config: ImageConfig) -> bool:
     """Whether pixels of a shape (h, w, c) need no preparation."""
     height, width, channels = shape
@@ -246,6 +306,8 @@ def _as_wanted(shape: tuple[int, ...], config: ImageConfig) -> bool:
 
 def _shape(source: Pictures, config: ImageConfig, where: str) -> tuple[int, ...]:
     """The shape (h, w, c) of the first picture that can be read, prepared."""
+    if isinstance(source.items, np.ndarray) and _as_wanted(source.items.shape[1:], config):
+        return source.items.shape[1:]
     damaged = []
     for item in source.items:
         try:
@@ -264,8 +326,8 @@ def _gibibytes(count: int, shape: tuple[int, ...]) -> float:
     return count * math.prod(shape) / GIB
 
 
-def _check_memory(where: str, shape: tuple[int, ...], config: ImageConfig) -> None:
-    size = _gibibytes(shape[0], shape[1:])
+def _check_memory(where: str, shape: tuple[int, ...], config: ImageConfig, bytes_each: int = 1) -> None:
+    size = bytes_each * _gibibytes(shape[0], shape[1:])
     if size > config.memory:
         raise UserError(
             f"{where}: {shape[0]:,} pictures of {'x'.join(map(str, shape[1:]))} are {size:,.1f} GiB, memory = "

@@ -6,12 +6,12 @@ in the middle. One that has the size already is left as it is.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 
 from vamf.data import classes
 from vamf.data.classes import Class
@@ -36,7 +36,7 @@ class Pictures(NamedTuple):
     """A source of pictures in a fixed order."""
 
     items: np.ndarray | Sequence[Encoded]
-    """Pixels (n, h, w, c), uint8, or encoded pictures."""
+    """Pixels (n, h, w, c), or encoded pictures."""
     label: np.ndarray | None = None
     """Numbers of the classes (n,), where there are any."""
     num_classes: int = 0
@@ -49,16 +49,22 @@ class Pictures(NamedTuple):
     """What was found beside them and is not used, in words."""
     reread: str = ""
     """What earlier versions made otherwise of the same files, in words."""
+    beside: Mapping[str, np.ndarray] = {}
+    """What belongs to each picture, by name (`conditions.py`)."""
 
 
 class Damaged(Exception):
     """A picture that cannot be decoded; its name and why."""
 
 
-def pixels(where: Path, array: np.ndarray) -> UInt8[np.ndarray, "n h w c"]:
-    """The pixels of an array that may lack its last axis."""
+def pixels(where: Path | str, array: np.ndarray, floats: bool = False) -> Shaped[np.ndarray, "n h w c"]:
+    """The pixels of an array that may lack its last axis: bytes, or with `floats` finite numbers too."""
     if array.ndim not in (3, 4) or 0 in array.shape:
         raise UserError(f"{where}: shape {array.shape}; pictures of shape (n, h, w) or (n, h, w, c) are needed")
+    if floats and array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise UserError(f"{where}: entries that are not finite; finite numbers are needed")
+        return array[..., None] if array.ndim == 3 else array
     if array.dtype != np.uint8:
         raise UserError(
             f"{where}: shape {array.shape}, entries of type {array.dtype}; pictures are uint8 from 0 to 255, a table "
@@ -72,7 +78,7 @@ def pixels(where: Path, array: np.ndarray) -> UInt8[np.ndarray, "n h w c"]:
     return array
 
 
-def labelled(where: Path, items: np.ndarray | Sequence[Encoded], label: Any) -> Pictures:
+def labelled(where: Path | str, items: np.ndarray | Sequence[Encoded], label: Any) -> Pictures:
     """Pictures with labels that are classes, one for each picture: integers from 0 on, with gaps or not, or text."""
     if label is None:
         return Pictures(items)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vamf.conditioning import Cond
 from vamf.errors import UserError
 
 AHEAD = 64
@@ -44,8 +45,8 @@ class Stream(NamedTuple):
 
     source: Source
     """Gives a row as named arrays."""
-    take: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]
-    """(window, key, rows of it) -> samples in the network's units and their labels or None. Traceable."""
+    take: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Cond]]
+    """(window, key, rows of it) -> samples in the network's units and their condition. Traceable."""
     digest: str
     """What tells these rows from others."""
     damaged: Mapping[int, str] = {}

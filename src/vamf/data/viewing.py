@@ -34,7 +34,7 @@ def viewer(dataset: Dataset, weights: Path | None = None) -> Viewer:
         raise UserError(f"samples of {dataset.name} are no images; use .npy, .csv or .npz")
 
     def view(samples: np.ndarray) -> np.ndarray:
-        levels = np.rint(np.asarray(samples) * (255 / dataset.white))
+        levels = np.rint((np.asarray(samples) - dataset.black) * (255 / (dataset.white - dataset.black)))
         return np.clip(levels, 0, 255).astype(np.uint8).reshape(len(samples), *shape[:2], -1)
 
     return view

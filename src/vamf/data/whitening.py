@@ -37,6 +37,11 @@ class Whitening:
         flat = np.asarray(samples, np.float64).reshape(*samples.shape[: samples.ndim - len(self.shape)], -1)
         return (flat @ (self.vectors * self.spread).T + self.mean).reshape(samples.shape)
 
+    def forward(self, samples: np.ndarray) -> np.ndarray:
+        """Samples (..., *shape) in these coordinates, in single precision."""
+        flat = np.asarray(samples, np.float64).reshape(*samples.shape[: samples.ndim - len(self.shape)], -1)
+        return ((flat - self.mean) @ (self.vectors / self.spread)).reshape(samples.shape).astype(np.float32)
+
 
 def whiten(dataset: Dataset, floor: float) -> Dataset:
     """The data set in whitened coordinates.
@@ -62,15 +67,25 @@ def apply(dataset: Dataset, change: Whitening) -> Dataset:
     to_white = jnp.asarray(change.vectors / change.spread, jnp.float32)
     centre = jnp.asarray(change.mean, jnp.float32)
 
-    def white(draw):
+    def white(x):
+        flat = jnp.matmul(x.reshape(len(x), -1) - centre, to_white, precision=jax.lax.Precision.HIGHEST)
+        return flat.reshape(x.shape)
+
+    def whitened(draw):
         def drawn(*arguments):
-            x, label = draw(*arguments)
-            flat = jnp.matmul(x.reshape(len(x), -1) - centre, to_white, precision=jax.lax.Precision.HIGHEST)
-            return flat.reshape(x.shape), label
+            x, cond = draw(*arguments)
+            return white(x), cond
 
         return drawn
 
-    stream = None if dataset.stream is None else dataset.stream._replace(take=white(dataset.stream.take))
+    stream = None if dataset.stream is None else dataset.stream._replace(take=whitened(dataset.stream.take))
+    start = None if dataset.start is None else (lambda *arguments, first=dataset.start: white(first(*arguments)))
     return dataclasses.replace(
-        dataset, draw=white(dataset.draw), stream=stream, restore=change, mixture=None, bound=None
+        dataset,
+        draw=whitened(dataset.draw),
+        stream=stream,
+        start=start,
+        restore=change,
+        mixture=None,
+        bound=None,
     )

@@ -104,7 +104,7 @@ def _growth(records, diagnosis) -> list[Finding]:
     if diagnosis is not None:
         cell = max(diagnosis.cells, key=lambda cell: cell.weight * cell.derivative.value)
         text += f" It is largest at t = {cell.t:.2f}, t - r = {cell.gap:.2f}."
-    return [Finding("warning", text, "--weighting.power 1")]
+    return [Finding("warning", text, "--weighting power --weighting.power 1")]
 
 
 def _rising(records, config) -> list[Finding]:

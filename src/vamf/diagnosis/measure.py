@@ -48,7 +48,7 @@ def diagnose(
     *,
     average: AverageVelocity | None = None,
     times: TimeDistribution | None = None,
-    e: Float[Array, "n *event"] | None = None,
+    start: Float[Array, "n *event"] | None = None,
     path: Path = STRAIGHT_LINE,
     told: Callable[[Key[Array, ""], Array, Array, Cond], Cond] | None = None,
     raw: Callable[[Array, Array, Cond, Array], Array] | None = None,
@@ -68,7 +68,7 @@ def diagnose(
         label: what u is told of each.
         average: v_hat is its diagonal; u itself where none is given, and then the bias counts as 0.
         times: law of (r, t) in training.
-        e: the start that belongs to each row of x, where data come in pairs.
+        start: that belongs to each row of x, where data come in pairs.
         path: from data to the prior, in training.
         told: (key, r, t, label) -> what the rows are told in training, some without their label.
         raw: (z, t, told, v_c) -> the velocity that training puts in v_c's place, such as the guided one.
@@ -96,7 +96,7 @@ def diagnose(
         key, r, t = block
         pick_key, noise_key, probe_key = jax.random.split(key, 3)
         pick = jax.random.randint(pick_key, t.shape, 0, len(x))
-        noise = path.prior(noise_key, x[pick], None if e is None else e[pick])
+        noise = path.prior(noise_key, x[pick], None if start is None else start[pick])
         probe = jax.random.rademacher(probe_key, noise.shape, x.dtype)
         shown = None if label is None else label[pick]
         if told is not None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from vamf.average_velocity import AverageVelocity
-from vamf.conditioning import Cond, Conditioning
+from vamf.conditioning import Cond, with_augment
 from vamf.diagnosis import logbook
 from vamf.diagnosis.advice import Current, Finding, advise
 from vamf.diagnosis.measure import Gradient, diagnose
@@ -94,10 +94,10 @@ def visit(run: Run, state: State, step: int, seed: int = 0) -> Visit:
     u = grid.network.bind(params)
     data_key, measure_key = jax.random.split(jax.random.key(seed))
     x, label = dataset.draw(dataset.arrays, data_key, ROWS)
-    label = label if dataset.num_classes else None
+    label = label if any(dataset.cond_shape) else None
     if config.augment.features:
         x, moved = config.augment(jax.random.fold_in(data_key, 1), x)
-        label = Conditioning(label, moved)
+        label = with_augment(label, moved)
     given = {"ema": grid.network.bind(average), "teacher": trainer.teacher, "oracle": dataset.mixture}
     gradients = gradients_of(run, state)
     diagnosis = diagnose(
@@ -106,7 +106,7 @@ def visit(run: Run, state: State, step: int, seed: int = 0) -> Visit:
         label,
         average=_v_hat(_source(config), u, given, guided),
         times=objective.times,
-        e=None if dataset.noise is None else dataset.noise(dataset.arrays, data_key, ROWS),
+        start=None if dataset.start is None else dataset.start(dataset.arrays, data_key, ROWS),
         path=objective.path,
         told=_told(objective),
         raw=None if guided is None else functools.partial(guided, u),
@@ -216,6 +216,8 @@ def _no_bank(run: Run) -> str:
     reasons = {
         "couplings": config.couplings.pairs > 0,
         "augmentation": config.augment.features > 0,
+        "data in pairs": run.dataset.has_start,
+        "a vector or an image as condition": any(run.dataset.cond_shape[1:]),
         "accumulate": config.accumulate > 1,
     }
     return next((f"a bank does not go with {name}" for name, there in reasons.items() if there), "")

@@ -99,7 +99,9 @@ def roles(
     if proxy == "bank" and common.rao_blackwell:
         raise UserError("rao_blackwell: already averages what the proxy bank would; choose another proxy")
     if bank.memory and not common.rao_blackwell:
-        raise UserError("bank.memory: only with rao_blackwell")
+        raise UserError(
+            "bank.memory: with the option rao_blackwell, not with the proxy bank or the method rao_blackwell"
+        )
 
     def guided(velocity: Velocity) -> Velocity:
         return Guided(guidance, velocity, own) if guidance.acts and not velocity.guided else velocity

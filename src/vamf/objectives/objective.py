@@ -80,14 +80,14 @@ class Objective(Parts):
         ctx = Context(self, u, self.batch(x, sample, cond), step, sources, state, bank, split)
         return {part.name: part.update_state(state[part.name], ctx) for part in self.parts if part.name in state}
 
-    def sample(self, key: Key[Array, ""], x: Float[Array, "batch *event"], e=None, step=0) -> LossSample:
+    def sample(self, key: Key[Array, ""], x: Float[Array, "batch *event"], start=None, step=0) -> LossSample:
         """Points of the prior, times and what else is random; the first `times.num_diagonal(batch)` rows have r = t.
 
         Args:
-            e: points of the prior (batch, *event) that belong to x, where data come in pairs.
+            start: the start (batch, *event) that belongs to each row, where data come in pairs.
             step: training step, for distributions that change over training.
         """
-        e = self.path.prior(stream(key, PRIOR), x, e)
+        e = self.path.prior(stream(key, PRIOR), x, start)
         r, t = self.times.draw(stream(key, self.times.stream), x.shape[0], step)
         return LossSample(e, r, t, self.draw(key, x, r, t, step))
 

@@ -1,6 +1,7 @@
 """What a path is: the points between data and prior, and how fast they move."""
 
 import abc
+from typing import ClassVar
 
 import jax
 from jaxtyping import Array, Float, Key, Shaped
@@ -13,6 +14,9 @@ def expand(t: Shaped[Array, " batch"], like: Float[Array, "batch *event"]) -> Sh
 
 class Path(abc.ABC):
     """A path z_t from data x (t = 0) to a point e of the prior (t = 1). From outside the package: subclass it."""
+
+    uses_start: ClassVar[bool] = False
+    """Whether e is made of a start that the data have for each row (data in pairs)."""
 
     @abc.abstractmethod
     def interpolate(

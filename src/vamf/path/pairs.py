@@ -17,6 +17,7 @@ from vamf.path.straight_line import StraightLine
 class Pairs(StraightLine):
     """The straight line from x to a start of its own."""
 
+    uses_start = True
     noise: float = 0.0
     """Standard deviation of the noise around each start, in the units of the standardised data."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from vamf import networks
 from vamf.cli_options import Start, told, with_network
+from vamf.data import IN_MEMORY
 from vamf.errors import UserError
 from vamf.objectives import METHODS
 from vamf.options import base_of, kind_name, options_of
@@ -21,7 +22,10 @@ def command(config: TrainConfig) -> str:
     Of all that could be started from, the one that leaves least to say.
     """
     found = []
-    for name in dict.fromkeys((config.data, *presets.PRESETS)):
+    if config.data == IN_MEMORY:
+        bases = (presets.table(IN_MEMORY), presets.pictures(IN_MEMORY))
+        found += [["FILE", *_options(config, base)] for base in bases]
+    for name in dict.fromkeys((config.data, *presets.PRESETS)) if not found else ():
         try:
             found.append([name, *_options(config, presets.for_data(name))])
         except UserError:  # the data are gone: a preset and --data say the same

@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vamf import distributed, figures, locks
-from vamf.data import csv_table, is_name
+from vamf.data import IN_MEMORY, conditions, csv_table, is_name
 from vamf.data.viewing import viewer
 from vamf.errors import UserError, require
 from vamf.files import check_source, write_array, write_arrays, write_atomic, write_json
@@ -43,6 +43,8 @@ from vamf.training.step import State
 FORMATS = (".npy", ".csv", ".npz", ".png", "")
 NOTE = "samples.json"
 """What says how a folder of pictures was made."""
+USUAL = 64
+"""Samples where nobody says how many."""
 NUMBERS = 2**22
 """Most numbers that are drawn together: many samples are drawn in parts."""
 
@@ -73,6 +75,8 @@ class Wanted:
     """Scale of guidance and the times at which it acts, where the network is to be told."""
     ema: Ema = None
     """Weights to draw from: the run's first moving average, another by its decay, or none."""
+    condition: Path | None = None
+    """File of what the network is told of each sample, or of each in turn, in the data's units."""
 
 
 def write(
@@ -141,6 +145,7 @@ def _write(
     cost = Cost(sum(part.calls for part in costs), sum(part.batches for part in costs), costs[0].batch_size)
     if note is not None and distributed.is_first():
         made = dataclasses.asdict(wanted) | {
+            "condition": None if wanted.condition is None else str(wanted.condition),
             "file": out.name,
             "run": str(run.folder.resolve()),
             "training_step": int(np.asarray(state.step)[0]),
@@ -161,7 +166,7 @@ def _check_free(run: Run, out: Path, note: Path | None) -> None:
         if (folder / CONFIG).exists() and (folder / "checkpoints").exists():
             raise UserError(f"out = {out}: inside the run {folder}; choose another place")
     for name in ("data", "teacher", "initial"):
-        if (given := run.places.get(name) or getattr(run.config, name)) and not is_name(given):
+        if (given := run.places.get(name) or getattr(run.config, name)) and not (is_name(given) or given == IN_MEMORY):
             check_source("out", out, Path(given))
             if Path(given).resolve() in place.parents:
                 raise UserError(f"out = {out}: inside the run's own {name}; choose another place")
@@ -199,17 +204,27 @@ def _holds_data(run: Run, out: Path) -> bool:
     return True
 
 
+def count(run: Run, n: int | None, condition: Path | None) -> int:
+    """How many samples are asked for: where nobody says, one for each row of a file of conditions, or USUAL."""
+    if n is not None or condition is None:
+        return USUAL if n is None else n
+    rows = run.condition_rows(conditions.read_file(condition))
+    return max((len(values) for values in rows.values()), default=USUAL)
+
+
 def draw(run: Run, state: State, wanted: Wanted) -> Iterator[tuple[np.ndarray, np.ndarray | None, Cost]]:
     """Samples in original units, their classes as they are called, and what they cost, in parts of one size; each part
     after the first has a new seed."""
     most = max(1, NUMBERS // math.prod(run.dataset_info.event_shape))
     count = -(-wanted.n // most)
     size = -(-wanted.n // count)
+    rows = None if wanted.condition is None else run.condition_rows(conditions.read_file(wanted.condition))
     batches, batch_size = named.batches(size) if wanted.sampler == "fast_flow" else (1, size)
     for part in range(count):
         seed = int(np.random.SeedSequence((wanted.seed, part)).generate_state(1)[0]) if part else wanted.seed
-        samples, calls = run.draw(state, size, wanted.steps, seed, wanted.label, wanted.sampler, wanted.scale)
-        label = run.labels(size, seed, wanted.label)
+        given = rows and {name: at[(part * size + np.arange(size)) % len(at)] for name, at in rows.items()}
+        samples, calls = run.draw(state, size, wanted.steps, seed, wanted.label, wanted.sampler, wanted.scale, given)
+        label = run.labels(size, seed, wanted.label, given)
         left = wanted.n - part * size
         yield samples[:left], None if label is None else label[:left], Cost(calls, batches, batch_size)
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vamf import data, figures
+from vamf.conditioning import label_of
 from vamf.data import Dataset, toys
 from vamf.objectives.posterior_mean import posterior
 from vamf.report import tables
@@ -140,8 +141,7 @@ def effective_sizes(name: str, count: int = 256) -> dict[str, list[float]]:
     more, more_label = dataset.draw(dataset.arrays, keys[1], BANK - count)
     e = jax.random.normal(keys[2], x.shape)
     times = np.round(np.concatenate([[0.02], np.linspace(0.05, 1, 20)]), 2)
-    if dataset.num_classes == 0:
-        label = more_label = None
+    label, more_label = (label_of(one) if dataset.num_classes else None for one in (label, more_label))
     merged = None if label is None or more_label is None else jnp.concatenate([label, more_label])
     banks = {str(count): (x, label), str(BANK): (jnp.concatenate([x, more]), merged)}
 

@@ -9,6 +9,7 @@ hand them to other machines (`launcher.py`).
 """
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -19,6 +20,7 @@ import jax
 
 from vamf import __version__
 from vamf.data import Dataset
+from vamf.errors import UserError
 from vamf.files import write_atomic, write_json
 from vamf.progress import Progress
 from vamf.report import tables
@@ -138,7 +140,10 @@ class Execution:
         self.study.check(self)
         runner.create_or_resume(self.folder, self.study.plan(self), [self.base(name) for name in self.budget.datasets])
         _ = self.prepared
-        return [spec for name in self.budget.datasets for spec in self.specs(name)]
+        specs = [spec for name in self.budget.datasets for spec in self.specs(name)]
+        if twice := [spec.name for index, spec in enumerate(specs) if spec.name in {one.name for one in specs[:index]}]:
+            raise UserError(f"study {self.study.name}: two runs are called {twice[0]}; name variants and files apart")
+        return specs
 
     def complete(self, spec: RunSpec) -> list[dict[str, Any]]:
         """The results of a run, trained now as far as it is not yet."""
@@ -196,7 +201,7 @@ class Execution:
         seeds = self.budget.seeds if variant.seeds is None else variant.seeds
         labels = list(zip(variant.labels(), variant.points, strict=True))
         members = [(label, point, seed) for label, point in labels for seed in seeds]
-        slug = variant.folder or variant.name.replace(" ", "").replace("+", "-")
+        slug = variant.folder or re.sub(r"[^\w.=-]", "_", variant.name.replace(" ", "").replace("+", "-"))
         return RunSpec(
             "-".join(filter(None, [Path(name).stem, slug, "time" if equal == "time" else ""])),
             config,

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vamf.conditioning import NULL_LABEL
+from vamf.conditioning import NULL_LABEL, label_of
 from vamf.data import Dataset
 from vamf.diagnosis.measure import residual_terms
 from vamf.diagnosis.results import BETAS
@@ -50,7 +50,8 @@ class Instrument:
         def block(params, average, arrays, plain, key, r, t):
             data_key, noise_key, probe_key = jax.random.split(key, 3)
             u, v_hat = network.bind(params), network.bind(average)
-            x, label = dataset.draw(arrays, data_key, len(t))
+            x, cond = dataset.draw(arrays, data_key, len(t))
+            label = label_of(cond)
             assert label is not None
             e = jax.random.normal(noise_key, x.shape)
             told = jnp.where(plain, NULL_LABEL, label)
@@ -118,7 +119,8 @@ def effective_sizes(
 ) -> dict[str, list[float]]:
     """Median effective number of points, against t, of a memory of data points: of the row's class, and of all."""
     data_key, noise_key = jax.random.split(jax.random.key(7))
-    x, label = dataset.draw(dataset.arrays, data_key, count)
+    x, cond = dataset.draw(dataset.arrays, data_key, count)
+    label = label_of(cond)
     assert label is not None
     e = jax.random.normal(noise_key, x.shape)
 

@@ -73,14 +73,10 @@ def _paper(place: int) -> Callable[[dict], str]:
     return lambda row: PAPER_BEST.get(row["dim"], "––––")[place]
 
 
-def _two(key: str) -> Callable[[dict], str]:
-    return lambda row: f"{row[key]:.2f}"
-
-
 TABLES: dict[str, dict[str, Any]] = {
     "sw1": {
         "d": "dim", "SW1 at beta = 0": mean_std("sw1_zero"), "SW1 at best": mean_std("sw1_best"),
-        "best beta": lambda row: f"{row['best_beta']:g}",
+        "best beta": "{best_beta:g}",
         "change": lambda row: _percent("sw1_best")(row) if row["best_beta"] else "–", "baseline": "floor_sw1",
         "paper, at 0": _paper(0), "paper, at best": _paper(1), "paper's best": _paper(3),
         "paper's gain": _paper(2),
@@ -96,11 +92,11 @@ TABLES: dict[str, dict[str, Any]] = {
     },
     "closed-form": {
         "d": "dim", "gradient variance at beta = 0": "gradient_variance_zero",
-        "1 over 0": lambda row: f"{1 + row['gradient_variance_change']:.2f} ± "
-                                f"{row['gradient_variance_change_error']:.2f}",
-        "closed form, 1 over 0": lambda row: f"{row['exact_ratio']:.2f} ± {row['exact_ratio_error']:.2f}",
-        "best constant beta": _two("exact_best_beta"), "its noise over 0": _two("exact_best_ratio"),
-        "best beta at each point, over 0": _two("exact_pointwise_ratio"),
+        "1 over 0": lambda row: "{:.2f} ± {:.2f}".format(
+            1 + row["gradient_variance_change"], row["gradient_variance_change_error"]),
+        "closed form, 1 over 0": "{exact_ratio:.2f} ± {exact_ratio_error:.2f}",
+        "best constant beta": "{exact_best_beta:.2f}", "its noise over 0": "{exact_best_ratio:.2f}",
+        "best beta at each point, over 0": "{exact_pointwise_ratio:.2f}",
         "points with beta* > 1/2": lambda row: f"{100 * row['exact_share']:.0f} %",
     },
 }  # fmt: skip

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vamf.errors import UserError
 from vamf.files import write_atomic
 from vamf.report import tables
 from vamf.report.page import Page
@@ -44,12 +45,21 @@ class Table(NamedTuple):
 
     @classmethod
     def of(cls, rows: Iterable[Any], cells: Mapping[str, str | Callable[[Any], Any]], best=()) -> "Table":
-        """From rows of values: for each header a key of the row, or a function of it. Floats get three decimals."""
+        """From rows of values: for each header a key of the row, a format such as `{beta:g}`, or a function of the row.
+
+        Floats get three decimals.
+        """
         return cls(list(cells), [[_cell(row, cell) for cell in cells.values()] for row in rows], frozenset(best))
 
 
 def write(template: str, content: Mapping[str, Any], folder: Path, footer: str) -> Path:
-    """Write `report.html` and its figures; returns the path of the former."""
+    """Write `report.html` and its figures; returns the path of the former.
+
+    Raises:
+        UserError: the page names what is not in its content, or a file cannot be written.
+    """
+    if missing := [name for kind, name, _ in _blocks(template) if kind in ("table", "figure") and name not in content]:
+        raise UserError(f"page: names {missing[0]}, which its content lacks; there are {', '.join(content)}")
     for kind, name, _ in _blocks(template):
         if kind == "figure" and content[name] is not None:
             suffix = "png" if content[name].startswith(b"\x89PNG") else "svg"
@@ -107,6 +117,8 @@ def _sections(template: str) -> Iterator[list[tuple[str, str, str]]]:
 
 
 def _cell(row: Any, cell: str | Callable[[Any], Any]) -> str:
+    if isinstance(cell, str) and "{" in cell:
+        return cell.format(**row)
     value = cell(row) if callable(cell) else row.get(cell)
     return tables.number(value) if isinstance(value, float | None) else str(value)
 

@@ -124,7 +124,7 @@ def content(results: Results) -> dict[str, Any]:
         "matched": _matched(matched),
         "variance": Table.of(matched, {
             "data": "data", "beta = 0": "variance_meanflow", "lowest": "variance_lowest",
-            "at beta": lambda row: f"{row['variance_lowest_beta']:g}",
+            "at beta": "{variance_lowest_beta:g}",
             "ratio": lambda row: f"{row['variance_meanflow'] / row['variance_lowest']:.2f}",
             "corner recipe": "variance_corner",
         }),

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vamf import networks
-from vamf.data import Dataset, ImageConfig, LatentScale, is_name, load, whitening
+from vamf.data import Dataset, ImageConfig, LatentScale, Source, is_name, load, whitening
 from vamf.data.augment import Augmentation
+from vamf.data.suitability import check_options
 from vamf.errors import UserError, require
 from vamf.field_types import check_field_types
 from vamf.networks import MLPConfig, NetworkConfig, Prediction
@@ -133,7 +134,7 @@ TOYS_NETWORK = MLPConfig()
 
 
 @dataclasses.dataclass(frozen=True)
-@check_field_types(data="a data set's name or a file's path; numpy.save makes a file of an array")
+@check_field_types(data="a data set's name or a file's path; arrays are given as data= of Run.create, or in a file")
 class TrainConfig:
     """One training.
 
@@ -143,7 +144,8 @@ class TrainConfig:
     """
 
     data: str
-    """A data set's name, a .npy, .npz or .csv table, a file or folder of pictures, or a folder of latents."""
+    """A data set's name, a .npy, .npz or .csv table, a file or folder of pictures, or a folder of latents; `array`
+    stands for arrays in memory."""
     method: str = "vamf"
     """Named method; see `vamf.objectives.METHODS`."""
     objective: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -252,22 +254,20 @@ class TrainConfig:
         options = self.optimiser
         return tuple(dict.fromkeys((options.ema_decay, *options.ema_decays, self.target_decay)))
 
-    def load_data(self, fitted: whitening.Whitening | None = None) -> Dataset:
-        """The data, without labels where the training does not use them.
+    def load_data(self, fitted: whitening.Whitening | None = None, source: Source | None = None) -> Dataset:
+        """The data, without conditions where the training does not use them.
 
         Args:
             fitted: the whitening that was fitted before, where the training is in whitened coordinates.
+            source: the data themselves, where the configuration does not say where they are.
 
         Raises:
             UserError: unknown name, a file that cannot be used, or options for data of another kind.
         """
-        dataset = load(self.data, self.holdout, self.images, self.latents)
-        if self.latents.scale == "own" and dataset.latents is None:
-            raise UserError(f"latents.scale = own: {dataset.name} holds no latents")
-        if self.augment.features and dataset.picture != dataset.event_shape:
-            raise UserError(f"augment: moves pictures; samples of {dataset.name} have shape {dataset.event_shape}")
-        if dataset.num_classes and not self.conditional:
-            dataset = dataclasses.replace(dataset, num_classes=0, summary=f"{dataset.summary}; classes are not used")
+        dataset = load(self.data if source is None else source, self.holdout, self.images, self.latents)
+        dataset = dataset if self.conditional else dataset.unconditional()
+        flags = self.latents.scale == "own", self.augment.features > 0, self.couplings.pairs > 0
+        check_options(dataset, *flags, uses_start=self.build_objective().path.uses_start)
         return whitening.apply(dataset, fitted or whitening.fit(dataset, self.whiten)) if self.whiten else dataset
 
     def _check_augment(self, objective: Objective) -> None:

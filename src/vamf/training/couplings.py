@@ -51,7 +51,9 @@ def couple(dataset: Dataset, teacher: AverageVelocity, config: CouplingConfig, s
     noise_key, label_key = jax.random.split(jax.random.key(seed))
     noise = jax.random.normal(noise_key, (config.pairs, *dataset.event_shape))
     label = None
-    if dataset.num_classes:
+    if dataset.conditions is not None:
+        label = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), dataset.sampling_conditions(config.pairs, [seed])[0])
+    elif dataset.num_classes:
         label = dataset.draw_labels(dataset.arrays, label_key, config.pairs)
     ends = jax.jit(lambda noise, label: sampling.integrate(teacher, noise, config.steps, label))
     chunks = range(0, config.pairs, CHUNK)
@@ -66,21 +68,21 @@ def couple(dataset: Dataset, teacher: AverageVelocity, config: CouplingConfig, s
             )
         x, noise = x[kept], noise[kept]
         label = None if label is None else label[kept]
-    arrays = {"x": x, "noise": noise} | ({} if label is None else {"label": label})
+    arrays = {"x": x, "start": noise, "cond": label}
 
     def rows(arrays, key, n) -> Int[Array, " n"]:
         return jax.random.randint(key, (n,), 0, arrays["x"].shape[0])
 
     def draw(arrays, key, n):
         chosen = rows(arrays, key, n)
-        return arrays["x"][chosen], arrays["label"][chosen] if "label" in arrays else None
+        return arrays["x"][chosen], None if arrays["cond"] is None else arrays["cond"][chosen]
 
     return dataclasses.replace(
         dataset,
         arrays=arrays,
         draw=draw,
         stream=None,
-        noise=lambda arrays, key, n: arrays["noise"][rows(arrays, key, n)],
+        start=lambda arrays, key, n: arrays["start"][rows(arrays, key, n)],
         summary=f"{dataset.summary}; {len(x):,} pairs of a teacher's flow in place of the data",
     )
 

@@ -25,9 +25,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from vamf import networks
-from vamf.average_velocity import AverageVelocity, in_blocks
-from vamf.conditioning import Conditioning, GuidanceScale
-from vamf.data import Dataset
+from vamf.average_velocity import AverageVelocity
+from vamf.conditioning import Conditioning, label_of
+from vamf.data import Dataset, Source, absolute
 from vamf.errors import UserError
 from vamf.sampling import named
 from vamf.training.averages import Ema, resolve
@@ -37,7 +37,8 @@ from vamf.training.couplings import couple
 from vamf.training.inputs import Inputs
 from vamf.training.mesh import Layout, MeshConfig, on_host
 from vamf.training.programs import Programs, Strategy
-from vamf.training.step import RATE, Member, Metrics, State, Trainer, build_network, learning_rate, optimiser, streams
+from vamf.training.sampling import Sampling
+from vamf.training.step import RATE, Member, Metrics, State, Trainer, build_network, learning_rate, optimiser
 from vamf.training.windows import Windows
 
 BLOCK_BYTES = 2**20
@@ -46,12 +47,6 @@ BLOCK_ROWS = 256
 """Samples that a large network draws together."""
 PIECE = 25
 """Most steps of a network other than a perceptron between two looks of the host: at progress and at signals."""
-
-
-def _noise_and_label(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Keys of the noise and of the classes of samples."""
-    noise_key, label_key = jax.random.split(key)
-    return noise_key, label_key
 
 
 class Teacher(NamedTuple):
@@ -68,7 +63,7 @@ class Grid:
     def __init__(
         self,
         config: TrainConfig,
-        dataset: Dataset,
+        dataset: Source,
         seeds: Sequence[int],
         values: Mapping[str, Sequence[float]] | None = None,
         strategy: Strategy = "auto",
@@ -81,6 +76,7 @@ class Grid:
         by their names with dots.
 
         Args:
+            dataset: as `TrainConfig.load_data` returns it, or data as `vamf.data.load` takes them.
             mesh: the devices, where they are others than those that the configuration names.
             inputs: what the training was given when it began, where that is remembered.
             teacher: the trained model that the method asks; a grid that only draws samples needs none.
@@ -89,6 +85,8 @@ class Grid:
         Raises:
             UserError: members, devices or proxies that do not go together.
         """
+        if not isinstance(dataset, Dataset):
+            config, dataset = dataclasses.replace(config, data=absolute(dataset)), config.load_data(source=dataset)
         self.config = config
         objective = config.build_objective()
         self._given = dataset, teacher, inputs
@@ -245,7 +243,12 @@ class Grid:
         return state._replace(average=state.params if decay is None else self.trainer.average(state, decay))
 
     def sample(
-        self, state: State, n: int, steps: int = 1, seed: int | None = None, label: np.ndarray | None = None
+        self,
+        state: State,
+        n: int,
+        steps: int = 1,
+        seed: int | None = None,
+        label: np.ndarray | Conditioning | None = None,
     ) -> np.ndarray:
         """n samples (size, n, *event) of every member's moving average, in `steps` jumps; otherwise as `draw`."""
         return self.draw(state, n, steps, seed, label)[0]
@@ -256,48 +259,41 @@ class Grid:
         n: int,
         steps: int = 1,
         seed: int | None = None,
-        label: np.ndarray | None = None,
+        label: np.ndarray | Conditioning | None = None,
         sampler: named.Sampler = "jumps",
         scale: tuple[float, ...] = (),
+        start: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """n samples (size, n, *event) of every member's moving average, in original units, and network calls (size,).
 
         Args:
             seed: of the noise; each member uses its own training seed where none is given.
-            label: classes (n,); drawn from the data where it has classes and none are given.
+            label: classes (n,) or a `Conditioning` of n rows; drawn like the data's where none is given.
             scale: (omega, t_min, t_max) of the guidance, for networks that are told.
+            start: (n, *event), where data come in pairs; drawn with the condition where none is given.
         """
 
-        seeds = self.members.seed if seed is None else self._put(np.full(self.size, seed, np.uint32))
-        labels = None if label is None else self._put(np.tile(np.asarray(label, np.int32), (self.size, 1)))
-
-        def draw(arrays, seed, label, state):
-            key = streams(seed).sample
-            noise_key, label_key = _noise_and_label(key)
-            path = self.trainer.objective.path
-            noise = path.prior(noise_key, jnp.zeros((n, *self.dataset.event_shape)))
-            if label is None and self.dataset.num_classes:
-                label = self.dataset.draw_labels(arrays, label_key, n)
-            if scale:
-                label = Conditioning(label, scale=GuidanceScale(*(jnp.full(n, value) for value in scale)))
-            u = self.network.bind(state.average)
-            if not isinstance(self.config.network, networks.MLPConfig):
-                u = in_blocks(u, BLOCK_ROWS * self.layout.size)
-            fresh = jax.random.fold_in(key, 2)
-            return named.draw(sampler, u, noise, steps, fresh, label, self.dataset.bound, path)
-
-        program = self._program(("sample", sampler, n, steps, label is None, scale), lambda: draw)
-        drawn, calls = self.collect(program(self._arrays, seeds, labels, state))
+        chosen = self.seeds if seed is None else (seed,) * self.size
+        label, start = self._put(self.dataset.sampling_conditions(n, chosen, label, start))
+        program = self._program(
+            ("sample", sampler, n, steps, label is None, scale), lambda: self._sampling(n, steps, sampler, scale)
+        )
+        drawn, calls = self.collect(
+            program(self._arrays, self._put(np.asarray(chosen, np.uint32)), label, start, state)
+        )
         return self.dataset.to_original(drawn), calls
 
     def labels(self, n: int, seed: int | None = None) -> np.ndarray:
         """The classes (size, n) that `draw` draws for as many samples of a seed where none are given."""
-        seeds = self.members.seed if seed is None else self._put(np.full(self.size, seed, np.uint32))
+        chosen = self.seeds if seed is None else (seed,) * self.size
+        if self.dataset.conditions is not None:
+            return np.stack([label_of(self.dataset.encode(self.dataset.conditions.draw(n, one))[0]) for one in chosen])
+        program = self._program(("labels", n), lambda: self._sampling(n).labels)
+        return self.collect(program(self._arrays, self._put(np.asarray(chosen, np.uint32))))
 
-        def draw(arrays, seed):
-            return self.dataset.draw_labels(arrays, _noise_and_label(streams(seed).sample)[1], n)
-
-        return self.collect(self._program(("labels", n), lambda: draw)(self._arrays, seeds))
+    def _sampling(self, n: int, *options: Any) -> Sampling:
+        block = 0 if isinstance(self.config.network, networks.MLPConfig) else BLOCK_ROWS * self.layout.size
+        return Sampling(self.network, self.dataset, self.trainer.objective.path, block, n, *options)
 
     def velocity(self, state: State, z: ArrayLike, r: ArrayLike, t: ArrayLike) -> np.ndarray:
         """The average velocity (size, n, *event) of every member's moving average, in the units the network sees.

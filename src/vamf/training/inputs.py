@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from vamf import data
-from vamf.data import Dataset
+from vamf.data import Dataset, conditions
+from vamf.data.conditions import Conditions, Units
 from vamf.data.whitening import Whitening
 from vamf.errors import UserError
 from vamf.files import write_arrays
@@ -28,12 +29,14 @@ from vamf.training.mesh import on_host
 FILE = "inputs.npz"
 FACTS = "facts"
 FORMAT = 1
-LEFT_OUT = ("arrays", "draw", "reference", "mixture", "stream", "noise", "held_out")
+LEFT_OUT = ("arrays", "draw", "reference", "mixture", "stream", "start", "reference_rows", "held_out")
 """Fields of a data set that are not remembered: rows, what reads them, and what is known of data with a name."""
 WORDS = ("name", "summary", "reread", "latents", "weights")
 """Fields that say where data are from: other data may have the same, and the same data others."""
 MEASURED = ("restore",)
 """Fields that were measured once and are taken from here ever after: on other machines they come out otherwise."""
+RECORDS = {"whitening": Whitening, "conditions": Conditions, "units": Units}
+"""Records that fields may be, beside plain values and arrays."""
 ROWS, HELD = "rows", "held_out"
 SHOWN = 6
 """Columns that a refusal names."""
@@ -128,16 +131,21 @@ class Inputs:
         """In what other data differ, in a few words; nothing where they do not."""
         changed = [name for name in self.fields if name not in WORDS + MEASURED and not self._same(name, found)]
         units = [name for name in changed if name in ("shift", "scale")]
-        for name in (name for name in changed if name not in (*units, "class_counts")):
+        for name in (name for name in changed if name not in (*units, "class_counts", "conditions")):
             ours, theirs = self.fields[name], found.fields.get(name)
             return f"{name.replace('_', ' ')} {_text(theirs)}, the run's {_text(ours)}"
         if units:
             return self._units(found)
+        if "conditions" in changed:
+            ours, theirs = (conditions.described(side.fields.get("conditions")) for side in (self, found))
+            return f"rows{theirs}, the run's{ours}" if ours != theirs else "other vectors, images or starts"
         rows = {ROWS: "other rows to train on", HELD: "other rows held out"}
         return next((said for name, said in rows.items() if self.digests[name] != found.digests[name]), "")
 
     def _same(self, name: str, found: "Inputs") -> bool:
         ours, theirs = self.fields[name], found.fields.get(name)
+        if isinstance(ours, Conditions) and isinstance(theirs, Conditions):
+            return fingerprint(dataclasses.asdict(ours)) == fingerprint(dataclasses.asdict(theirs))
         if isinstance(ours, np.ndarray) or isinstance(theirs, np.ndarray):
             return np.array_equal(np.asarray(ours), np.asarray(theirs))
         return ours == theirs
@@ -155,8 +163,9 @@ class Inputs:
 
 
 def _digests(name: str, dataset: Dataset) -> dict[str, str]:
-    """What tells the rows of a data set from others; one that is named and drawn afresh has none."""
-    if data.is_name(name) and not dataset.arrays:
+    """What tells the rows of a data set from others; one that is drawn afresh has its name alone."""
+    if not dataset.arrays:
+        name = name if data.is_name(name) else dataset.name
         return {ROWS: name, HELD: name}
     stream = () if dataset.stream is None else (dataset.stream.digest,)
     held = () if dataset.held_out is None else dataset.held_out()
@@ -173,10 +182,11 @@ def _packed(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
         return {"path": str(value)}
     if isinstance(value, tuple | list):
         return {"tuple": [_packed(part, f"{name}.{index}", arrays) for index, part in enumerate(value)]}
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {"dict": [[key, _packed(part, f"{name}.{key}", arrays)] for key, part in value.items()]}
-    if isinstance(value, Whitening):
-        return {"whitening": _packed(vars(value), name, arrays)}
+    for kind, record in RECORDS.items():
+        if isinstance(value, record):
+            return {kind: _packed(vars(value), name, arrays)}
     array = np.asarray(value)
     if array.dtype.kind not in "biufUS":
         raise TypeError(f"{name}: {type(value).__name__} is no plain field of a data set")
@@ -194,8 +204,8 @@ def _unpacked(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
         return tuple(_unpacked(part, arrays) for part in content)
     if kind == "dict":
         return {key: _unpacked(part, arrays) for key, part in content}
-    if kind == "whitening":
-        return Whitening(**_unpacked(content, arrays))
+    if kind in RECORDS:
+        return RECORDS[kind](**_unpacked(content, arrays))
     return arrays[content]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vamf import data
-from vamf.data import ImageConfig, LatentScale, arrays, image_files, latents, mixtures, toys
+from vamf.data import ImageConfig, LatentScale, arrays, mixtures, toys
 from vamf.data.augment import Augmentation
 from vamf.errors import UserError
 from vamf.networks import DiTConfig, InContextConfig, MLPConfig, unet
@@ -249,16 +249,17 @@ PRESETS = {name: toy(name) for name in (*toys.NAMES, *mixtures.NAMES)} | {
 }
 
 
-def for_data(name: str, **changes: Any) -> TrainConfig:
-    """The configuration that a preset's name or a data file starts from, as `vamf train` has it.
+def for_data(source: str | data.Source, **changes: Any) -> TrainConfig:
+    """The configuration that a preset's name or data start from, as `vamf train` has it.
 
     Args:
+        source: a preset's name, or data as `vamf.data.load` takes them.
         changes: fields with other values; of a part, such as `optimiser`, a dict changes what it names and no more.
 
     Raises:
-        UserError: neither a preset nor a file of a known kind, or a field that there is not.
+        UserError: neither a preset nor data of a known kind, or a field that there is not.
     """
-    return update(_for_data(name), changes)
+    return update(_for_data(source), changes)
 
 
 def update(config: Any, changes: Mapping[str, Any]) -> Any:
@@ -277,18 +278,20 @@ def update(config: Any, changes: Mapping[str, Any]) -> Any:
     return dataclasses.replace(config, **{**changes, **deep})
 
 
-def _for_data(name: str) -> TrainConfig:
-    if not isinstance(name, str | Path):
-        TrainConfig(data=name)  # which says what is allowed
-    name = str(name)
-    if name in PRESETS:
+def _for_data(source: Any) -> TrainConfig:
+    known = isinstance(source, str | Path)
+    name = str(source) if known else data.IN_MEMORY
+    if known and name in PRESETS:
         return PRESETS[name]
-    path = Path(name)
-    if latents.is_folder(path) or image_files.is_source(path):
-        return pictures(str(path.resolve()))
-    if path.suffix.lower() in arrays.SUFFIXES:
-        if not path.exists():
+    if data.are_images(source):
+        return pictures(data.absolute(source))
+    if known and Path(name).suffix.lower() in arrays.SUFFIXES and not data.is_name(name):
+        if not Path(name).exists():
             raise UserError(f"{name}: no such file")
-        return table(str(path.resolve()))
-    data.load(name)  # raises, naming what is allowed; what remains are dense mixtures of other dimensions
-    return toy(name)
+        return table(data.absolute(source))
+    if not known:
+        return table(name)
+    found = data.load(name)  # raises, naming what is allowed
+    if found.mixture is not None:  # dense mixtures of other dimensions
+        return toy(name)
+    return dataclasses.replace(_for_data(found), data=name)

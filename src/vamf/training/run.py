@@ -10,16 +10,18 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from vamf import data, distributed, figures, locks
+from vamf import distributed, figures, locks
+from vamf.data import Source, absolute
 from vamf.data.classes import Class, called, number_of
+from vamf.data.conditions import LABEL, NO_CONDITIONS
 from vamf.data.viewing import Viewer, viewer
 from vamf.errors import UserError, require
 from vamf.files import write_array, write_atomic, write_json
@@ -56,17 +58,25 @@ class Run(StoredRun):
     _locked = False
 
     @classmethod
-    def create(cls, config: TrainConfig, folder: Path | None = None) -> "Run":
+    def create(cls, config: TrainConfig, folder: Path | None = None, data: Source | None = None) -> "Run":
         """A new run; without a folder, the first free `runs/NAME-METHOD-NUMBER`.
 
         Data are read again where the run is trained on, evaluated and diagnosed; sampling needs what is remembered of
         them only.
 
+        Args:
+            data: in place of what the configuration names: anything that `vamf.data.load` takes. Arrays in memory are
+                given again to `Run.open` there.
+
         Raises:
             UserError: the folder holds something already, another process has just begun there, or the data cannot be
                 used; nothing is left behind.
         """
-        if config.network is TOYS_NETWORK and presets.for_data(config.data).network != TOYS_NETWORK:
+        config = dataclasses.replace(config, data=absolute(config.data if data is None else data))
+        if (
+            config.network is TOYS_NETWORK
+            and presets.for_data(config.data if data is None else data).network != TOYS_NETWORK
+        ):
             raise UserError(
                 f"network: where none is named it is that of the 2-D toys; presets.for_data({config.data!r}) is what "
                 "`vamf train` starts from, or name one"
@@ -77,9 +87,11 @@ class Run(StoredRun):
             for name in ("teacher", "initial"):
                 if given := getattr(config, name):
                     config = dataclasses.replace(config, **{name: str(Path(given).resolve())})
-            config = dataclasses.replace(config, data=data.absolute(config.data))
             run = cls(folder, config)
-            run.dataset = config.load_data()  # bad data and a missing teacher are refused before anything is written
+            run.source = None if isinstance(data, str | Path) else data
+            run.dataset = config.load_data(
+                source=run.source
+            )  # bad data and a missing teacher are refused before anything is written
             weights = {"teacher": load_teacher(config, run.dataset).digest} if config.needs_teacher else {}
             if config.initial:
                 weights["initial"] = fingerprint(load_initial(config, run.dataset))
@@ -162,6 +174,8 @@ class Run(StoredRun):
         label: Label = None,
         sampler: named.Sampler | None = None,
         scale: tuple[float, ...] = (),
+        condition: Any = None,
+        start: Any = None,
     ) -> tuple[np.ndarray, int]:
         """n samples (n, *event) in original units, and the network calls made.
 
@@ -169,26 +183,53 @@ class Run(StoredRun):
             label: a class as the data call it, or `each` of them in turn; drawn like the data's where none is given.
             steps, sampler: as `usual` has them where none are given.
             scale: (omega, t_min, t_max) of the guidance, for a network that is told.
+            condition: what the network is told of each sample, in the data's units: a mapping of `label`, `vector`,
+                `image` and `start` of n rows, or of one for all; a `Conditioning`; an array where there is one kind.
+                Drawn like the data's where none is given.
+            start: where each sample begins (n, *event), where data come in pairs.
 
         Raises:
-            UserError: a count below 1, too few steps for the sampler, or a label or a scale that the run does not have.
+            UserError: a count below 1, too few steps for the sampler, or a label, a scale or a condition that the run
+                does not have.
         """
         require(n >= 1, "n", n, "1 or more")
         sampler, steps = self.usual(sampler, steps)
         named.check(sampler, steps)
-        labels = self._numbers(n, label)
         if scale:
             self._check(scale)
-        drawn, calls = self.inference.draw(state, n, steps, seed, labels, sampler, scale)
+        if condition is None and start is None and self.dataset_info.conditions is None:
+            given = self._numbers(n, label), None
+        else:
+            given = self.dataset_info.encode(self.rows(n, seed, label, condition, start))
+        drawn, calls = self.inference.draw(state, n, steps, seed, given[0], sampler, scale, given[1])
         return drawn[0], int(calls[0])
 
-    def labels(self, n: int, seed: int | None = None, label: Label = None) -> np.ndarray | None:
-        """What the classes of the samples are called (n,) that `draw` gives; None where there are no classes."""
+    def condition_rows(self, condition: Any) -> Mapping[str, np.ndarray]:
+        """Conditions by name, from an array where this run's data have one kind."""
         dataset = self.dataset_info
+        return (dataset.conditions or NO_CONDITIONS).by_name(condition, dataset.named_classes)
+
+    def rows(
+        self, n: int, seed: int | None = None, label: Label = None, condition: Any = None, start: Any = None
+    ) -> Mapping[str, np.ndarray]:
+        """What the samples that `draw` gives are told and begin at, in the data's units: numbers of classes as `label`,
+        `vector`, `image`, `start`."""
+        dataset, numbers = self.dataset_info, self._numbers(n, label)
+        conditions = dataset.conditions or NO_CONDITIONS
+        if condition is not None or start is not None:
+            return conditions.given(n, condition, start, numbers, dataset.named_classes)
+        if dataset.conditions is not None:
+            return conditions.draw(n, self.config.seed if seed is None else seed, numbers)
         if not dataset.num_classes:
-            return None
-        numbers = self._numbers(n, label)
-        return called(self.inference.labels(n, seed)[0] if numbers is None else numbers, dataset.named_classes)
+            return {}
+        return {LABEL: self.inference.labels(n, seed)[0] if numbers is None else numbers}
+
+    def labels(
+        self, n: int, seed: int | None = None, label: Label = None, condition: Any = None, start: Any = None
+    ) -> np.ndarray | None:
+        """What the classes of the samples are called (n,) that `draw` gives; None where there are no classes."""
+        numbers = self.rows(n, seed, label, condition, start).get(LABEL)
+        return None if numbers is None else called(numbers, self.dataset_info.named_classes)
 
     def _numbers(self, n: int, label: Label) -> np.ndarray | None:
         """The numbers of the classes asked for (n,)."""
@@ -233,7 +274,7 @@ class Run(StoredRun):
         if ways[0][0] == "jumps":
             ways = [("jumps", 1), ("jumps", 2), ("jumps", 4)]
         ways.append(("heun", 50))
-        kept = self.config.averages
+        kept, held_out = self.config.averages, self._held_out(count, seed)
         weights: tuple[Ema, ...] = (*kept, "none") if ema == "all" else (ema,)
         measure = distances_to(reference)
         rows = {}
@@ -241,7 +282,7 @@ class Run(StoredRun):
             chosen = self.inference.chosen(state, one)
             for sampler, steps in dict.fromkeys(ways):
                 which = f", {averages.describe(one, kept)}" if ema == "all" else ""
-                drawn = self.draw(chosen, count, steps, sampler=sampler)[0]
+                drawn = self.draw(chosen, count, steps, sampler=sampler, condition=held_out)[0]
                 rows[named.describe(sampler, steps) + which] = measure(drawn)
         rows["floor"] = self._floor(measure, count, seed)
         return {
@@ -256,6 +297,18 @@ class Run(StoredRun):
             "floors": FLOORS,
             "distances": rows,
         }
+
+    def _held_out(self, n: int, seed: int) -> Mapping[str, np.ndarray] | None:
+        """What belongs to n of the held-out rows, these in turn; None where rows have a class at most."""
+        dataset = self.dataset
+        if dataset.conditions is None:
+            return None
+        held_out = dataset.reference_rows
+        rows = dict(dataset.conditions.draw(n, seed) if held_out is None else held_out(EVALUATED, seed))
+        if dataset.num_classes:
+            rows[LABEL] = called(rows[LABEL], dataset.named_classes)
+        used = (*((LABEL,) if dataset.num_classes else ()), *dataset.conditions.units)
+        return {name: rows[name][np.arange(n) % len(rows[name])] for name in used}
 
     def _floor(self, measure: Callable[..., dict[str, float]], count: int, seed: int) -> dict[str, float]:
         """Distances of real samples: means over independent draws, and standard deviations (n - 1)."""

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from vamf import networks
 from vamf.average_velocity import AverageVelocity
-from vamf.conditioning import Cond, Conditioning
+from vamf.conditioning import Cond, with_augment
 from vamf.data import Dataset
 from vamf.networks import Network
 from vamf.objectives import Objective
@@ -105,7 +105,7 @@ class Batch(NamedTuple):
 
     x: Float[Array, "batch *event"]
     label: Cond
-    """What the network is told: classes, and how each picture was augmented."""
+    """What the network is told: conditions, and how each picture was augmented."""
     sample: LossSample
     bank: BankSamples | None = None
     """Data that joins the batch as the bank."""
@@ -230,20 +230,20 @@ class Trainer:
         x, label = self._data(arrays, batch_key, self.config.batch_size, None if fresh else step)
         if self.config.augment.features:
             x, moved = self.config.augment(jax.random.fold_in(loss_key, AUGMENT), x)
-            label = Conditioning(label, moved)
+            label = with_augment(label, moved)
         extra = self.objective.extra_bank_samples(self.config.batch_size)
         bank = BankSamples(*self._data(arrays, jax.random.fold_in(batch_key, 1), extra)) if extra else None
-        noise = self.dataset.noise
-        e = None if noise is None else noise(arrays, batch_key, self.config.batch_size)
+        begin = self.dataset.start
+        start = None if begin is None else begin(arrays, batch_key, self.config.batch_size)
         drops = getattr(self.config.network, "dropout", 0) > 0
         dropout = jax.random.fold_in(loss_key, DROPOUT) if drops else None
-        x, label, sample = self.split((x, label, self.objective_of(member).sample(loss_key, x, e, step)))
+        x, label, sample = self.split((x, label, self.objective_of(member).sample(loss_key, x, start, step)))
         return Batch(x, label, sample, bank, dropout)
 
     def _data(self, arrays, key, n: int, step=None):
         dataset = self.dataset
         x, label = dataset.draw(arrays, key, n) if step is None else dataset.batch(arrays, key, step, n)
-        return x, label if self.dataset.num_classes else None
+        return x, label if any(dataset.cond_shape) else None
 
     def _sources(self, objective: Objective, state: State) -> dict[str, AverageVelocity]:
         """The models that an objective needs beside the network."""

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from vamf import data, networks
-from vamf.data import Dataset
+from vamf import networks
+from vamf.data import IN_MEMORY, Dataset, Source, is_name
 from vamf.errors import UserError
 from vamf.progress import Progress
 from vamf.training import loop
@@ -32,6 +32,9 @@ R = TypeVar("R", bound="StoredRun")
 class StoredRun:
     """A run folder and what is in it."""
 
+    source: Source | None = None
+    """The data themselves, where they were given."""
+
     def __init__(self, folder: Path, config: TrainConfig, places: Mapping[str, str | Path | None] | None = None):
         self.folder = folder
         self.config = config
@@ -39,25 +42,34 @@ class StoredRun:
         """Where data and other runs are now, by option, where they are no longer where the configuration has them."""
 
     @classmethod
-    def open(cls: type[R], folder: Path, **places: str | Path | None) -> R:
+    def open(cls: type[R], folder: Path, data: Source | None = None, **places: str | Path | None) -> R:
         """An existing run.
 
         Args:
-            places: `data`, `teacher`, `initial`: where these are now, if they are no longer where they were.
+            data: where its data are now, if they are no longer where they were; or the data themselves.
+            places: `teacher`, `initial`: where these are now, likewise.
 
         Raises:
             UserError: there is none in that folder, or its configuration is damaged.
         """
         if not (folder / CONFIG).exists():
             raise UserError(f"{folder}: holds no run (no {CONFIG})")
+        if isinstance(data, str | Path):
+            places["data"] = data
         run = cls(folder, read_json(TrainConfig, folder / CONFIG), places)
+        if data is not None and not isinstance(data, str | Path):
+            run.source = data
+        named = run.config.data
+        if not (is_name(named) or named == IN_MEMORY or Path(named).is_absolute()):
+            raise UserError(
+                f"{folder}: its data {named!r} are not known; import first what puts them into vamf.data.SOURCES"
+            )
         for name in run.places:
             if not getattr(run.config, name):
                 raise UserError(f"{name} = {run.places[name]}: {folder} has no such run behind it")
-        if "data" in run.places and data.is_name(run.config.data):
-            raise UserError(
-                f"data = {run.places['data']}: {folder} was trained on {run.config.data}, which has no file"
-            )
+        if data is not None and is_name(named):
+            given = run.places.get("data", "an array")
+            raise UserError(f"data = {given}: {folder} was trained on {named}, which has no file")
         return run
 
     @cached_property
@@ -66,29 +78,36 @@ class StoredRun:
         return Inputs.read(self.folder)
 
     @cached_property
-    def dataset(self) -> data.Dataset:
+    def dataset(self) -> Dataset:
         """The data that the run trains on.
 
         Raises:
             UserError: they are not there, or there are others.
         """
         located = dataclasses.replace(self.config, **self.places)
-        if not data.is_name(located.data) and not Path(located.data).exists():
+        if self.source is None and located.data == IN_MEMORY:
+            raise UserError(
+                f"{self.folder}: its data were arrays in memory; give a file with the same rows, --data FILE "
+                "(numpy.save or numpy.savez makes one), or in Python Run.open(folder, data=...)"
+            )
+        if self.source is None and not is_name(located.data) and not Path(located.data).exists():
             raise UserError(f"{located.data}: the data of {self.folder} are not there; name their place with --data")
         if self.inputs is None:
-            return dataclasses.replace(located.load_data(), class_counts=None)  # as it drew its classes until now
-        dataset = located.load_data(self.inputs.fields.get("restore"))
+            found = located.load_data(source=self.source)
+            return dataclasses.replace(found, class_counts=None)  # as it drew its classes until now
+        dataset = located.load_data(self.inputs.fields.get("restore"), self.source)
         self.inputs.check(located.data, dataset)
         return dataset
 
     @property
-    def dataset_info(self) -> data.Dataset:
+    def dataset_info(self) -> Dataset:
         """The data set as far as drawing samples needs it; its rows are there where that costs no file."""
-        free = self.inputs is None or data.is_name(self.config.data) or "data" in self.places
+        given = self.source is not None or "data" in self.places
+        free = self.inputs is None or is_name(self.config.data) or given
         return self.dataset if free or "dataset" in vars(self) else self._info
 
     @cached_property
-    def _info(self) -> data.Dataset:
+    def _info(self) -> Dataset:
         assert self.inputs is not None
         return self.inputs.dataset()
 
@@ -117,7 +136,7 @@ class StoredRun:
         Raises:
             UserError: the run has no checkpoint yet, or not that one.
         """
-        if self.inputs is None and not data.is_name(self.config.data):
+        if self.inputs is None and not is_name(self.config.data):
             progress.say(f"{self.folder}: made by an earlier version, which did not remember the units of its data")
         grid = self.inference
         with self._named(), loop.open_checkpoints(grid, self.folder, progress.say) as checkpoints:
