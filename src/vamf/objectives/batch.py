@@ -217,8 +217,8 @@ def with_head(u: AverageVelocity, z, r, t, cond: Cond) -> tuple[Array, Array]:
     An average velocity whose head stands alone is asked twice.
     """
     both = getattr(u, "with_velocity", None)
-    if both is not None:
-        return both(z, r, t, cond)
+    if both is not None:  # who has no cheaper diagonal is asked at equal times
+        return both(z, t if r is None and not hasattr(u, "diagonal") else r, t, cond)
     value = instantaneous_velocity(u, z, t, cond) if r is None else u(z, r, t, cond)
     return value, head(u)(z, t, t, cond)
 

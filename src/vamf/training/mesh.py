@@ -152,6 +152,8 @@ class Spread:
         return Spread(getattr(self.u, "precise", self.u), self.layout)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "diagonal":  # asked as u at equal times: rows are split there as elsewhere
+            raise AttributeError(name)
         head = getattr(self.u, name)
         return lambda *rows: self._ask(head, *rows)
 
