@@ -46,7 +46,7 @@ def grid(folder, steps, turns, streamed):
         checkpoint_every=steps,
         network=DiTConfig(depth=4, width=128, heads=4, patch=4),
         log=LogConfig(every=min(steps, 10), variance_every=0),
-        **{name: getattr(presets.pictures(""), name) for name in ("method", "objective", "times")},
+        **{name: getattr(presets.pictures(""), name) for name in ("method", "objective")},
     )
     made = Grid(config, config.load_data(), [0])
     return made, made.advance(made.init(), steps)[0]
