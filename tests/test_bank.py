@@ -148,7 +148,7 @@ def test_bank_options_belong_to_the_bank():
         objectives.create("vamf", bank={"size": 100})
     with pytest.raises(UserError, match=r"bank\.size"):
         objectives.create("rao_blackwell", bank={"size": -1})
-    with pytest.raises(UserError, match="bank_ema_share"):
+    with pytest.raises(UserError, match="bank-ema-share"):
         objectives.create("rao_blackwell", bank_ema_share=1.5)
     assert objectives.create("rao_blackwell", bank={"size": 100}).extra_bank_samples(64) == 36
     assert objectives.create("rao_blackwell", bank={"size": 10}).extra_bank_samples(64) == 0
@@ -298,8 +298,8 @@ def test_training_with_a_memory_lowers_the_variance():
 
 def test_a_memory_needs_something_to_average():
     refused = {
-        "only with the proxy bank or rao_blackwell": {},
-        r"bank\.memory: with the option rao_blackwell": {"proxy": "bank"},
+        "only with the proxy bank or rao-blackwell": {},
+        r"bank\.memory: with the option rao-blackwell": {"proxy": "bank"},
         r"bank\.memory: not with bank\.size": {"rao_blackwell": True, "bank.size": 9},
     }
     for message, options in refused.items():

@@ -158,7 +158,7 @@ def test_every_method_passes_conditions_on(name):
         return losses, gradient
 
     if "bank" in objective.needs:
-        with pytest.raises(UserError, match="use the proxy ema or online, without rao_blackwell"):
+        with pytest.raises(UserError, match="use the proxy ema or online, without rao-blackwell"):
             evaluate(cond)
         return
     losses, gradient = evaluate(cond)

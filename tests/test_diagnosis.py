@@ -484,7 +484,7 @@ def test_other_residuals_lend_all_that_they_share():
         assert bank.target.beta == bank.residual.tangent.beta == 1.0
         assert "bank" in bank.needs
         assert bank.guidance.scale == 2.0
-    with pytest.raises(UserError, match="distribution_matching: needs the proxy"):
+    with pytest.raises(UserError, match="distribution-matching: needs the proxy"):
         in_both_roles(TrainConfig("digits", method="flow_consist", network=MLPConfig()))
 
 

@@ -31,7 +31,8 @@ from vamf.progress import Progress
 from vamf.training import loop
 from vamf.training.checkpoints import Checkpoints
 from vamf.training.checksum import checksum
-from vamf.training.config import CheckpointConfig, GuardConfig, LogConfig, TrainConfig, identity, to_json
+from vamf.training.config import CheckpointConfig, GuardConfig, LogConfig, TrainConfig
+from vamf.training.config_file import identity, to_json
 from vamf.training.grid import Grid
 from vamf.training.guards import HUNG, Diverged, Guard, Watchdog
 from vamf.training.logs import NOT_REPEATED, read

@@ -13,7 +13,8 @@ from vamf.data import arrays, load, whitening
 from vamf.errors import UserError
 from vamf.networks import MLPConfig
 from vamf.progress import Progress
-from vamf.training.config import CheckpointConfig, LogConfig, TrainConfig, identity, to_json
+from vamf.training.config import CheckpointConfig, LogConfig, TrainConfig
+from vamf.training.config_file import identity, to_json
 from vamf.training.couplings import CouplingConfig
 from vamf.training.inputs import FILE, LEFT_OUT, Inputs
 from vamf.training.run import Run

@@ -22,7 +22,8 @@ from vamf.data.encoding import LatentConfig
 from vamf.errors import UserError
 from vamf.networks import MLPConfig
 from vamf.progress import Progress
-from vamf.training.config import TrainConfig, identity
+from vamf.training.config import TrainConfig
+from vamf.training.config_file import identity
 from vamf.training.presets import PRESETS
 from vamf.training.run import Run
 

@@ -19,7 +19,8 @@ from vamf.errors import UserError
 from vamf.networks import MLPConfig
 from vamf.progress import Progress
 from vamf.training import loop
-from vamf.training.config import LogConfig, TrainConfig, identity, read_json, to_json
+from vamf.training.config import LogConfig, TrainConfig
+from vamf.training.config_file import identity, read_json, to_json
 from vamf.training.grid import Grid
 from vamf.training.logs import read, scalars
 from vamf.training.run import Run

@@ -13,7 +13,8 @@ import pytest
 from vamf import distributed
 from vamf.errors import UserError
 from vamf.networks import MLPConfig
-from vamf.training.config import OptimiserConfig, TrainConfig, identity
+from vamf.training.config import OptimiserConfig, TrainConfig
+from vamf.training.config_file import identity
 from vamf.training.grid import Grid
 from vamf.training.mesh import MeshConfig
 

@@ -955,5 +955,5 @@ def test_distribution_matching_asks_for_a_second_network():
     assert "ema" in objective.needs
     with pytest.raises(UserError, match="fake"):
         objective(NETWORK, jnp.zeros((4, D)), None, jax.random.key(0), 0, proxy=NETWORK)
-    with pytest.raises(UserError, match="distribution_matching"):
+    with pytest.raises(UserError, match="distribution-matching"):
         objectives.create("meanflow", distribution_matching={"weight": 1.0})

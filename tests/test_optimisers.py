@@ -16,7 +16,8 @@ from vamf.optimisers import OPTIMISERS, eval_params, splus, table
 from vamf.optimisers.kernels import is_kernel
 from vamf.optimisers.splus import Side
 from vamf.training import loop
-from vamf.training.config import LogConfig, OptimiserConfig, TrainConfig, identity
+from vamf.training.config import LogConfig, OptimiserConfig, TrainConfig
+from vamf.training.config_file import identity
 from vamf.training.grid import Grid
 from vamf.training.step import learning_rate, optimiser
 

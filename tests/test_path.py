@@ -4,11 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
+from test_methods import TABLE, plain, residuals
 from vamf import sampling
 from vamf.diagnosis import diagnose
 from vamf.errors import UserError
-from vamf.objectives import create
+from vamf.networks import MLPConfig, build
+from vamf.objectives import METHODS, create
+from vamf.objectives.batch import BankSamples
 from vamf.objectives.posterior_mean import posterior
 from vamf.path import Path, conditional_velocity, expand, interpolate
 from vamf.sampling import named
@@ -69,11 +73,11 @@ class Trigonometric(Path):
     def log_kernel(self, z, x, t):
         angle = jnp.pi / 2 * t[:, None]
         squared = jnp.sum((z[:, None] - jnp.cos(angle)[:, :, None] * x) ** 2, axis=2)
-        return -squared / (2 * jnp.sin(angle) ** 2)
+        return -squared / (2 * jnp.maximum(jnp.sin(angle), 1e-4) ** 2)
 
     def velocity_through(self, x, e, t, mean):
         angle = jnp.pi / 2 * expand(t, x)
-        e_of_mean = (self.interpolate(x, e, t) - jnp.cos(angle) * mean) / jnp.sin(angle)
+        e_of_mean = e + jnp.cos(angle) * (x - mean) / jnp.maximum(jnp.sin(angle), 1e-4)
         return self.velocity(mean, e_of_mean, t)
 
 
@@ -144,6 +148,101 @@ def test_the_diagnosis_sees_the_flow_of_the_path():
     for cell in found.cells:
         factor = float(scale(cell.t - cell.gap) / scale(cell.t)) ** 2
         assert cell.amplification.value == pytest.approx(factor, rel=1e-3)
+
+
+# ------------------------------------------------------------------------------- every method on the path from outside
+
+
+def test_the_exact_average_velocity_is_the_mean_of_the_velocity():
+    """Against the ODE of v(z, t) = E[v_c | z] = Cov(v_c, z) / Var(z) z, in small steps."""
+    with jax.enable_x64(True):
+        r, t, steps = np.array([0.0, 0.0, 0.2, 0.55]), np.array([1.0, 0.5, 0.9, 0.6]), 2000
+        z = np.array([[1.3, -0.4], [0.2, 0.7], [-1.0, 2.0], [0.5, 0.1]])
+        times = t + np.linspace(0, 1, steps + 1)[:, None] * (r - t)
+        c, s = np.cos(np.pi / 2 * times), np.sin(np.pi / 2 * times)
+        slope = np.pi / 2 * c * s * (1 - SD**2) / ((c * SD) ** 2 + s**2)
+        end = z * np.exp(np.trapezoid(slope, times, axis=0))[:, None]  # of dz/dt = slope z
+        found = exact(*(jnp.asarray(part) for part in (z, r, t)))
+        np.testing.assert_allclose(found, (z - end) / (t - r)[:, None], rtol=1e-6)
+        np.testing.assert_allclose(exact(*(jnp.asarray(part) for part in (z, t, t))), slope[0][:, None] * z, rtol=1e-12)
+
+
+STRAIGHT = {"mid_training": "TeacherTrajectory", "ddpm": "NoiseLevel"}
+"""Methods that are written for the straight line, and the part that is."""
+BY_DEFAULT = STRAIGHT | {"accelerated_meanflow": "MinSNR", "flow_consist": "DistributionMatching"}
+"""Methods that are so by an option that can be left out."""
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_takes_the_path_or_refuses_it_in_a_line(name):
+    if name not in BY_DEFAULT:
+        assert create(name, path=PATH).path == PATH
+        return
+    with pytest.raises(UserError) as refused:
+        create(name, path=PATH)
+    assert str(refused.value) == f"path = Trigonometric: allowed is straight_line with {BY_DEFAULT[name]}"
+    if name not in STRAIGHT:
+        assert plain(name, path=PATH, **TABLE[name].options).path == PATH
+
+
+def at_the_mean(z, t):
+    """The data and the noise that are expected at z: v_c there is v(z, t) itself."""
+    c, s = (expand(of(np.pi / 2 * t), z) for of in (jnp.cos, jnp.sin))
+    variance = expand(scale(t) ** 2, z)
+    return SD**2 * c / variance * z, s / variance * z
+
+
+def slope(r, t):
+    """u = slope z."""
+    return exact(jnp.ones((len(t), 1)), r, t)[:, 0]
+
+
+def mean_of_alphaflow(r, t, alpha=0.4):
+    """E[R | z] / z of the finite step, which is biased where flows are curved: z_s = z - (t - s) v_c."""
+    s = alpha * r + (1 - alpha) * t
+    v = slope(t, t)
+    return (slope(r, t) - alpha * v - (1 - alpha) * slope(r, s) * (1 - (t - s) * v)) / alpha
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in STRAIGHT])
+def test_the_exact_velocity_leaves_no_residual(name):
+    """R is affine in v_c: with that of the expected data in its place it is its mean, which at the exact u is 0."""
+    with jax.enable_x64(True):
+        r = jnp.array([0.0, 0.0, 0.2, 0.5, 0.3, 0.85])
+        t = jnp.array([0.98, 0.4, 0.7, 0.53, 0.9, 0.85])
+        z, bank = jnp.array([[1.3], [-0.4], [0.2], [-2.0], [0.9], [0.6]]), None
+        x, e = at_the_mean(z, t)
+        np.testing.assert_allclose(PATH.velocity(x, e, t), exact(z, t, t), rtol=1e-12)
+        if name == "rao_blackwell":  # every quantile of the data: the posterior mean but for the width of its bins
+            points = (np.arange(20_000) + 0.5) / 20_000
+            bank = BankSamples(SD * jnp.asarray(scipy.special.ndtri(points))[:, None])
+        objective = plain(name, path=PATH, **TABLE[name].options)
+        found = residuals(objective, exact, x, e, r, t, proxy=exact, bank=bank)
+        expected = 0 * z
+        if name == "alphaflow":
+            expected = jnp.where(r < t, mean_of_alphaflow(r, t), 0.0)[:, None] * z
+            assert np.max(np.abs(expected)) > 0.05
+        np.testing.assert_allclose(found, expected, atol=2e-3 if bank is not None else 1e-6)
+        if name not in ("rao_blackwell", "meanflow_rae"):  # these ask a bank, and a teacher alone
+            straight = plain(name, **TABLE[name].options)
+            assert np.max(np.abs(residuals(straight, exact, x, e, r, t, proxy=exact) - expected)) > 0.1
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in BY_DEFAULT])
+def test_losses_and_gradients_are_finite_at_the_ends_of_time(name):
+    objective = create(name, path=PATH)
+    network = build(MLPConfig(width=16, depth=2), (2,), heads=objective.heads)
+    params = jax.tree.map(lambda leaf: leaf + 0.1, network.init(jax.random.key(0)))
+    x, e = pair((6, 2))
+    r, t = jnp.array([0.0, 1.0, 0.0, 0.0, 1e-6, 1 - 1e-6]), jnp.array([0.0, 1.0, 1.0, 1e-6, 1.0, 1.0])
+
+    def mean_loss(params):
+        u = network.bind(params)
+        return objective.loss_at(u, x, e, r, t, proxy=u).mean()
+
+    loss, gradient = jax.value_and_grad(mean_loss)(params)
+    assert np.isfinite(loss)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
 
 
 class Sphere(Path):

@@ -15,7 +15,8 @@ from vamf.networks import MLPConfig, UNetConfig, build
 from vamf.networks.prediction import DataPrediction
 from vamf.progress import Progress
 from vamf.training import stored
-from vamf.training.config import CONFIG, TrainConfig
+from vamf.training.config import TrainConfig
+from vamf.training.config_file import CONFIG
 from vamf.training.grid import Grid
 from vamf.training.run import Run
 

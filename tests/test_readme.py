@@ -9,55 +9,117 @@ import pytest
 
 from vamf import cli, data
 from vamf.data import SOURCES
+from vamf.errors import UserError
 from vamf.networks import KINDS
 from vamf.objectives import METHODS
+from vamf.objectives.terms import TERMS
+from vamf.objectives.velocity import MODELS
 from vamf.objectives.weighting import WEIGHTINGS
 from vamf.path import PATHS
 from vamf.studies import STUDIES
 from vamf.times import DISTRIBUTIONS
 from vamf.training import loop
+from vamf.training.run import Run
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("objectives", "diagnosis", "sampling", "extending", "images", "networks", "training")
+TABLES = (METHODS, TERMS, MODELS, WEIGHTINGS, DISTRIBUTIONS, PATHS, KINDS, SOURCES, STUDIES)
+
+
+def examples(page):
+    """The Python examples of a page."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+EXTENSIONS = {re.search(r"^## (.*)", text)[1]: code for text, code in (
+    (section, re.findall(r"```python\n(.*?)```", section, re.DOTALL))
+    for section in re.split(r"^(?=## )", (ROOT / "docs" / "extending.md").read_text(), flags=re.MULTILINE)
+) if code}  # fmt: skip
+"""The examples of docs/extending.md by their headings."""
+
 EXAMPLES = [
-    pytest.param(code, id=f"{page.name}-{number}")
-    for page in (
-        ROOT / "README.md",
-        *(ROOT / "docs" / f"{name}.md" for name in PAGES),
-    )
-    for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
-    if "STUDIES" not in code
+    pytest.param(code, id=f"{Path(page).name}-{number}")
+    for page in ("README.md", *(f"docs/{name}.md" for name in PAGES if name != "extending"))
+    for number, code in enumerate(examples(page))
 ]
 
 
-@pytest.mark.parametrize("code", EXAMPLES)
-def test_example_runs(code, tmp_path, monkeypatch):
+def run(code, steps):
+    """An example with short trainings: it is the code that is tested here, not its result."""
+    exec(compile(re.sub(r"STEPS = \d+", f"STEPS = {steps}", code), "example", "exec"), {})
+
+
+@pytest.fixture(autouse=True)
+def tables(tmp_path, monkeypatch):
+    """In a folder of its own an example may add to any table."""
     monkeypatch.chdir(tmp_path)
-    tables = [(table, dict(table)) for table in (METHODS, KINDS, SOURCES, WEIGHTINGS, DISTRIBUTIONS, PATHS)]
-    try:
-        # Long trainings are cut short: it is the code that is tested here, not its result.
-        exec(compile(re.sub(r"STEPS = \d+", "STEPS = 30", code), "example", "exec"), {})
-    finally:  # an example may add to a table
-        for table, known in tables:
-            table.clear()
-            table.update(known)
+    known = [dict(table) for table in TABLES]
+    yield
+    forget(known)
 
 
-@pytest.mark.parametrize("base", ["(Residual)", "(NetworkConfig)", "SOURCES["])
-def test_the_example_of_a_new_part_is_short(base):
-    page = (ROOT / "docs" / "extending.md").read_text()
-    (example,) = (code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if base in code)
-    assert len(example.splitlines()) < 40
+def forget(known):
+    for table, entries in zip(TABLES, known, strict=True):
+        table.clear()
+        table.update(entries)
+
+
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_example_runs(code):
+    run(code, 30)
+
+
+USED = {
+    "A residual": ("end_point", "method = 'end_point': ", lambda run: run.config.build_objective().residual),
+    "A loss term": ("direction", "terms = direction: ", lambda run: run.config.build_objective().terms[0]),
+    "A weighting": ("pseudo_huber", "weighting = pseudo_huber: ", lambda run: run.config.build_objective().weighting),
+    "A time distribution": ("late", "times = late: ", lambda run: run.config.build_objective().times),
+    "A path": ("trigonometric", "path = trigonometric: ", lambda run: run.config.build_objective().path),
+    "A network": ("shallow", "network type = 'shallow': ", lambda run: run.config.network),
+    "A data source": ("rings", "its data 'rings' are not known", lambda run: run.dataset),
+    "A method": ("anchored", "method = 'anchored': ", lambda run: run.config.build_objective().residual),
+    "A study": None,
+}
+"""Of what an author adds: the name of the part in config.json, how it is refused where nothing has that name, and the
+part in a run."""
+
+
+def test_every_kind_of_part_has_an_example():
+    assert set(EXTENSIONS) == set(USED)
+
+
+@pytest.mark.parametrize("title", USED)
+def test_a_part_from_outside(title, capsys):
+    """The whole example, and nothing else: it is short, trains, and its run is read, resumed and refused by name."""
+    (code,) = EXTENSIONS[title]
+    assert len(code.splitlines()) < 40
+    if USED[title] is None:  # `test_a_study_from_outside` runs it
+        return
+    name, refusal, part = USED[title]
+    known = [dict(table) for table in TABLES]
+    run(code, 3)
+    (folder,) = Path("runs").iterdir()
+    assert (folder / "checkpoints" / "3").is_dir()
+    assert f'"{name}"' in (folder / "config.json").read_text()
+    again = Run.open(folder)
+    if title not in ("A data source", "A method"):
+        assert type(part(again)).__module__ == "builtins"  # of `exec`: the very class of the example
+    capsys.readouterr()
+    cli.main(["train", "--resume", str(folder)])
+    assert "report: " in capsys.readouterr().out
+    forget(known)
+    with pytest.raises(UserError, match=re.escape(refusal)) as refused:
+        Run.open(folder)
+    assert "vamf." in str(refused.value)  # the table
+    assert "import" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--resume", str(folder)])
 
 
 def test_a_study_from_outside(tmp_path, monkeypatch, capsys):
     """The example of docs/extending.md: what it trains, measures and writes; the command line continues it."""
-    page = (ROOT / "docs" / "extending.md").read_text()
-    (code,) = (one for one in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "STUDIES" in one)
-    assert len(code.splitlines()) < 40
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vamf.studies.STUDIES", dict(STUDIES))
-    exec(compile(code.replace("STEPS = 2000", "STEPS = 4"), "example", "exec"), {})
+    run(EXTENSIONS["A study"][0], 4)
     folder = tmp_path / "studies" / "spread"
     results = json.loads((folder / "results.json").read_text())
     assert [(row["arm"], row["seed"]) for row in results["members"]] == [

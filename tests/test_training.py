@@ -23,14 +23,8 @@ from vamf.metrics import sliced_wasserstein
 from vamf.networks import DiTConfig, MLPConfig
 from vamf.progress import Progress
 from vamf.training import loop, presets
-from vamf.training.config import (
-    GuardConfig,
-    LogConfig,
-    OptimiserConfig,
-    TrainConfig,
-    read_json,
-    to_json,
-)  # fmt: skip
+from vamf.training.config import GuardConfig, LogConfig, OptimiserConfig, TrainConfig
+from vamf.training.config_file import read_json, to_json  # fmt: skip
 from vamf.training.grid import Grid
 from vamf.training.guards import Diverged
 from vamf.training.logs import NOT_REPEATED, MetricsLog, read
@@ -461,7 +455,7 @@ def test_what_is_meant_beyond_doubt_is_taken(tmp_path):
 
 def test_an_unknown_kind_of_network(tmp_path):
     (tmp_path / "config.json").write_text('{"format": 2, "data": "digits", "network": {"type": "tree"}}')
-    with pytest.raises(UserError, match="network type 'tree'; allowed are mlp, dit"):
+    with pytest.raises(UserError, match="network type = 'tree': allowed are mlp, dit"):
         read_json(TrainConfig, tmp_path / "config.json")
 
 

@@ -17,7 +17,8 @@ from vamf.objectives import create
 from vamf.progress import Progress
 from vamf.times import LogitNormal, LogitNormalMin
 from vamf.training import loop, presets
-from vamf.training.config import LogConfig, TrainConfig, identity
+from vamf.training.config import LogConfig, TrainConfig
+from vamf.training.config_file import identity
 from vamf.training.couplings import CouplingConfig
 from vamf.training.grid import Grid
 from vamf.training.run import Run

@@ -5,11 +5,12 @@ Commands import what they need when they run, so that help is fast. Bad input is
 
 import importlib
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from vamf import __version__
-from vamf.errors import UserError
+from vamf.errors import IMPORTED, UserError
 
 USAGE = """usage: vamf COMMAND ...
 
@@ -30,7 +31,7 @@ USAGE = """usage: vamf COMMAND ...
   data pictures SOURCE [--size N] --out FILE      pictures as training sees them, to judge samples by
 
 `vamf COMMAND --help` lists every option, `vamf train --help` the presets and methods too. `vamf --version` prints the
-version."""
+version. VAMF_IMPORT=MODULE,... names modules with parts of your own."""
 
 
 def _command(module: str, function: str) -> Callable[[Sequence[str]], None]:
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(__version__)
         return
     try:
+        _import_extensions()
         if arguments[0] not in COMMANDS:
             raise UserError(f"command {arguments[0]!r}: allowed are {', '.join(COMMANDS)}")
         COMMANDS[arguments[0]](arguments[1:])
@@ -91,6 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _stop(fault, 2)
         distributed.stop_if_lost(error)
         raise
+
+
+def _import_extensions() -> None:
+    """Import the modules that put an author's own parts into the tables."""
+    for name in filter(None, os.environ.get(IMPORTED, "").split(",")):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(f"{IMPORTED} = {name}: not to be imported ({error})") from None
 
 
 def _stop(line: str, status: int) -> None:

@@ -1,19 +1,33 @@
 """Command-line options of a training run, made from the fields of `TrainConfig` and the signature of its method.
 
 Only the options of the chosen method are there. `--FIELD KIND` chooses the kind of a part that comes in several
-(`--weighting norm`, `--times logit_normal`, `--network dit`); its own options follow as `--FIELD.OPTION`.
+(`--weighting norm`, `--times logit_normal`, `--network dit`); its own options follow as `--FIELD.OPTION`. Of several
+parts each is named, and has its options under its name: `--terms KIND KIND --terms.KIND.OPTION`.
 """
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
-from vamf.errors import UserError
+from vamf.errors import UserError, unknown_name
 from vamf.networks import KINDS
 from vamf.objectives import METHODS
 from vamf.objectives.compose import Common
-from vamf.options import FAMILIES, Option, base_of, merged, options_of, plain, takes_schedule, words
+from vamf.options import (
+    FAMILIES,
+    TABLES,
+    Option,
+    base_of,
+    kind_name,
+    merged,
+    named,
+    options_of,
+    plain,
+    several_of,
+    takes_schedule,
+    words,
+)
 from vamf.schedules import Number, Schedule
 from vamf.training.config import TrainConfig
 
@@ -30,7 +44,7 @@ class Start(NamedTuple):
         """From a configuration, with another method where one is named; options that it has too keep their values."""
         method = method or config.method
         if method not in METHODS:
-            raise UserError(f"method = {method!r}: allowed are {', '.join(METHODS)}")
+            raise unknown_name("method", repr(method), METHODS, "vamf.objectives.METHODS")
         before, after = METHODS[config.method].options, METHODS[method].options
         kept = {
             name: value
@@ -43,26 +57,39 @@ class Start(NamedTuple):
 def with_network(config: TrainConfig, kind: str) -> TrainConfig:
     """The configuration with another kind of network, which no augmentation is told of by default."""
     if kind not in KINDS:
-        raise UserError(f"--network = {kind}: allowed are {', '.join(KINDS)}")
+        raise unknown_name("--network", kind, KINDS, "vamf.networks.KINDS")
     augment = dataclasses.replace(config.augment, probability=0.0)
     return dataclasses.replace(config, network=KINDS[kind](), augment=augment)
 
 
-def with_kinds(config: TrainConfig, arguments: list[str]) -> Start:
+def with_kinds(config: TrainConfig, arguments: list[str], swept: Sequence[str] = ()) -> Start:
     """A configuration with the method, network and kinds of parts that arguments name, which are taken out of them.
 
+    Args:
+        swept: options that get several values.
+
     Raises:
-        UserError: an unknown kind.
+        UserError: an unknown kind, or one of several that is off and stays it.
     """
     method = _taken("--method", arguments)
     if (kind := _taken("--network", arguments)) is not None:
         config = with_network(config, kind)
     start = Start.of(config, "" if method is None else method)
-    for name, kinds in families(METHODS[start.method].options).items():
+    options = METHODS[start.method].options
+    for name, base in {name: several_of(option.hint) for name, option in options.items()}.items():
+        for kind in _all_taken(f"--{name}", arguments) if base else ():
+            if kind not in FAMILIES[base]:
+                raise unknown_name(f"--{name}", kind, FAMILIES[base], TABLES[base])
+            weight = f"--{name}.{kind}.weight".replace("_", "-")
+            given = [word.partition("=")[0].replace("_", "-") for word in (*arguments, *(f"--{one}" for one in swept))]
+            if not getattr(FAMILIES[base][kind](), "is_on", True) and weight not in given:
+                raise UserError(f"{weight}: give one; at 0, the default of this kind, it is left out")
+            start = start._replace(objective=merged(start.objective, {name: {kind: {}}}))
+    for name, base in families(options).items():
         flag = "--" + name.replace("_", "-")
         if (kind := _taken(flag, arguments)) is not None:
-            if kind not in kinds:
-                raise UserError(f"{flag} = {kind}: allowed are {', '.join(kinds)}")
+            if kind not in FAMILIES[base]:
+                raise unknown_name(flag, kind, FAMILIES[base], TABLES[base])
             part: Any = {"type": kind}
             *outer, last = name.split(".")
             part = {outer[0]: {last: part}} if outer else {last: part}
@@ -70,13 +97,13 @@ def with_kinds(config: TrainConfig, arguments: list[str]) -> Start:
     return start
 
 
-def families(options: Mapping[str, Option], prefix: str = "") -> dict[str, dict[str, type]]:
-    """The options that come in kinds, by their names with dots."""
-    found: dict[str, dict[str, type]] = {}
+def families(options: Mapping[str, Option], prefix: str = "") -> dict[str, type]:
+    """The classes of the options that come in kinds, by their names with dots."""
+    found: dict[str, type] = {}
     for name, option in options.items():
         base = base_of(option.hint)
         if base in FAMILIES:
-            found[prefix + name] = FAMILIES[base]
+            found[prefix + name] = base
         elif base is not None and not prefix and dataclasses.is_dataclass(option.default):
             found |= families(options_of(type(option.default)), f"{name}.")
     return found
@@ -93,6 +120,19 @@ def _taken(flag: str, arguments: list[str]) -> str | None:
             del arguments[place]
             return word.partition("=")[2]
     return None
+
+
+def _all_taken(flag: str, arguments: list[str]) -> list[str]:
+    """The words after a flag up to the next one, all taken out of the arguments."""
+    found = []
+    for place in reversed([place for place, word in enumerate(arguments) if word.partition("=")[0] == flag]):
+        end = place + 1
+        while "=" not in arguments[place] and end < len(arguments) and not arguments[end].startswith("-"):
+            end += 1
+        _, equals, value = arguments[place].partition("=")
+        found = [value] * bool(equals) + arguments[place + 1 : end] + found
+        del arguments[place:end]
+    return found
 
 
 class Parser:
@@ -138,9 +178,14 @@ def _rows(options: Mapping[str, Option], values: Mapping[str, Any]) -> list:
     rows = []
     for name, option in options.items():
         value = values[name]
-        if base_of(option.hint) is None:
-            if isinstance(value, tuple) and not value:  # parts that cannot be written down in words
-                continue
+        if several_of(option.hint) is not None:
+            parts = {kind: part for kind, part in named(value).items() if kind_name(part) is not None}
+            if parts:  # others cannot be written down in words
+                views = [_field(kind, *_view(kind, part), "") for kind, part in parts.items()]
+                several = dataclasses.make_dataclass(_title(name), views, frozen=True)
+                several.__doc__ = option.help
+                rows.append(_field(name, several, several(), option.help))
+        elif base_of(option.hint) is None:
             rows.append(_field(name, _hint(option.hint), told(value), option.help))
         elif value is not None:
             rows.append(_field(name, *_view(name, value), option.help))
@@ -150,11 +195,14 @@ def _rows(options: Mapping[str, Option], values: Mapping[str, Any]) -> list:
 def _view(name: str, part: Any) -> tuple[type, Any]:
     """A part's options as a dataclass that tyro reads, and its values."""
     options = options_of(type(part))
-    kind = dataclasses.make_dataclass(
-        name.title().replace("_", ""), _rows(options, {one: getattr(part, one) for one in options}), frozen=True
-    )
+    rows = _rows(options, {one: getattr(part, one) for one in options})
+    kind = dataclasses.make_dataclass(_title(name), rows, frozen=True)
     kind.__doc__ = (type(part).__doc__ or "").split("\n")[0]
     return kind, kind()
+
+
+def _title(name: str) -> str:
+    return name.title().replace("_", "")
 
 
 def _field(name: str, hint: Any, default: Any, text: str) -> tuple:
@@ -170,22 +218,19 @@ def _hint(hint: Any) -> Any:
     """The type that words on a command line have."""
     if takes_schedule(hint) or hint == Number:
         return words(hint)
-    literals = [one for one in typing.get_args(hint) if typing.get_origin(one) is typing.Literal]
-    return (
-        literals[0]
-        if literals
-        and len(typing.get_args(hint)) > len(literals)
-        and str not in typing.get_args(hint)
-        and (not any(one in (float, int) for one in typing.get_args(hint)))
-        else hint
-    )
+    inner = typing.get_args(hint)
+    literals = [one for one in inner if typing.get_origin(one) is typing.Literal]
+    if not literals or len(inner) == len(literals) or {str, float, int} & set(inner):
+        return hint
+    names = (name for base in inner for name in FAMILIES.get(base, ()))
+    return typing.Literal[*dict.fromkeys([*typing.get_args(literals[0]), *names])]  # pyright: ignore
 
 
 def told(value: Any) -> Any:
     """A value as it is told on a command line."""
     if isinstance(value, Schedule):
         return f"{value.kind}:{value.start!r}:{value.end!r}:{value.begin}:{value.until}"
-    return plain(value) if not isinstance(value, tuple) else value
+    return kind_name(value) or (plain(value) if not isinstance(value, tuple) else value)
 
 
 _SAME = object()

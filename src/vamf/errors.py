@@ -2,21 +2,49 @@
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+IMPORTED = "VAMF_IMPORT"
+"""Variable of the environment with the modules that commands import, separated by commas."""
 
 
 class UserError(ValueError):
     """Bad input, in one line: what is wrong, where, and what is allowed.
 
-    The command line prints the line and ends with status 2; from Python it is an ordinary `ValueError`.
+    The command line prints the line and ends with status 2; from Python it is an ordinary `ValueError`. Options are
+    spelled as on the command line everywhere: `guidance.scale-power`.
     """
+
+    def __init__(self, message: str, option: str = ""):
+        """`option`: that which the line begins with, as the part knows it that has it; see `within`."""
+        self.message, self.option = message, spelled(option)
+        super().__init__(self.option + message)
+
+    def within(self, part: str) -> "UserError":
+        """The same of an option of a part, which does not know where it is one."""
+        return UserError(self.message, f"{part}.{self.option}") if self.option else self
+
+
+def spelled(*names: str) -> str:
+    """Names of options as people read and type them."""
+    return ", ".join(names).replace("_", "-")
 
 
 def require(holds: bool, name: str, value: object, allowed: str) -> None:
     """Refuse a value, naming the field and what is allowed."""
     if not holds:
-        raise UserError(f"{name} = {value}: allowed is {allowed}")
+        raise UserError(f" = {value}: allowed is {allowed}", name)
+
+
+def unknown_name(option: str, name: object, known: Iterable[str], table: str) -> UserError:
+    """The refusal of a name that is not in a table, to which others may be added from outside the package."""
+    listed = ", ".join(known) or "none so far"
+    return UserError(
+        f" = {name}: allowed are {listed}; one of your own is known once the module that puts it into {table} is "
+        f"imported ({IMPORTED}=MODULE for commands)",
+        option,
+    )
 
 
 def check_range(name: str, value: Any, low: float = 0, high: float = math.inf, allowed: str = "") -> None:

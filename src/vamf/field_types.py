@@ -36,8 +36,7 @@ def check_field_types(part: str = "", **words: str):
             for name, hint in _hints(kind).items():
                 value = getattr(self, name)
                 converted = _converted(value, hint)
-                said = f"{part}{name.replace('_', '-')}"
-                require(converted is not _INVALID, said, _shown(value), words.get(name) or _allowed(hint))
+                require(converted is not _INVALID, part + name, _shown(value), words.get(name) or _allowed(hint))
                 if converted is not value:
                     object.__setattr__(self, name, converted)
             if then is not None:

@@ -1,8 +1,9 @@
 """Options of functions and dataclasses: read from their signatures, built from plain values, and told as these.
 
 A part is written down as a dict of the options that differ from its defaults, with its kind under `type` where there
-are several: {"weighting": {"type": "power", "power": 1.0}}. `linear:1:0` stands for a schedule, `binned` for an
-adaptive coefficient. Command line, configuration files and `create` all go this way.
+are several: {"weighting": {"type": "power", "power": 1.0}}; of parts that there may be several of, each under its
+kind: {"terms": {"mine": {"weight": 0.1}}}. `linear:1:0` stands for a schedule, `binned` for an adaptive coefficient.
+Command line, configuration files and `create` all go this way.
 """
 
 import ast
@@ -15,24 +16,30 @@ import textwrap
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
-from vamf.errors import UserError
+from vamf.errors import UserError, require, spelled, unknown_name
 from vamf.field_types import checked
 from vamf.schedules import Coefficient, Number, Schedule, parse
 
 FAMILIES: dict[Any, dict[str, type]] = {}
 """Kinds of a part by their names, by the class they share; filled where the kinds are (`family`)."""
+TABLES: dict[Any, str] = {}
+"""Where the kinds are named, by the same class, for messages."""
 CHOICES: dict[type, dict[str, Callable[[], Any]]] = {}
 """Names that stand for a value without options, by its class."""
 
 
-def family(base: type, kinds: dict[str, type]) -> dict[str, type]:
-    """Make a table of kinds one that options know; a kind that is added to the table later is known too."""
-    FAMILIES[base] = kinds
+def family(base: type, table: str, kinds: dict[str, type]) -> dict[str, type]:
+    """Make a table of kinds one that options know; a kind that is added to the table later is known too.
+
+    Args:
+        table: what the table is called.
+    """
+    FAMILIES[base], TABLES[base] = kinds, table
     return kinds
 
 
@@ -73,9 +80,15 @@ def build(option: str, hint: Any, value: Any, default: Any = None, steps: int = 
     Raises:
         UserError: it is none.
     """
-    base = base_of(hint)
+    base, several = base_of(hint), several_of(hint)
+    if several is not None:
+        return _parts(option, several, value, default or (), steps)
     if isinstance(value, str) and base in FAMILIES:
         value = {"type": value}
+    if base is None and is_union(hint):  # a name or a part
+        base = next((one for one in typing.get_args(hint) if one in FAMILIES), None)
+        if base is not None and isinstance(value, str) and value in FAMILIES[base] and not _is_literal(value, hint):
+            return FAMILIES[base][value]()
     if isinstance(value, Mapping) and base is not None:
         return _part(option, base, value, default, steps)
     for kind, names in CHOICES.items():
@@ -98,19 +111,61 @@ def _part(option: str, base: Any, value: Mapping[str, Any], default: Any, steps:
     kinds = FAMILIES.get(base)
     name = value.pop("type", None)
     if name is not None and (kinds is None or name not in kinds):
-        raise UserError(f"{option} = {name}: allowed are {', '.join(kinds or ())}")
+        raise unknown_name(option, name, kinds or (), TABLES.get(base, ""))
     kind = kinds[name] if kinds is not None and name is not None else type(default) if default is not None else base
     if kinds is not None and name is None and default is None:
-        raise UserError(f"{option}: name its type, one of {', '.join(kinds)}")
+        raise UserError(f": name its type, one of {', '.join(kinds)}", option)
     start = default if type(default) is kind else kind()
     known = options_of(kind)
     if unknown := [key for key in value if key not in known]:
-        raise UserError(f"{option}.{unknown[0]}: no such option; allowed are {', '.join(known)}")
+        raise UserError(f": no such option; allowed are {spelled(*known)}", f"{option}.{unknown[0]}")
     built = {
         key: build(f"{option}.{key}", known[key].hint, given, getattr(start, key), steps)
         for key, given in value.items()
     }
-    return dataclasses.replace(typing.cast(Any, start), **built)
+    try:
+        return dataclasses.replace(typing.cast(Any, start), **built)
+    except UserError as error:
+        raise error.within(option) from None
+
+
+def _parts(option: str, base: Any, value: Any, default: tuple, steps: int) -> tuple:
+    """Several parts: those named in a dict, on top of the default (None leaves one out), or all of them in a list."""
+    if not isinstance(value, Mapping):
+        listed = (value,) if isinstance(value, str) else value
+        require(isinstance(listed, tuple | list), option, value, f"names or parts of the kinds in {TABLES[base]}")
+        return tuple(_one_of(option, base, one, None, steps) for one in listed)
+    before = named(default)
+    built = {
+        name: _one_of(option, base, _of_kind(option, name, given), before.get(name), steps)
+        for name, given in value.items()
+        if given is not None
+    }
+    return tuple({**{name: part for name, part in before.items() if name not in value}, **built}.values())
+
+
+def _one_of(option: str, base: Any, value: Any, default: Any, steps: int) -> Any:
+    """One of several parts, whose options are called after its kind."""
+    value = {"type": value} if isinstance(value, str) else value
+    kind = value.get("type") if isinstance(value, Mapping) else None
+    return build(f"{option}.{kind}" if kind in FAMILIES[base] else option, base, value, default, steps)
+
+
+def _of_kind(option: str, name: str, options: Any) -> dict[str, Any]:
+    require(isinstance(options, Mapping), f"{option}.{name}", options, "a dict of its options")
+    return {**options, "type": name}
+
+
+def named(parts: tuple) -> dict[str, Any]:
+    """Parts by the names of their kinds.
+
+    Raises:
+        UserError: two of one kind.
+    """
+    found = {kind_name(part) or type(part).__name__: part for part in parts}
+    if len(found) < len(parts):
+        raise UserError(f"{', '.join(found)}; a configuration holds one of each kind, and there are {len(parts)}")
+    return found
 
 
 def plain(value: Any, default: Any = None) -> Any:
@@ -131,20 +186,29 @@ def plain(value: Any, default: Any = None) -> Any:
         return {"type": name, **written} if name is not None and type(default) is not type(value) else written
     if isinstance(value, Mapping):
         return {name: plain(one) for name, one in value.items()}
+    if isinstance(value, tuple) and value and all(_family_of(one) for one in value):
+        return {name: plain(part, type(part)()) for name, part in named(value).items()}
     if isinstance(value, tuple | list):
         return [plain(one) for one in value]
     return value.item() if isinstance(value, np.generic) else value
 
 
 def reduced(value: Any, hint: Any, default: Any) -> Any:
-    """A value as JSON can hold it; of a part, also of one that is written down, without what says the default."""
-    base = base_of(hint)
+    """A value as JSON can hold it; of a part, also of one that is written down, without what says the default.
+
+    Raises:
+        UserError: a part whose kind has no name, or a function.
+    """
+    base, several = base_of(hint), several_of(hint)
+    if several is not None:
+        return _several_reduced(value, several, named(default or ()))
     if isinstance(value, str) and base in FAMILIES:
         value = {"type": value}
     if base is None or not isinstance(value, Mapping):
+        _check_named(value, default)
         return plain(value, default)
-    named = FAMILIES.get(base, {}).get(str(value.get("type")))
-    kind = named or type(default)
+    kind_given = FAMILIES.get(base, {}).get(str(value.get("type")))
+    kind = kind_given or type(default)
     if not dataclasses.is_dataclass(kind):
         return plain(value)
     start, known = default if type(default) is kind else kind(), options_of(kind)
@@ -152,9 +216,69 @@ def reduced(value: Any, hint: Any, default: Any) -> Any:
     for name, given in value.items():
         own = getattr(start, name) if name in known else None
         written = reduced(given, known[name].hint, own) if name in known else given
-        says_default = named is type(default) if name == "type" else name in known and written in (plain(own), {})
+        says_default = kind_given is type(default) if name == "type" else name in known and written in (plain(own), {})
         found |= {} if says_default else {name: written}
     return found
+
+
+def _several_reduced(value: Any, base: Any, default: Mapping[str, Any]) -> Any:
+    """Several parts by the names of their kinds: those that are not the default's, and None for what is left out."""
+    if not isinstance(value, Mapping):
+        listed = (value,) if isinstance(value, str) else value
+        if not isinstance(listed, tuple | list):
+            return value  # refused where it is built
+        for one in listed:
+            _check_named(one, None)
+        names = [one if isinstance(one, str) else _family_name(one) for one in listed]
+        if len(set(names)) < len(names):
+            raise UserError(f"{', '.join(map(str, names))}; a configuration holds one of each kind")
+        value = {name: None for name in default if name not in names} | dict(zip(names, listed, strict=True))
+    found = {}
+    for name, given in value.items():
+        kind, before = FAMILIES[base].get(name), default.get(name)
+        given = {} if isinstance(given, str) else given
+        if kind is None or given is None:
+            found |= {} if given is None and before is None else {name: given}
+            continue
+        start = before if type(before) is kind else kind()
+        given = {key: one for key, one in given.items() if key != "type"} if isinstance(given, Mapping) else given
+        written = reduced(given, kind, start)
+        found |= {} if before is not None and not written else {name: written}
+    return found
+
+
+def _is_literal(value: Any, hint: Any) -> bool:
+    """Whether a value is one of those that a type lists."""
+    return any(value in typing.get_args(one) for one in typing.get_args(hint) if typing.get_origin(one) is Literal)
+
+
+def _family_of(value: Any) -> Any:
+    """The class whose kinds a part is one of; None where there are no kinds."""
+    return next((base for base in FAMILIES if isinstance(value, base)), None)
+
+
+def _family_name(value: Any) -> Any:
+    return value.get("type") if isinstance(value, Mapping) else kind_name(value)
+
+
+def _check_named(value: Any, default: Any) -> None:
+    """Refuse what text cannot hold: parts whose kind has no name, and functions."""
+    if isinstance(value, tuple):
+        for one in value:
+            _check_named(one, None)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        base, same = _family_of(value), type(default) is type(value)
+        if base is not None and not same and kind_name(value) is None:
+            kind = type(value).__name__
+            raise UserError(f"{kind} has no name by which a configuration could hold it; put it into {TABLES[base]}")
+        for name in options_of(type(value)):
+            _check_named(getattr(value, name), getattr(default, name) if same else None)
+    elif callable(value) and not isinstance(value, jax.Array):
+        called = getattr(value, "__name__", type(value).__name__)
+        raise UserError(
+            f"{called} is a function, which no configuration holds; make it a ModelVelocity with a name in "
+            "vamf.objectives.velocity.MODELS"
+        )
 
 
 def merged(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,6 +311,12 @@ def base_of(hint: Any) -> Any:
     base = choices[0]
     is_part = isinstance(base, type) and dataclasses.is_dataclass(base) and base is not Schedule
     return base if base in FAMILIES or is_part else None
+
+
+def several_of(hint: Any) -> Any:
+    """The class of the parts that an option takes several of; None for other options."""
+    inner = typing.get_args(hint)
+    return inner[0] if typing.get_origin(hint) is tuple and inner[1:] == (...,) and inner[0] in FAMILIES else None
 
 
 def takes_schedule(hint: Any) -> bool:

@@ -79,8 +79,9 @@ def parse(name: str, text: str | float, steps: int, others: tuple[str, ...] = ()
         values = []
     if kind not in KINDS or len(values) not in (2, 4):
         raise UserError(
-            f"{name} = {text!r}: allowed is a number or KIND:START:END[:BEGIN:UNTIL], KIND one of {', '.join(KINDS)}"
-            + (f"; or {', '.join(others)}" if others else "")
+            f" = {text!r}: allowed is a number or KIND:START:END[:BEGIN:UNTIL], KIND one of {', '.join(KINDS)}"
+            + (f"; or {', '.join(others)}" if others else ""),
+            name,
         )
     begin, until = (int(values[2]), int(values[3])) if len(values) == 4 else (0, max(steps, 1))
     return Schedule(kind, values[0], values[1], begin, until)  # pyright: ignore[reportArgumentType]

@@ -40,8 +40,8 @@ class TimeDistribution(abc.ABC):
     """Largest t - r; 1 trains every gap. The paper's toy code uses 0.5, though sampling uses a gap of 1."""
 
     def __post_init__(self):
-        check_range("times.flow-matching-ratio", self.flow_matching_ratio, 0, 1)
-        require(0 < self.max_gap <= 1, "times.max-gap", self.max_gap, "(0, 1]")
+        check_range("flow_matching_ratio", self.flow_matching_ratio, 0, 1)
+        require(0 < self.max_gap <= 1, "max_gap", self.max_gap, "(0, 1]")
 
     @abc.abstractmethod
     def draw_pairs(self, key: Key[Array, ""], n: int) -> Times:
@@ -93,7 +93,7 @@ class Uniform(TimeDistribution):
 
     def __post_init__(self):
         super().__post_init__()
-        require(0 <= self.eps < 0.5, "times.eps", self.eps, "[0, 0.5)")
+        require(0 <= self.eps < 0.5, "eps", self.eps, "[0, 0.5)")
 
     def draw_pairs(self, key, n):
         return _sorted(jax.random.uniform(key, (2, n), minval=self.eps, maxval=1 - self.eps))
@@ -110,7 +110,7 @@ class _Normal(TimeDistribution):
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive("times.std", self.std)
+        check_positive("std", self.std)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -197,7 +197,7 @@ class Shifted(TimeDistribution):
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive("times.shift", self.shift)
+        check_positive("shift", self.shift)
 
     def draw_pairs(self, key, n):
         return _sorted(_shift(self.shift, jax.random.uniform(key, (2, n))))
@@ -212,7 +212,7 @@ class TeacherGrid(Shifted):
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.points >= 2, "times.points", self.points, "2 or more")
+        require(self.points >= 2, "points", self.points, "2 or more")
 
     def draw_pairs(self, key, n):
         first_key, second_key = jax.random.split(key)
@@ -243,7 +243,7 @@ class _Gap(TimeDistribution):
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive("times.gap-std", self.gap_std)
+        check_positive("gap_std", self.gap_std)
 
     def _gap(self, key, n: int):
         return jax.nn.sigmoid(self.gap_mean + self.gap_std * jax.random.normal(key, (n,)))
@@ -308,14 +308,14 @@ class DiffusionSteps(TimeDistribution):
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.flow_matching_ratio == 1, "times.flow-matching-ratio", self.flow_matching_ratio, "1")
+        require(self.flow_matching_ratio == 1, "flow_matching_ratio", self.flow_matching_ratio, "1")
 
     def draw_pairs(self, key, n):
         t = jnp.asarray(DDPM.times)[jax.random.randint(key, (n,), 0, DDPM.steps)]
         return t, t
 
 
-DISTRIBUTIONS: dict[str, type[TimeDistribution]] = family(TimeDistribution, {
+DISTRIBUTIONS: dict[str, type[TimeDistribution]] = family(TimeDistribution, "vamf.times.DISTRIBUTIONS", {
     "uniform": Uniform,
     "logit_normal": LogitNormal,
     "logit_normal_min": LogitNormalMin,

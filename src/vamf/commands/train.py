@@ -16,7 +16,7 @@ class Train:
     """Train one generator. CONFIG: a preset, a .npy, .npz or .csv table (n, d), images, or a folder of latents.
 
     `--method NAME` has options of its own, and these are listed. `--network mlp | dit | in_context | unet` chooses
-    another kind of network than the preset's; `--times`, `--weighting` and `--path` those parts.
+    another kind of network than the preset's; `--times`, `--weighting` and `--path` those parts; `--terms` adds terms.
     """
 
     out: Path | None = None
@@ -135,4 +135,4 @@ def settings_of(arguments: list[str], command: str, swept: Sequence[str] = ()) -
     if command == "estimate" and (Path(name) / "config.json").exists() and named:
         return Start.of(Run.open(Path(name)).config)
     settings = presets.for_data(name) if named else TrainConfig(data="CONFIG")
-    return with_kinds(presets.mixing(settings, [*arguments, *(f"--{name}" for name in swept)]), arguments)
+    return with_kinds(presets.mixing(settings, [*arguments, *(f"--{name}" for name in swept)]), arguments, swept)

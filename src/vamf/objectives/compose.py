@@ -3,6 +3,9 @@
 import dataclasses
 from typing import Any, Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from vamf.errors import UserError
 from vamf.objectives.adaptive import Adaptive
 from vamf.objectives.guidance import Guidance, Guided
@@ -57,7 +60,7 @@ class Common:
     distribution_matching: DistributionMatching = DistributionMatching()
     """One-step samples are pulled towards the data in distribution; trains a second network."""
     terms: tuple[Term, ...] = ()
-    """Further loss terms."""
+    """Further loss terms, whose kinds are named in `vamf.objectives.terms.TERMS`."""
     path: Path = StraightLine()
     """The path from data to the prior."""
 
@@ -95,12 +98,17 @@ def roles(
     own: ModelVelocity = Head() if proxy == "head" or isinstance(proxy, Head) else Online()
     uses_bank = common.rao_blackwell or proxy == "bank" or isinstance(proxy, PosteriorMean)
     if not uses_bank and bank != PosteriorMean():
-        raise UserError("bank: only with the proxy bank or rao_blackwell")
+        raise UserError("bank: only with the proxy bank or rao-blackwell")
     if proxy == "bank" and common.rao_blackwell:
-        raise UserError("rao_blackwell: already averages what the proxy bank would; choose another proxy")
+        raise UserError("rao-blackwell: already averages what the proxy bank would; choose another proxy")
+    if uses_bank and not _has_kernel(common.path):
+        raise UserError(
+            f"bank: the path {type(common.path).__name__} has no posterior over data points in closed form "
+            "(`log_kernel`); use the proxy ema or online, without rao-blackwell"
+        )
     if bank.memory and not common.rao_blackwell:
         raise UserError(
-            "bank.memory: with the option rao_blackwell, not with the proxy bank or the method rao_blackwell"
+            "bank.memory: with the option rao-blackwell, not with the proxy bank or the method rao_blackwell"
         )
 
     def guided(velocity: Velocity) -> Velocity:
@@ -113,13 +121,19 @@ def roles(
         return Roles(v, None, v, v, v)
     source = bank if proxy == "bank" else proxy if isinstance(proxy, Velocity) else model_velocity(proxy)
     if guidance.scale_power is not None and not isinstance(source, PosteriorMean | Online | Head):
-        raise UserError(f"guidance.scale_power: mixes in the network's own velocity, not that of {proxy!r}")
+        raise UserError(f"guidance.scale-power: mixes in the network's own velocity, not that of {proxy!r}")
     v_hat = guided(source)
     target = v if is_zero(gamma) else Mix(gamma, v, v_hat)
     unbiased = target if isinstance(source, PosteriorMean) else v
     terms = (head,) if isinstance(source, Head) else ()
     model = source if isinstance(source, ModelVelocity) and not isinstance(source, Online | Head) else None
     return Roles(v, v_hat, target, target if mix_at_diagonal else v, unbiased, terms, model)
+
+
+def _has_kernel(path: Path) -> bool:
+    """Whether the law of z given a data point is known on the path."""
+    point, time = jax.ShapeDtypeStruct((1, 1), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
+    return jax.eval_shape(path.log_kernel, point, point, time) is not None
 
 
 def compose(residual: Any, common: Common, roles: Roles, time_weights: tuple[TimeWeight, ...] = (), **fixed: Any):
@@ -134,9 +148,13 @@ def compose(residual: Any, common: Common, roles: Roles, time_weights: tuple[Tim
     matching = common.distribution_matching
     if matching.is_on:
         if roles.model is None:
-            raise UserError("distribution_matching: needs the proxy ema, teacher or oracle for the data's velocity")
+            raise UserError("distribution-matching: needs the proxy ema, teacher or oracle for the data's velocity")
         matching = dataclasses.replace(matching, real=roles.model)
-    terms = (common.anchor, flow_matching, common.temporal_pair, matching)
+    own = (common.anchor, flow_matching, common.temporal_pair, matching)
+    terms = (*(term for term in own if term.is_on), *roles.terms, *(term for term in common.terms if term.is_on))
+    drawing = [term.name for term in terms if term.name]
+    if twice := [name for name in drawing if drawing.count(name) > 1]:
+        raise UserError(f"terms: two have the name {twice[0]!r}, under which a term keeps what it draws; rename one")
     return Objective(
         residual=residual,
         target=roles.target,
@@ -146,7 +164,7 @@ def compose(residual: Any, common: Common, roles: Roles, time_weights: tuple[Tim
         weighting=common.weighting,
         time_weights=time_weights,
         reduction=common.reduction,
-        terms=(*(term for term in terms if term.is_on), *roles.terms, *common.terms),
+        terms=terms,
         guidance=common.guidance,
         path=common.path,
         **fixed,

@@ -84,25 +84,23 @@ class Guidance(Part):
 
     def __post_init__(self):
         for value in (self.scale.start, self.scale.end) if isinstance(self.scale, Schedule) else (self.scale,):
-            check_range("guidance.scale", value, 1, allowed="1 (none) or more")
+            check_range("scale", value, 1, allowed="1 (none) or more")
         if isinstance(self.mix, str):
-            require(self.mix in ("unit", "capped"), "guidance.mix", self.mix, "[0, 1), unit, capped")
+            require(self.mix in ("unit", "capped"), "mix", self.mix, "[0, 1), unit, capped")
         elif self.mix is not None:
-            require(0 <= self.mix < 1, "guidance.mix", self.mix, "[0, 1), unit, capped")
+            require(0 <= self.mix < 1, "mix", self.mix, "[0, 1), unit, capped")
         for field in ("interval", "dropout_interval"):
             low, high = getattr(self, field)
-            require(0 <= low <= high <= 1, f"guidance.{field}", f"{low}, {high}", "0 <= low <= high <= 1")
-        require(0 <= self.dropout < 1, "guidance.dropout", self.dropout, "[0, 1)")
+            require(0 <= low <= high <= 1, field, f"{low}, {high}", "0 <= low <= high <= 1")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "[0, 1)")
         if self.scale_power is not None and (self.per_batch or isinstance(self.scale, Schedule)):
-            raise UserError(
-                "guidance.scale_power: draws a scale for each row; not with guidance.per_batch or a schedule"
-            )
+            raise UserError(": draws a scale for each row; not with guidance.per-batch or a schedule", "scale_power")
         if not self.acts:
             for field in ("scale_power", "mix", "per_batch", "unlabelled"):
                 if getattr(self, field):
-                    raise UserError(f"guidance.{field}: needs guidance.scale above 1, the largest scale")
+                    raise UserError(": needs guidance.scale above 1, the largest scale", field)
         elif self.dropout == 0:
-            raise UserError("guidance.scale: needs guidance.dropout above 0, for rows without condition")
+            raise UserError(": needs guidance.dropout above 0, for rows without condition", "scale")
 
     @property
     def acts(self) -> bool:

@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vamf.errors import UserError
-from vamf.objectives.compose import Common
+from vamf.errors import UserError, spelled
+from vamf.objectives.compose import Common, compose, roles
 from vamf.objectives.objective import Objective
-from vamf.options import Option, build, options_of, plain, reduced
+from vamf.objectives.residuals.base import Residual
+from vamf.options import Option, build, merged, options_of, plain, reduced
 from vamf.schedules import Schedule
 
 SHORT = {"weight_power": "weighting.power", "weight_constant": "weighting.constant", "anchor_weight": "anchor.weight"}
@@ -24,6 +25,17 @@ class Method:
     """Published length of training, for which the default schedules are written."""
     ema_target: float | None = None
     """Published decay of the moving average behind v_hat, where it is another than that for samples."""
+
+    @classmethod
+    def of_residual(cls, kind: type[Residual]) -> "Method":
+        """The method of a residual whose options are `residual`, with v_c as the target, guided where asked."""
+
+        def method(residual=kind(), common=Common()):
+            return compose(residual, common, roles(common))
+
+        method.__doc__ = f"{(kind.__doc__ or '').strip()}\n\nArgs:\n    residual: its options."
+        method.__annotations__ = {"residual": kind, "common": Common, "return": Objective}
+        return cls(method)
 
     @property
     def summary(self) -> str:
@@ -57,7 +69,7 @@ class Method:
         known, values = self.options, self.defaults(steps)
         for name, value in nested(options).items():
             if name not in known:
-                raise UserError(f"option {name!r}: allowed are {', '.join(known)}")
+                raise UserError(f": no such option; allowed are {spelled(*known)}", name)
             values[name] = build(name, known[name].hint, value, values[name], steps or 1)
         return values
 
@@ -70,8 +82,11 @@ class Method:
         known, defaults, found = self.options, self.defaults(steps), {}
         for name, value in nested(options).items():
             if name not in known:
-                raise UserError(f"objective.{name}: the method has no such option; allowed are {', '.join(known)}")
-            written = reduced(value, known[name].hint, defaults[name])
+                raise UserError(f": the method has no such option; allowed are {spelled(*known)}", name)
+            try:
+                written = reduced(value, known[name].hint, defaults[name])
+            except UserError as error:
+                raise UserError(f": {error}", name) from None
             if written not in (plain(defaults[name]), {}):
                 found[name] = written
         return found
@@ -100,5 +115,5 @@ def nested(options: Mapping[str, Any]) -> dict[str, Any]:
         for key in reversed(inner):
             value = {key: value}
         before = found.get(part)
-        found[part] = {**before, **value} if isinstance(before, Mapping) and isinstance(value, Mapping) else value
+        found[part] = merged(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
     return found

@@ -1,7 +1,8 @@
 """What every part of an objective may say of itself. Parts are small frozen dataclasses that hold their own options.
 
-`needs` names what has to be there: `labels`; the `straight line` as path; models beside the network (`ema`, `teacher`,
-`oracle`); outputs of the network (`velocity`, `log_variance`, `fake`); `bank`, which sees the whole batch at once.
+`needs` names what has to be there: `labels` or another condition in the data; the `straight line` as path; models
+beside the network (`ema`, `teacher`, `oracle`); outputs of the network (`velocity`, `log_variance`, `fake`); `bank`,
+which sees the whole batch at once.
 """
 
 import dataclasses

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from vamf.conditioning import Cond, Conditioning, label_of
@@ -59,7 +60,7 @@ def posterior(
     bank = points.reshape(len(points), -1)
     logits = path.log_kernel(path.interpolate(x, e, t).reshape(len(x), -1), bank, t)
     if logits is None:
-        raise UserError("proxy = bank, rao_blackwell: this path has no posterior over data points in closed form")
+        raise UserError("proxy = bank, rao-blackwell: this path has no posterior over data points in closed form")
     if label is not None and point_label is not None:
         logits = jnp.where(label[:, None] == point_label[None, :], logits, -jnp.inf)
     weights = jnp.exp(logits - logits.max(axis=1, keepdims=True))
@@ -88,8 +89,16 @@ class ClassMemoryBank(NamedTuple):
 
     def push(self, x: Float[Array, "batch *event"], label: Int[Array, " batch"] | None) -> "ClassMemoryBank":
         """After a batch; the oldest points give way."""
+        self._check(label)
         bank = self._push(x, jnp.full(len(x), len(self.seen) - 1))
         return bank if label is None or len(self.seen) == 1 else bank._push(x, label)
+
+    def _check(self, label: Int[Array, " batch"] | None) -> None:
+        """Refuse classes that have no part, where they are known: a compiled program would take others' points."""
+        last = len(self.seen) - 1
+        if last and label is not None and not isinstance(label, Tracer):
+            check_range("label", int(label.min()), -1, last - 1)
+            check_range("label", int(label.max()), -1, last - 1)
 
     def _push(self, x, part: Int[Array, " batch"]) -> "ClassMemoryBank":
         parts, size = self.x.shape[:2]
@@ -109,6 +118,7 @@ class ClassMemoryBank(NamedTuple):
         label: Int[Array, " batch"] | None = None,
     ) -> Posterior:
         """v_bank and its effective size with each row's point and the remembered points of its class as the bank."""
+        self._check(label)
         last = len(self.seen) - 1
         part = jnp.full(len(x), last) if label is None else jnp.where(label < 0, last, label)
         size = self.x.shape[1]
@@ -141,11 +151,11 @@ class PosteriorMean(Velocity):
     (Stable Velocity: 256); 0 draws the bank afresh. A row joins the points of its class."""
 
     def __post_init__(self):
-        require(self.size >= 0, "bank.size", self.size, "0 (the batch) or more")
-        check_range("bank.t-min", self.t_min, 0, 1)
-        require(self.memory >= 0, "bank.memory", self.memory, "0 (none) or more")
+        require(self.size >= 0, "size", self.size, "0 (the batch) or more")
+        check_range("t_min", self.t_min, 0, 1)
+        require(self.memory >= 0, "memory", self.memory, "0 (none) or more")
         if self.memory and self.size:
-            raise UserError("bank.memory: not with bank.size")
+            raise UserError(": not with bank.size", "memory")
 
     @property
     def needs(self):
@@ -195,7 +205,7 @@ def _comparable(cond: Cond) -> Int[Array, " batch"] | None:
     if isinstance(cond, Conditioning) and (cond.vector is not None or cond.image is not None):
         raise UserError(
             "a bank compares rows of the same class: not with a vector or an image as condition; use the proxy ema or "
-            "online, without rao_blackwell"
+            "online, without rao-blackwell"
         )
     return label_of(cond)
 

@@ -33,6 +33,7 @@ from vamf.errors import UserError
 from vamf.objectives import batch
 from vamf.objectives.batch import Context, PathBatch
 from vamf.objectives.part import Part
+from vamf.options import family
 from vamf.path import expand
 from vamf.schedules import Coefficient, check_fraction, is_zero, value_at
 
@@ -194,12 +195,12 @@ def mix(beta: float | Array, a: Float[Array, "rows *event"], b: Float[Array, "ro
 
 
 ProxyName = Literal["none", "online", "ema", "head", "bank", "oracle", "teacher"]
-MODELS: dict[str, type[ModelVelocity]] = {
+MODELS: dict[str, type[ModelVelocity]] = family(ModelVelocity, "vamf.objectives.velocity.MODELS", {
     "online": Online, "ema": EMA, "head": Head, "oracle": Oracle, "teacher": Teacher
-}  # fmt: skip
+})  # fmt: skip
 """Sources of v_hat that are a model, by name."""
-Proxy = ProxyName | Velocity | Callable
-"""Where v_hat comes from: by name, a velocity, or an average velocity whose diagonal it is."""
+Proxy = ProxyName | ModelVelocity | Velocity | Callable
+"""Where v_hat comes from: by name, one in `MODELS` too, a velocity, or an average velocity whose diagonal it is."""
 
 
 def model_velocity(proxy: Proxy) -> ModelVelocity:

@@ -60,8 +60,8 @@ class Power(Weighting):
     """c."""
 
     def __post_init__(self):
-        check_range("weighting.power", self.power)
-        check_positive("weighting.constant", self.constant)
+        check_range("power", self.power)
+        check_positive("constant", self.constant)
 
     @property
     def normalisation(self):  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -82,7 +82,7 @@ class Norm(Weighting):
     """c."""
 
     def __post_init__(self):
-        check_positive("weighting.constant", self.constant)
+        check_positive("constant", self.constant)
 
     def __call__(self, squared, rows=None, ctx=None):
         return squared / jax.lax.stop_gradient(jnp.sqrt(squared) + self.constant)
@@ -112,7 +112,7 @@ class Cauchy(Weighting):
     """c."""
 
     def __post_init__(self):
-        check_positive("weighting.constant", self.constant)
+        check_positive("constant", self.constant)
 
     @property
     def needs(self):
@@ -168,7 +168,7 @@ def draw_probe(key, x: Float[Array, "batch *event"]) -> Float[Array, "batch *eve
     return jax.random.rademacher(stream(key, PROBE_STREAM), x.shape, x.dtype)
 
 
-WEIGHTINGS: dict[str, type[Weighting]] = family(Weighting, {
+WEIGHTINGS: dict[str, type[Weighting]] = family(Weighting, "vamf.objectives.weighting.WEIGHTINGS", {
     "power": Power,
     "norm": Norm,
     "cauchy": Cauchy,
@@ -196,7 +196,7 @@ class ByGap(TimeWeight):
     """s."""
 
     def __post_init__(self):
-        check_fraction("gap-weight", self.share)
+        check_fraction("gap_weight", self.share)
 
     def __call__(self, rows, ctx):
         share = value_at(self.share, ctx.step)

@@ -5,7 +5,7 @@ from vamf.path.base import Path, expand
 from vamf.path.pairs import Pairs
 from vamf.path.straight_line import StraightLine, conditional_velocity, interpolate
 
-PATHS: dict[str, type[Path]] = family(Path, {"straight_line": StraightLine, "pairs": Pairs})
+PATHS: dict[str, type[Path]] = family(Path, "vamf.path.PATHS", {"straight_line": StraightLine, "pairs": Pairs})
 """Paths by name."""
 
 STRAIGHT_LINE = StraightLine()

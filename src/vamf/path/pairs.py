@@ -22,7 +22,7 @@ class Pairs(StraightLine):
     """Standard deviation of the noise around each start, in the units of the standardised data."""
 
     def __post_init__(self):
-        check_range("path.noise", self.noise)
+        check_range("noise", self.noise)
 
     def prior(self, key, x, start=None):
         if start is None:

@@ -11,7 +11,7 @@ from vamf.cli_options import Start, told, with_network
 from vamf.data import IN_MEMORY
 from vamf.errors import UserError
 from vamf.objectives import METHODS
-from vamf.options import base_of, kind_name, options_of
+from vamf.options import base_of, kind_name, named, options_of, several_of
 from vamf.training import presets
 from vamf.training.config import TrainConfig
 
@@ -68,16 +68,32 @@ def _objective(
     for key, value in wanted.items():
         name, before = part + key.replace("_", "-"), base[key]
         given = written.get(key) if isinstance(written, Mapping) else None
-        if base_of(hints[key]) is None:
+        if several_of(hints[key]) is not None:
+            words += _several(name, named(value), named(before), given)
+        elif base_of(hints[key]) is None:
             said = given if isinstance(given, str) else told(value)
             words += [] if value == before else _option(name, said, hints[key] is bool)
         elif value is not None:
             if type(value) is not type(before):
                 words += [f"--{name}", str(kind_name(value))]
                 before = type(value)()
-            inner = options_of(type(value))
-            ours, theirs = ({one: getattr(side, one) for one in inner} for side in (value, before))
-            words += _objective(ours, theirs, {one: inner[one].hint for one in inner}, given, f"{name}.")
+            words += _part(value, before, given, name)
+    return words
+
+
+def _part(value: Any, before: Any, written: Any, name: str) -> list[str]:
+    inner = options_of(type(value))
+    ours, theirs = ({one: getattr(side, one) for one in inner} for side in (value, before))
+    return _objective(ours, theirs, {one: inner[one].hint for one in inner}, written, f"{name}.")
+
+
+def _several(name: str, wanted: Mapping[str, Any], base: Mapping[str, Any], written: Any) -> list[str]:
+    """Several parts, each under the name of its kind."""
+    new = [kind for kind in wanted if kind not in base]
+    words = [f"--{name}", *new] if new else []
+    for kind, part in wanted.items():
+        given = written.get(kind) if isinstance(written, Mapping) else None
+        words += _part(part, base.get(kind, type(part)()), given, f"{name}.{kind.replace('_', '-')}")
     return words
 
 

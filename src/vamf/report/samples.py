@@ -36,7 +36,7 @@ from vamf.progress import Progress
 from vamf.sampling import named
 from vamf.training import averages
 from vamf.training.averages import Ema
-from vamf.training.config import CONFIG
+from vamf.training.config_file import CONFIG
 from vamf.training.run import Label, Run
 from vamf.training.step import State
 

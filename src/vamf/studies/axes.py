@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import jax
 
 from vamf.cli_options import Start
-from vamf.errors import UserError
+from vamf.errors import UserError, spelled
 from vamf.objectives import METHODS
 from vamf.objectives.method import SHORT
-from vamf.options import base_of, options_of, takes_schedule
+from vamf.options import Option, base_of, named, options_of, several_of, takes_schedule
 from vamf.schedules import Number
 from vamf.training import presets
 from vamf.training.config import TrainConfig
@@ -89,10 +89,15 @@ def _hint(name: str, config: TrainConfig) -> Any:
         if part not in known:
             close = difflib.get_close_matches(part, known, 1)
             hint = f" (did you mean {'.'.join([*parts[:depth], close[0]])}?)" if close else ""
-            raise UserError(f"over {name}{hint}: allowed are {', '.join(known)}")
+            raise UserError(f"over {name}{hint}: allowed are {spelled(*known)}")
         option = known[part]
         if part == parts[-1] and depth == len(parts) - 1:
             return option.hint if base_of(option.hint) is None else str
+        if several_of(option.hint) is not None:  # each under the name of its kind
+            value = named(value)
+            known = {kind: Option(kind, type(one), one, "") for kind, one in value.items()}
+            value = value.get(parts[depth + 1])
+            continue
         if not dataclasses.is_dataclass(value):
             raise UserError(f"over {name}: {'.'.join(parts[: depth + 1])} has no options")
         known = options_of(type(value))

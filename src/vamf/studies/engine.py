@@ -33,6 +33,7 @@ from vamf.studies.variants import Options, Variant
 from vamf.training import presets
 from vamf.training.config import LogConfig, TrainConfig
 from vamf.training.guards import Diverged
+from vamf.training.suitability import check_classes, check_objective
 
 
 def paper_config(execution: "Execution", name: str) -> TrainConfig:
@@ -138,12 +139,21 @@ class Execution:
     def prepare(self) -> list[RunSpec]:
         """Make the folder this study's and do what comes before all runs; returns the runs."""
         self.study.check(self)
+        self._check_objectives()
         runner.create_or_resume(self.folder, self.study.plan(self), [self.base(name) for name in self.budget.datasets])
         _ = self.prepared
         specs = [spec for name in self.budget.datasets for spec in self.specs(name)]
         if twice := [spec.name for index, spec in enumerate(specs) if spec.name in {one.name for one in specs[:index]}]:
             raise UserError(f"study {self.study.name}: two runs are called {twice[0]}; name variants and files apart")
         return specs
+
+    def _check_objectives(self) -> None:
+        """Refuse variants that do not suit their data; these are only loaded where that may be."""
+        for name in self.budget.datasets:
+            objectives = [variant.configure(self.base(name)).build_objective() for variant in self.variants(name)]
+            for objective in (one for one in objectives if one.needs & {"bank", "labels", "oracle"}):
+                check_objective(self.dataset(name), objective)
+                check_classes(self.dataset(name), objective)
 
     def complete(self, spec: RunSpec) -> list[dict[str, Any]]:
         """The results of a run, trained now as far as it is not yet."""

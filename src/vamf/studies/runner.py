@@ -17,7 +17,8 @@ from vamf.progress import Progress
 from vamf.studies.launcher import LOGS
 from vamf.training import loop
 from vamf.training.checksum import fingerprint
-from vamf.training.config import TrainConfig, identity, to_json
+from vamf.training.config import TrainConfig
+from vamf.training.config_file import identity, to_json
 from vamf.training.grid import Grid
 from vamf.training.inputs import Inputs
 from vamf.training.logs import read

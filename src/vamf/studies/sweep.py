@@ -32,7 +32,8 @@ from vamf.studies.engine import Execution, Study
 from vamf.studies.page import Table, read, words
 from vamf.studies.results import Results
 from vamf.studies.variants import Budget, Variant
-from vamf.training.config import TrainConfig, to_json
+from vamf.training.config import TrainConfig
+from vamf.training.config_file import to_json
 from vamf.training.step import RATE
 
 NUMBERS = 2**19

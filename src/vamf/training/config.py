@@ -1,17 +1,14 @@
 """What a training is made of, as plain data. A run's `config.json` is this, and a preset is one of these."""
 
 import dataclasses
-import json
-import typing
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from vamf import networks
-from vamf.data import Dataset, ImageConfig, LatentScale, Source, is_name, load, whitening
+from vamf.data import Dataset, ImageConfig, LatentScale, Source, load, whitening
 from vamf.data.augment import Augmentation
 from vamf.data.suitability import check_options
-from vamf.errors import UserError, require
+from vamf.errors import UserError, require, unknown_name
 from vamf.field_types import check_field_types
 from vamf.networks import MLPConfig, NetworkConfig, Prediction
 from vamf.objectives import METHODS, Objective
@@ -19,9 +16,6 @@ from vamf.optimisers import table
 from vamf.options import plain
 from vamf.training.couplings import CouplingConfig
 from vamf.training.mesh import MeshConfig
-
-CONFIG = "config.json"
-"""Name of a configuration's file in a run's folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +201,7 @@ class TrainConfig:
         require(0 <= self.seed < 2**31, "seed", self.seed, "0 to 2147483647")
         require(0 <= self.whiten < 1, "whiten", self.whiten, "[0, 1); 0 is off, 0.01 usual")
         if self.method not in METHODS:
-            raise UserError(f"method = {self.method!r}: allowed are {', '.join(METHODS)}")
+            raise unknown_name("method", repr(self.method), METHODS, "vamf.objectives.METHODS")
         object.__setattr__(self, "objective", METHODS[self.method].differing(self.objective, self.steps))
         objective = self.build_objective()
         if "guidance scale" in objective.needs and not self.network.takes_scale:
@@ -308,92 +302,3 @@ class TrainConfig:
         beta = self.objective.get("beta", plain(options["beta"].default)) if "beta" in options else None
         mixed = "" if beta is None else f", beta {beta}"
         return f"{self.method}{mixed} on {self.data}, {self.steps:,} steps of {self.batch_size}, seed {self.seed}"
-
-
-FORMAT = 2
-"""Version of a configuration's file."""
-SAFETY = ("checkpoints", "guard")
-"""Parts that no number of a training depends on: a run may be resumed with others."""
-DIVISION = ("mesh", "accumulate")
-"""Fields that say how the work is divided, and change the rounding of a training but not the training."""
-PLACES = ("data", "teacher", "initial")
-"""Fields that say where files and runs are. What these hold is told by `inputs.py`, wherever they are."""
-ONLY_TOLD = {"log": ("to",)}
-"""Fields, by part, that change what is said of a training and not the training."""
-
-
-def to_json(config: Any) -> str:
-    """A configuration as JSON text."""
-    return _text(_plain(config))
-
-
-def identity(config: TrainConfig) -> str:
-    """What tells one training's checkpoints from another's, as text: `to_json` with the objective in full, the decay
-    behind v_hat resolved, and without SAFETY, DIVISION, ONLY_TOLD and PLACES. Data with a name and no file keep it.
-    """
-    values = _plain(config)
-    defaults = METHODS[config.method].defaults(config.steps)
-    values["objective"] = {name: plain(value) for name, value in defaults.items()} | {"given": values["objective"]}
-    values["optimiser"]["ema_target"] = config.target_decay
-    values |= {name: "" for name in PLACES if name != "data" or not is_name(config.data)}
-    for part in SAFETY + DIVISION:
-        del values[part]
-    for part, names in ONLY_TOLD.items():
-        values[part] = {name: value for name, value in values[part].items() if name not in names}
-    return _text(values)
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    """A configuration as dicts, with the kind of its network; what it predicts where that is not the default."""
-    values = dataclasses.asdict(config)
-    if values.get("prediction") == TrainConfig.prediction:
-        del values["prediction"]
-    network = getattr(config, "network", None)
-    if network is not None:
-        values["network"] = {"type": networks.kind_of(network), **values["network"]}
-    return {"format": FORMAT, **values} if isinstance(config, TrainConfig) else values
-
-
-def _text(values: dict) -> str:
-    return json.dumps(values, indent=2) + "\n"
-
-
-def read_json(kind: type, path: Path) -> Any:
-    """A configuration of the given dataclass from a JSON file.
-
-    Raises:
-        UserError: missing or damaged file, one of another version, or a field that the dataclass does not have.
-    """
-    try:
-        values = json.loads(path.read_text())
-        if kind is TrainConfig and values.pop("format", 1) != FORMAT:
-            raise UserError(
-                f"{path}: of a run that another version of vamf made, which named its options otherwise; go on with "
-                "that version, or begin a new run"
-            )
-        return _from_dict(kind, values, path.name)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a readable configuration ({error})") from None
-
-
-def _from_dict(kind: type, values: dict, where: str) -> Any:
-    hints = typing.get_type_hints(kind)
-    unknown = set(values) - set(hints)
-    if unknown:
-        raise UserError(f"{where}: unknown field {sorted(unknown)[0]!r}; allowed are {', '.join(hints)}")
-    built = {}
-    for name, value in values.items():
-        if hints[name] == NetworkConfig:
-            named = value.get("type", "mlp")
-            if named not in networks.KINDS:
-                raise UserError(f"{where}: network type {named!r}; allowed are {', '.join(networks.KINDS)}")
-            fields = {field: given for field, given in value.items() if field != "type"}
-            value = _from_dict(networks.KINDS[named], fields, f"{where}: {name}")
-        elif dataclasses.is_dataclass(hints[name]):
-            value = _from_dict(typing.cast(type, hints[name]), value, f"{where}: {name}")
-        elif isinstance(value, list):
-            value = tuple(value)
-        built[name] = value
-    return kind(**built)

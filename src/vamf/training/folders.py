@@ -6,7 +6,8 @@ from pathlib import Path
 
 from vamf import locks
 from vamf.errors import UserError
-from vamf.training.config import CONFIG, TrainConfig
+from vamf.training.config import TrainConfig
+from vamf.training.config_file import CONFIG
 
 
 @contextlib.contextmanager

@@ -32,13 +32,15 @@ from vamf.errors import UserError
 from vamf.sampling import named
 from vamf.training.averages import Ema, resolve
 from vamf.training.checksum import fingerprint
-from vamf.training.config import TrainConfig, identity
+from vamf.training.config import TrainConfig
+from vamf.training.config_file import identity
 from vamf.training.couplings import couple
 from vamf.training.inputs import Inputs
 from vamf.training.mesh import Layout, MeshConfig, on_host
 from vamf.training.programs import Programs, Strategy
 from vamf.training.sampling import Sampling
 from vamf.training.step import RATE, Member, Metrics, State, Trainer, build_network, learning_rate, optimiser
+from vamf.training.suitability import check_objective
 from vamf.training.windows import Windows
 
 BLOCK_BYTES = 2**20
@@ -101,8 +103,7 @@ class Grid:
         self.layout = self._layout(mesh or config.mesh)
         self.bare = build_network(config, dataset)
         self.network = self.layout.network(self.bare)
-        if "oracle" in objective.needs and getattr(dataset, "mixture", None) is None:
-            raise UserError(f"proxy = oracle: the law of {dataset.name} is not known in closed form")
+        check_objective(dataset, objective)
         velocity = None if teacher is None else self.layout.spread(teacher.velocity)
         parts = config, dataset, self.network, objective, optimiser(config), velocity
         self.trainer = Trainer(*parts, guarded=self.size == 1, split=self.layout.split)

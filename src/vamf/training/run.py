@@ -32,11 +32,13 @@ from vamf.schedules import value_at
 from vamf.training import averages, loop, presets
 from vamf.training.averages import Ema
 from vamf.training.checksum import fingerprint
-from vamf.training.config import CONFIG, TOYS_NETWORK, TrainConfig, to_json
+from vamf.training.config import TOYS_NETWORK, TrainConfig
+from vamf.training.config_file import CONFIG, to_json
 from vamf.training.folders import claim
 from vamf.training.inputs import Inputs
 from vamf.training.step import State
 from vamf.training.stored import StoredRun, load_initial, load_teacher
+from vamf.training.suitability import check_classes, check_objective
 
 Label = Class | None
 """A class as the data call it, `each` of them in turn, or those that the data draw."""
@@ -92,6 +94,9 @@ class Run(StoredRun):
             run.dataset = config.load_data(
                 source=run.source
             )  # bad data and a missing teacher are refused before anything is written
+            objective = config.build_objective()
+            check_objective(run.dataset, objective)
+            check_classes(run.dataset, objective)
             weights = {"teacher": load_teacher(config, run.dataset).digest} if config.needs_teacher else {}
             if config.initial:
                 weights["initial"] = fingerprint(load_initial(config, run.dataset))

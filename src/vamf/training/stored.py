@@ -20,7 +20,8 @@ from vamf.progress import Progress
 from vamf.training import loop
 from vamf.training.checkpoints import Foreign, Which
 from vamf.training.checksum import fingerprint
-from vamf.training.config import CONFIG, TrainConfig, read_json
+from vamf.training.config import TrainConfig
+from vamf.training.config_file import CONFIG, read_json
 from vamf.training.grid import Grid, Teacher
 from vamf.training.inputs import Inputs
 from vamf.training.mesh import MeshConfig

@@ -8,7 +8,7 @@ over its own.
 
 from typing import Any
 
-from vamf.errors import UserError
+from vamf.errors import unknown_name
 from vamf.objectives.method import Method, nested
 from vamf.objectives.methods.distillation import SCM_MEAN, consistency, flow_consist, meanflow_rae, mid_training
 from vamf.objectives.methods.flow_maps import (
@@ -67,5 +67,5 @@ def create(name: str, **options: Any) -> Objective:
         UserError: unknown method or option, or a value outside its range.
     """
     if name not in METHODS:
-        raise UserError(f"method = {name!r}: allowed are {', '.join(METHODS)}")
+        raise unknown_name("method", repr(name), METHODS, "vamf.objectives.METHODS")
     return METHODS[name](**options)

@@ -81,9 +81,9 @@ def _lagrangian(gamma, proxy, mix_at_diagonal, power: float, common: Common) -> 
     if proxy in ("none", "bank"):
         raise UserError(f"proxy = {proxy!r}: the velocity at the end of the jump is asked of a model")
     if power < 0:
-        raise UserError(f"guided_weight_power = {power}: allowed is 0 (none) or more")
+        raise UserError(f"guided-weight-power = {power}: allowed is 0 (none) or more")
     if power and common.guidance.per_batch:
-        raise UserError("guided_weight_power: 0 with guidance.per_batch, whose scale the rows do not know")
+        raise UserError("guided-weight-power: 0 with guidance.per-batch, whose scale the rows do not know")
     weight = ByGuidance(common.guidance, power) if power and common.guidance.acts else None
     common = dataclasses.replace(common, flow_matching=dataclasses.replace(common.flow_matching, guided_weight=weight))
     found = roles(common, proxy, gamma, mix_at_diagonal)

@@ -48,12 +48,12 @@ def vamf(
     """
     v_c_elsewhere = not mix_at_diagonal or common.anchor.is_on or common.flow_matching.is_on
     if common.rao_blackwell and not v_c_elsewhere and is_one(beta) and is_one(gamma):
-        raise UserError("rao_blackwell: with beta = gamma = 1 there is no v_c left to average")
+        raise UserError("rao-blackwell: with beta = gamma = 1 there is no v_c left to average")
     found = roles(common, proxy, gamma, mix_at_diagonal, head)
     seen = found
     if bank_ema_share:
         if proxy != "bank":
-            raise UserError("bank_ema_share: only with the proxy bank")
+            raise UserError("bank-ema-share: only with the proxy bank")
         seen = found._replace(v_hat=Shrunk(bank_ema_share, found.v_hat, common.bank))  # pyright: ignore
     return compose(dataclasses.replace(residual, tangent=tangent(beta, seen)), common, found)
 

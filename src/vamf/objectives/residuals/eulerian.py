@@ -45,13 +45,13 @@ class Eulerian(Residual):
     """Tangent of (r, t) in the Jacobian-vector product; anything but 0 1 is wrong (MeanFlow's ablation)."""
 
     def __post_init__(self):
-        check_fraction("jvp-gradient-fraction", self.jvp_gradient_fraction)
-        check_fraction("jvp-scale", self.jvp_scale)
-        require(0 <= self.difference_step < 0.5, "difference-step", self.difference_step, "0 (a JVP) up to 0.5")
+        check_fraction("jvp_gradient_fraction", self.jvp_gradient_fraction)
+        check_fraction("jvp_scale", self.jvp_scale)
+        require(0 <= self.difference_step < 0.5, "difference_step", self.difference_step, "0 (a JVP) up to 0.5")
         if isinstance(self.tangent, PerPointMix) and (self.difference_step or self.time_tangent != (0.0, 1.0)):
-            raise UserError("difference-step and time-tangent: not with a beta of each point")
+            raise UserError(" and time-tangent: not with a beta of each point", "difference_step")
         if self.difference_step and not is_zero(self.jvp_gradient_fraction):
-            raise UserError("difference-step: not with jvp-gradient-fraction, whose gradient runs through the JVP")
+            raise UserError(": not with jvp-gradient-fraction, whose gradient runs through the JVP", "difference_step")
 
     def __call__(self, rows, target, ctx):
         """R = u - sg[y - c (t - r) D_w u]."""

@@ -44,7 +44,7 @@ class Semigroup(Residual):
 
     def __post_init__(self):
         require(self.split in ("uniform", "midpoint"), "split", self.split, "uniform, midpoint")
-        check_range("min-jump", self.min_jump, 0, 1)
+        check_range("min_jump", self.min_jump, 0, 1)
         require(self.clip >= 0, "clip", self.clip, "0 (none) or more")
 
     def draw(self, key, x, r, t, step):

@@ -28,10 +28,10 @@ class Anchor(Term):
     """k: the anchor is asked of every k-th row, which counts k times. Of all rows it costs as much as flow matching."""
 
     def __post_init__(self):
-        check_weight("anchor.weight", self.weight)
+        check_weight("weight", self.weight)
         low, high = self.interval
-        require(0 <= low <= high <= 1, "anchor.interval", f"{low}, {high}", "0 <= low <= high <= 1")
-        require(self.every >= 1, "anchor.every", self.every, "1 or more")
+        require(0 <= low <= high <= 1, "interval", f"{low}, {high}", "0 <= low <= high <= 1")
+        require(self.every >= 1, "every", self.every, "1 or more")
 
     @property
     def needs(self):

@@ -47,7 +47,7 @@ class DistributionMatching(Term):
     """Whose velocity is that of the data."""
 
     def __post_init__(self):
-        check_weight("distribution-matching.weight", self.weight)
+        check_weight("weight", self.weight)
 
     @property
     def needs(self):

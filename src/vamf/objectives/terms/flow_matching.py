@@ -33,8 +33,8 @@ class FlowMatching(Term):
     """Weight of guided rows."""
 
     def __post_init__(self):
-        check_weight("flow-matching.weight", self.weight)
-        require(self.noise in ("same", "fresh"), "flow-matching.noise", self.noise, "same, fresh")
+        check_weight("weight", self.weight)
+        require(self.noise in ("same", "fresh"), "noise", self.noise, "same, fresh")
 
     def draw(self, key, x, r, t, step):
         assert self.times is not None

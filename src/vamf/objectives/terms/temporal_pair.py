@@ -19,7 +19,7 @@ class TemporalPair(Term):
     """`weight` is lambda, in [0, 1]: a number or a schedule."""
 
     def __post_init__(self):
-        check_fraction("temporal-pair.weight", self.weight)
+        check_fraction("weight", self.weight)
 
     def __call__(self, ctx):
         batch, objective = ctx.batch, ctx.objective

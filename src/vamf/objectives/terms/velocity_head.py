@@ -26,8 +26,8 @@ class VelocityHead(Term):
     pass of its own at r = t; a row without condition is then told the scale 1."""
 
     def __post_init__(self):
-        check_range("head.weight", self.weight)
-        require(self.trained_in in ("row", "diagonal"), "head.trained-in", self.trained_in, "row, diagonal")
+        check_range("weight", self.weight)
+        require(self.trained_in in ("row", "diagonal"), "trained_in", self.trained_in, "row, diagonal")
 
     @property
     def needs(self):

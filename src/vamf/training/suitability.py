@@ -1,0 +1,56 @@
+"""Objectives that do not suit the data, refused before anything is trained or written.
+
+What a bank can compare, what there is to guide by, and what is known of the data's law is seen in the data set; that
+classes lie within their number, in one draw of it on the host.
+"""
+
+import jax
+import numpy as np
+
+from vamf.conditioning import NULL_LABEL, label_of
+from vamf.data import Dataset
+from vamf.errors import UserError
+from vamf.objectives import Objective
+
+DRAWN = 4096
+"""Rows whose classes are looked at."""
+
+
+def check_objective(dataset: Dataset, objective: Objective) -> None:
+    """Refuse an objective that asks what the data do not have.
+
+    Raises:
+        UserError: names the data set, and what to use instead.
+    """
+    if "oracle" in objective.needs and dataset.mixture is None:
+        raise UserError(f"proxy = oracle: the law of {dataset.name} is not known in closed form")
+    shape = dataset.cond_shape
+    if "labels" in objective.needs and not any(shape):
+        option = "guidance.scale" if objective.guidance.acts else "guidance.dropout"
+        raise UserError(f"{option}: {dataset.name} has no classes and no other condition")
+    if "bank" in objective.needs and (shape.vector or shape.image):
+        beside = " and ".join(name for name in ("vector", "image") if getattr(shape, name))
+        raise UserError(
+            f"bank: compares rows of the same class, but each row of {dataset.name} has a {beside} of its own as "
+            "condition; use a method with the proxy ema or online, such as --method vamf, or --no-conditional"
+        )
+
+
+def check_classes(dataset: Dataset, objective: Objective) -> None:
+    """Refuse classes outside those that the memory of a bank has a part for.
+
+    Raises:
+        UserError: names the data set and the class.
+    """
+    if not dataset.num_classes or not any(getattr(part, "memory", 0) for part in objective.parts):
+        return
+    labels = dataset.stream.source.labels if dataset.stream is not None else None
+    if labels is None:
+        labels = label_of(dataset.draw(dataset.arrays, jax.random.key(0), DRAWN)[1])
+    found = np.asarray(labels)
+    outside = found[(found < NULL_LABEL) | (found >= dataset.num_classes)]
+    if outside.size:
+        raise UserError(
+            f"bank.memory: rows of {dataset.name} have the class {outside[0]}; allowed are 0 to "
+            f"{dataset.num_classes - 1}, and {NULL_LABEL} for none"
+        )
