@@ -53,3 +53,18 @@ def test_panels_with_diverged_values_still_draw():
     for log in (False, True):
         image = figures.panels([figures.Panel("p", [curve], [figures.Level(2.0, "level")])], "x", "y", log=log)
         assert b"<svg" in image
+
+
+def test_panels_have_names_in_the_place_of_numbers():
+    curve = figures.Curve([0, 1], [1.0, 2.0], [0.1, 0.1], "curve")
+    text = figures.panels([figures.Panel("p", [curve])], "method", "y", names=["meanflow", "vamf"]).decode()
+    assert "<!-- meanflow -->" in text  # letters are drawn; what they say stands beside them
+    assert "<!-- vamf -->" in text
+    assert "<!-- 0.2 -->" not in text
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0], [-2.0, -1.0], [float("nan")] * 2])
+@pytest.mark.filterwarnings("error")
+def test_panels_of_values_without_a_scale_draw_without_a_warning(values):
+    curve = figures.Curve([0, 1], values, [0.0, 0.0], "curve")
+    assert b"<svg" in figures.panels([figures.Panel("p", [curve])], "x", "y")

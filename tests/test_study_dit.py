@@ -24,7 +24,7 @@ from vamf.objectives.posterior_mean import ClassMemoryBank
 from vamf.objectives.velocity import EMA
 from vamf.objectives.weighting import Power
 from vamf.progress import Progress
-from vamf.studies import dit, dit_results, evaluator, image_noise, runner
+from vamf.studies import dit, dit_results, evaluator, image_noise, paper, runner
 from vamf.studies.dit import STUDY, Budget
 from vamf.studies.image_noise import TIMES, Instrument
 from vamf.theory.estimate import Estimate
@@ -322,10 +322,10 @@ def test_gaps_are_paired_by_seed():
 
 
 def test_the_quadratic_prediction_of_the_papers_numbers():
-    gaps = {beta: Estimate(value, 0.02) for beta, value in dit_results.PAPER_GAPS.items()}
+    gaps = {beta: Estimate(value, 0.02) for beta, value in paper.IMAGES_GAPS.items()}
     found = dit_results.prediction(gaps)
-    assert found.anchor.value == pytest.approx(dit_results.PAPER_ANCHOR, abs=0.05)
-    assert found.ratio.value == pytest.approx(dit_results.PAPER_RATIO, abs=0.05)
+    assert found.anchor.value == pytest.approx(paper.IMAGES_ANCHOR, abs=0.05)
+    assert found.ratio.value == pytest.approx(paper.IMAGES_RATIO, abs=0.05)
     assert found.at(0.25).value == pytest.approx(1.14 / 4)
     assert "more than quadratic (the paper: 2.6 times)" in dit_results.of_prediction(found)
     exact = dit_results.prediction({beta: Estimate(3 * beta**2, 0.01) for beta in (0.25, 0.5, 1.0)})

@@ -4,9 +4,11 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vamf.errors import UserError
+from vamf.files import write_array
 from vamf.studies import page, runner
 from vamf.studies.costs import EqualTime
 from vamf.studies.dit import Options as ImageOptions
@@ -36,6 +38,9 @@ Text that belongs to the table.
 [table]
 
 ![line] A caption.
+
+[verdict]: {winner} wins,
+by {gain:.1f}.
 """
 SVG = b"<?xml version='1.0'?><svg></svg>"
 TABLE = Table.of(
@@ -55,8 +60,22 @@ def test_a_page_is_filled_and_a_section_without_its_table_is_left_out(tmp_path):
     assert places == sorted(places)
     assert "Left out" not in text
     assert "belongs" not in text
+    assert "wins" not in text
+    assert page.sentences(PAGE)["verdict"].format(winner="a", gain=0.25) == "a wins, by 0.2."
     assert (TABLE.header, TABLE.rows) == (["A", "B", "both", "sum"], [["1.000", "2", "1/2", "3.000"]])
     assert [file.name for file in (tmp_path / "figures").iterdir()] == ["line.svg"]
+
+
+def test_the_lowest_finite_value_of_a_column_stands_out():
+    rows = [{"a": float("nan"), "b": 2.0, "b_std": 0.5}, {"a": 3.0, "b": None}, {"a": 1.0, "b": 1.0, "b_std": 0.5}]
+    cells = {"name": lambda row: "x", **page.columns(["a", "b"], lambda row, name: row[name], str.upper)}
+    table = Table.of(rows, cells, lowest={"A": "a", "B": "b"})
+    assert (table.header, table.rows[1]) == (["name", "A", "B"], ["x", "3.000", "–"])
+    assert table.best == {(2, 1), (2, 2)}
+    assert Table.of(rows[:1], cells, lowest={"A": "a"}).best == frozenset()
+    assert table.below(["end", "", ""]).rows[-1] == ["end", "", ""]
+    spread = page.mean_std("b")
+    assert [spread(rows[0]), spread({**rows[0], "seeds": 1}), spread(None)] == ["2.000 ±\u00a00.500", "2.000", "–"]
 
 
 def test_a_page_that_names_what_is_not_there_is_one_line(tmp_path):
@@ -82,6 +101,17 @@ def test_runs_are_variants_of_every_data_set(tmp_path):
     assert (list(specs[2].seeds), specs[2].config.method) == ([7], "meanflow")
     with pytest.raises(UserError, match="two runs are called two_moons-ab"):
         study(Variant("a b"), Variant("ab")).at(tmp_path / "twice").prepare()
+    assert not (tmp_path / "twice").exists()
+
+
+def test_data_files_of_one_name_are_refused_before_anything_is_written(tmp_path):
+    paths = [tmp_path / folder / "x.npy" for folder in ("a", "b")]
+    for path in paths:
+        write_array(path, np.zeros((8, 2), np.float32))
+    budget = dataclasses.replace(BUDGET, datasets=tuple(map(str, paths)))
+    with pytest.raises(UserError, match="study mine: two data sets are called x; give them different names"):
+        study(Variant("a")).at(tmp_path / "out", budget).run()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_continues_whatever_the_order_of_its_plan(tmp_path):

@@ -27,7 +27,7 @@ def finished(tmp_path_factory):
         # Costs that a busy machine cannot change: a step with a teacher takes twice as long.
         made = {"meanflow": 1.0, "meanflow + bank": 1.0, "meanflow_rae": 2.0}
         patch.setattr(costs, "step_costs", lambda *_, **__: made)
-        patch.setattr(methods, "POINTS", 64)
+        patch.setattr(exact_noise, "POINTS", 64)
         STUDY.at(folder, TINY, command="vamf compare").run()
     return folder
 
@@ -75,7 +75,7 @@ def test_the_report_stands_alone(finished):
 @pytest.mark.slow
 def test_finished_trainings_are_not_repeated(finished, monkeypatch):
     before = (finished / "members.csv").read_text()
-    monkeypatch.setattr(methods, "POINTS", 64)
+    monkeypatch.setattr(exact_noise, "POINTS", 64)
     monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("trained again"))
     STUDY.at(finished, TINY, command="vamf compare").run()
     assert (finished / "members.csv").read_text() == before
@@ -131,7 +131,7 @@ def test_predicted_noise_is_that_of_the_residual_at_the_exact_velocity(beta, gam
 
     mixture = exact_noise.three_modes()
     objective = create("vamf", beta=beta, gamma=gamma, proxy="oracle", times=Uniform(eps=0.05))
-    predicted = methods.predicted_noise(mixture, objective, 1000, n=1500)
+    predicted = exact_noise.predicted(mixture, objective, 1000, n=1500)
     keys = jax.random.split(jax.random.key(5), 2)
     x = mixture.sample(keys[0], 6000)
     sample = objective.sample(keys[1], x)

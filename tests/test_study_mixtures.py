@@ -14,7 +14,7 @@ from vamf import cli, data
 from vamf.data.mixtures import dense_gaussian_mixture
 from vamf.errors import UserError
 from vamf.metrics import sliced_wasserstein
-from vamf.studies import engine, exact_noise, measures, mixtures, summary
+from vamf.studies import engine, exact_noise, measures, mixtures, paper, summary
 from vamf.studies import mixtures_page as report
 from vamf.studies.mixtures import STUDY, WIDE, Budget
 from vamf.theory import GaussianMixture
@@ -243,9 +243,9 @@ def test_folder_of_another_study_is_refused(finished, tmp_path):
 
 
 def test_budgets_are_the_papers_grid():
-    assert mixtures.FULL.dims == mixtures.DEFAULT.dims == tuple(report.PAPER_SWEEP) == (2, 4, 8, 16, 32, 64)
-    assert mixtures.FULL.betas == mixtures.DEFAULT.betas == report.PAPER_BETAS
-    assert all(len(line) == len(report.PAPER_BETAS) for line in report.PAPER_SWEEP.values())
+    assert mixtures.FULL.dims == mixtures.DEFAULT.dims == tuple(paper.MIXTURES) == (2, 4, 8, 16, 32, 64)
+    assert mixtures.FULL.betas == mixtures.DEFAULT.betas == paper.BETAS
+    assert all(len(line) == len(paper.BETAS) for line in paper.MIXTURES.values())
     assert (mixtures.FULL.steps, mixtures.FULL.seeds) == (200_000, (42, 0, 1))
 
 

@@ -11,7 +11,7 @@ from vamf import cli
 from vamf.errors import UserError
 from vamf.networks import MLPConfig
 from vamf.studies.axes import Axis, parse_axes, traced, with_values
-from vamf.studies.sweep import SweepMeasures, sweep
+from vamf.studies.sweep import SweepMeasures, best, sweep
 from vamf.training.config import OptimiserConfig, TrainConfig
 from vamf.training.grid import Grid
 
@@ -166,3 +166,4 @@ def test_a_training_that_diverges_spoils_no_other(tmp_path, capsys):
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert [row["diverged"] for row in rows] == [1, 1]
     assert "2 of 2 training runs diverged" in report.read_text()
+    assert best(rows, axes[:1]) == "Every training diverged."  # rows of a file, as the command reads them

@@ -380,6 +380,13 @@ def test_diverged_member_leaves_the_grid_running(tmp_path):
     assert last["loss"][1] is None
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_line_of_progress_is_of_the_members_that_have_a_number():
+    told = {"loss": [float("nan"), 2.0], "residual": [float("nan")] * 2}
+    assert loop._told(told) == "loss 2, residual nan"
+    assert loop._told({"loss": 1.5, "residual": float("nan")}) == "loss 1.5, residual nan"
+
+
 def test_config_round_trip(tmp_path):
     config = dataclasses.replace(presets.for_data("digits"), objective={"beta": "linear:1:0"}, method="vamf")
     (tmp_path / "config.json").write_text(to_json(config))

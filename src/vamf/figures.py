@@ -8,6 +8,8 @@ import numpy as np
 
 INK, SOFT, GRID = "#1b1f24", "#5b6570", "#e6eaee"
 BLUE, ORANGE, GREEN, RED = "#0b6aa2", "#d2691e", "#2e8b57", "#b22240"
+COLORS = (BLUE, ORANGE, GREEN, RED, INK, "#8a4fa3", "#a08030", "#17a3a8")
+"""Of curves, in the order in which they are told apart best."""
 
 
 class Curve(NamedTuple):
@@ -30,6 +32,10 @@ class Level(NamedTuple):
     dashes: str = "--"
 
 
+UNITY = Level(1.0, "", SOFT, ":")
+"""Where a ratio says that nothing changes."""
+
+
 class Panel(NamedTuple):
     """One small plot."""
 
@@ -47,8 +53,13 @@ def panels(
     log_x: bool = False,
     columns: int = 3,
     integers: bool = False,
+    names: Sequence[str] = (),
 ) -> bytes:
-    """Small multiples of curves with bands of one spread; SVG."""
+    """Small multiples of curves with bands of one spread; SVG.
+
+    Args:
+        names: what stands at x = 0, 1, ... in the place of numbers; points are then apart, with bars for bands.
+    """
     pyplot = _pyplot()
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -59,8 +70,11 @@ def panels(
     for axis, plot in zip(axes.flat, plots, strict=False):
         for curve in plot.curves:
             x, y = np.asarray(curve.x, float), np.asarray(curve.y, float)
-            axis.plot(x, y, marker=curve.marker, ms=4, lw=1.8, color=curve.color, label=curve.label or None)
-            if curve.spread is not None:
+            line = 0 if names else 1.8
+            axis.plot(x, y, marker=curve.marker, ms=4, lw=line, color=curve.color, label=curve.label or None)
+            if curve.spread is not None and names:
+                axis.errorbar(x, y, curve.spread, fmt="none", ecolor=curve.color, elinewidth=1.2, capsize=3)
+            elif curve.spread is not None:
                 low, high = y - np.asarray(curve.spread, float), y + np.asarray(curve.spread, float)
                 if log:
                     low = np.maximum(low, y / 10)
@@ -78,12 +92,16 @@ def panels(
             axis.yaxis.set_minor_locator(NullLocator())
             axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         else:
-            below = any(value < 0 for curve in plot.curves for value in curve.y)
-            axis.set_ylim(
-                1.08 * axis.dataLim.y0 if below else 0, 1.08 * axis.dataLim.y1 if np.isfinite(axis.dataLim.y1) else 1
-            )
+            below = any(value <= 0 for curve in plot.curves for value in curve.y)
+            low, high = (1.08 * axis.dataLim.y0 if below else 0), 1.08 * axis.dataLim.y1
+            high = max(high, 0) if np.isfinite(high) else 0
+            axis.set_ylim(low, high if high > low else 1)  # nothing but zeros has no scale of its own
         if len({float(x) for curve in plot.curves for x in curve.x}) == 1:  # no scale around a single point
             axis.set_xticks(plot.curves[0].x[:1])
+        if names:
+            slanted = {"rotation": 25, "ha": "right"} if sum(map(len, names)) > 50 else {}
+            axis.set_xticks(range(len(names)), names, **slanted)
+            axis.set_xlim(-0.5, len(names) - 0.5)
         if integers:
             axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
     for axis in axes.flat[len(plots) :]:
@@ -102,7 +120,7 @@ def panels(
             list(handles),
             loc="lower center",
             bbox_to_anchor=(0.5, 1.0),
-            ncols=min(len(handles), 2 * columns - 1),
+            ncols=min(len(handles), max(2 * columns - 1, 2)),
             frameon=False,
             fontsize=9.5,
         )

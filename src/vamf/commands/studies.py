@@ -139,7 +139,10 @@ def compare(arguments: Sequence[str]) -> None:
         raise UserError(f"method = {unknown[0]!r}: allowed are {', '.join(METHODS)}")
     presets.for_data(given.data)  # an unknown name or file is refused before anything is written
     name = str(Path(given.data).resolve()) if Path(given.data).suffix else given.data
-    budget = methods.compare(given.methods, name, given.steps, given.seeds, given.learning_rate, given.bank)
+    every = max(given.steps // 10, 1)
+    budget = methods.Budget(
+        "compare", (name,), given.steps, given.seeds, every, given.learning_rate, given.methods, given.bank
+    )
     folder = given.out or Path("studies") / f"compare-{Path(given.data).stem}"
     try:
         with locks.folder_lock(folder, "studied"):

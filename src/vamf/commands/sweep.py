@@ -54,7 +54,8 @@ def sweep(arguments: Sequence[str]) -> None:
     progress = Progress()
     found = study.sweep(folder, config, axes, typed, progress)
     specs = found.specs("")
-    progress.say(f"{sum(len(spec.seeds) for spec in specs)} runs in {len(specs)} programs -> {folder}")
+    programs = f"{len(specs)} program{'s' * (len(specs) > 1)}"
+    progress.say(f"{sum(len(spec.seeds) for spec in specs)} runs in {programs} -> {folder}")
     try:
         with locks.folder_lock(folder, "swept"):
             report = found.run()

@@ -24,8 +24,8 @@ th { font-weight: 600; background: var(--tint); white-space: normal; vertical-al
 th:first-child, td:first-child { text-align: left; }
 .wide { font-size: .82rem; }
 .wide th, .wide td { padding: .3rem .5rem; }
-.wide td { white-space: normal; }
-.wide td:first-child { white-space: nowrap; }
+.crowded td { white-space: normal; }
+.crowded td:first-child { white-space: nowrap; }
 td.best { font-weight: 700; color: var(--accent); }
 code { background: var(--tint); border: 1px solid var(--line); border-radius: 4px;
        padding: .1em .35em; font-size: .9em; }
@@ -33,8 +33,8 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .85rem; }
 """
 
 
-WIDE = 7
-"""Columns of a table from which on it has to be set smaller."""
+WIDE, CROWDED = 7, 9
+"""A table of more columns is set smaller; of still more, its cells may break into two lines."""
 
 
 class Page:
@@ -57,8 +57,9 @@ class Page:
         self._parts.append("<ul>" + "".join(f"<li>{_inline(line)}</li>" for line in lines) + "</ul>")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], best: Set[tuple[int, int]] | None = None):
-        """A table; cells (row, column) in `best` stand out. One of more than `WIDE` columns is set smaller."""
-        wide = " class=wide" if len(header) > WIDE else ""
+        """A table; cells (row, column) in `best` stand out."""
+        sizes = [name for name, most in (("wide", WIDE), ("crowded", CROWDED)) if len(header) > most]
+        wide = f' class="{" ".join(sizes)}"' if sizes else ""
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
         body = "".join(
             "<tr>"

@@ -8,6 +8,7 @@ The first learning rate is the paper's 1e-3 for 200,000 steps; in 6,000 it leave
 dimensions above all.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from vamf.studies import comparison, summary
 from vamf.studies.comparison import row_of
 from vamf.studies.costs import EqualTime
 from vamf.studies.engine import Study
-from vamf.studies.page import Table, read, words
+from vamf.studies.page import Table, columns, read, words
 from vamf.studies.results import Results
 from vamf.studies.variants import Budget, Variant, over
 
@@ -63,8 +64,7 @@ VARIANTS = (
     Variant("oracle", {"beta": 1.0, "gamma": 1.0, "proxy": "oracle"}, {"method": "vamf"}, fits=_known),
 )
 FIXED = tuple(f"beta_{beta:g}" for beta in BETAS)
-OURS = ("binned", "per_sample", "per_direction", "rao_blackwell", "rao_blackwell_rest", "rao_blackwell_2048",
-        "rao_blackwell_2048_rest")  # fmt: skip
+OURS = tuple(one.name for one in VARIANTS if one.name not in ("sweep", "corner", "linear", "oracle"))
 """Variants with nothing to tune."""
 SHOWN = {"MeanFlow": "beta_0", "beta = 1": "beta_1"}
 SHOWN |= {words(arm): arm for arm in ("rao_blackwell", "rao_blackwell_2048", "oracle")}
@@ -96,21 +96,18 @@ def summarise(results: Results) -> dict[str, Any]:
 def verdict(name: str, rows: Sequence[dict]) -> dict[str, Any]:
     """How every variant with nothing to tune compares with the best fixed beta of a data set, in SW1."""
     fixed = [row for row in rows if row["data"] == name and row["arm"] in FIXED]
-    best = min(fixed, key=lambda row: row["sw1"])
-    quietest = min(fixed, key=lambda row: row["gradient_variance"])
+    best, quietest = (min(fixed, key=lambda row: row[key]) for key in ("sw1", "gradient_variance"))
     compared = {}
-    for arm in OURS:
-        for equal in ("steps", "time"):
-            row = row_of(rows, name, arm, equal)
-            if row is not None:
-                spread = np.hypot(row["sw1_std"], best["sw1_std"]) / np.sqrt(row["seeds"])
-                gain = best["sw1"] - row["sw1"]
-                compared[arm if equal == "steps" else f"{arm}, equal time"] = {
-                    "gain": gain,
-                    "error": float(spread),
-                    "outcome": "wins" if gain > spread else "loses" if gain < -spread else "ties",
-                    "variance_ratio": quietest["gradient_variance"] / row["gradient_variance"],
-                }
+    for arm, equal in itertools.product(OURS, ("steps", "time")):
+        if row := row_of(rows, name, arm, equal):
+            gain = best["sw1"] - row["sw1"]
+            error = summary.difference_error(row["sw1_std"], best["sw1_std"], row["seeds"])
+            compared[arm if equal == "steps" else f"{arm}, equal time"] = {
+                "gain": gain,
+                "error": error,
+                "outcome": "wins" if gain > error else "loses" if gain < -error else "ties",
+                "variance_ratio": quietest["gradient_variance"] / row["gradient_variance"],
+            }
     return {"data": name, "best_arm": best["arm"], "best_sw1": best["sw1"], "best_sw1_std": best["sw1_std"],
             "quietest_arm": quietest["arm"], "compared": compared}  # fmt: skip
 
@@ -137,13 +134,11 @@ def effective_sizes(name: str, count: int = 256) -> dict[str, list[float]]:
     """Median effective number of points against t, for the batch alone and for `BANK` points."""
     dataset = data.load(name)
     keys = jax.random.split(jax.random.key(7), 3)
-    x, label = dataset.draw(dataset.arrays, keys[0], count)
-    more, more_label = dataset.draw(dataset.arrays, keys[1], BANK - count)
-    e = jax.random.normal(keys[2], x.shape)
+    draws = [dataset.draw(dataset.arrays, *one) for one in ((keys[0], count), (keys[1], BANK - count))]
+    first, more = ((points, label_of(cond) if dataset.num_classes else None) for points, cond in draws)
+    (x, label), e = first, jax.random.normal(keys[2], first[0].shape)
     times = np.round(np.concatenate([[0.02], np.linspace(0.05, 1, 20)]), 2)
-    label, more_label = (label_of(one) if dataset.num_classes else None for one in (label, more_label))
-    merged = None if label is None or more_label is None else jnp.concatenate([label, more_label])
-    banks = {str(count): (x, label), str(BANK): (jnp.concatenate([x, more]), merged)}
+    banks = {str(count): first, str(BANK): jax.tree.map(lambda *parts: jnp.concatenate(parts), first, more)}
 
     @jax.jit
     def median(points, point_label, t):
@@ -156,32 +151,29 @@ def effective_sizes(name: str, count: int = 256) -> dict[str, list[float]]:
 def content(results: Results) -> dict[str, Any]:
     """What stands in the page."""
     rows, names = results.found["arms"], results.budget.datasets
-    arms = [arm for arm in (*FIXED, *(one.name for one in VARIANTS)) if arm in comparison.order(rows)]
+    arms = [arm for one in VARIANTS for arm in one.labels() if arm in summary.arms(rows)]
     timed = [row for row in rows if row["equal"] == "time" or row["arm"] in FIXED]
-    cost = {words(name): lambda arm, name=name: tables.number((row_of(rows, name, arm) or {}).get("cost"), 2)
-            for name in names}  # fmt: skip
+    cost = columns(names, lambda arm, name: tables.number((row_of(rows, name, arm) or {}).get("cost"), 2))
     return {
         "number": len(names),
         "sentences": [sentence(row) for row in results.found["verdicts"]],
         **comparison.measure_tables(results, rows, arms, timed),
         "cost": Table.of(arms, {"variant": words, **cost}),
-        "sw1": _sweeps(results, "sw1", "SW1"),
-        "variance": _sweeps(results, "gradient_variance", "tr Cov of the gradient", log=True),
+        "sw1": _against_beta(results, "sw1", "SW1"),
+        "variance": _against_beta(results, "gradient_variance", "tr Cov of the gradient", log=True),
         "effective-size": _effective_sizes(results),
         "samples": results.gallery(SHOWN),
     }
 
 
-def _sweeps(results: Results, key: str, label: str, log: bool = False) -> bytes:
+def _against_beta(results: Results, key: str, y: str, log: bool = False) -> bytes:
     def plot(name: str):
         found = [(row_of(results.found["arms"], name, arm), *look) for arm, *look in LEVELS]
         levels = [figures.Level(row[key], *look) for row, *look in found if row is not None]
-        if key == "sw1":
-            levels.append(summary.baseline(results.baselines[name], label="real data"))
         fixed = [row for row in results.of(data=name) if row["arm"] in FIXED]
-        return [summary.against_beta(fixed, key, "fixed beta")], levels
+        return [summary.against_beta(fixed, key, "fixed beta")], [*levels, *results.real(name, key, "real data")]
 
-    return results.panels(plot, "beta", label, log=log)
+    return results.panels(plot, "beta", y, log=log)
 
 
 def _effective_sizes(results: Results) -> bytes:

@@ -15,7 +15,7 @@ from vamf.report import tables
 from vamf.studies import engine, summary
 from vamf.studies.engine import Execution
 from vamf.studies.measures import Measures, exact_error_if_known, training_points
-from vamf.studies.page import Table, mean_std, words
+from vamf.studies.page import Table, columns, mean_std, words
 from vamf.studies.results import Results, found, member_table
 from vamf.training.config import TrainConfig
 
@@ -51,22 +51,12 @@ def table(results: Results) -> list[dict[str, Any]]:
 
 def row_of(rows: Sequence[dict], name: str, arm: str, equal: str = "steps") -> dict | None:
     """The row of a data set and a variant, where there is one."""
-    return next((row for row in rows if (row["data"], row["arm"], row["equal"]) == (name, arm, equal)), None)
+    return next(iter(summary.of(rows, data=name, arm=arm, equal=equal)), None)
 
 
 def at_equal(rows: Sequence[dict], name: str, arm: str, equal: str) -> dict | None:
     """The row of a comparison; a variant that was not trained anew for equal time counts with its equal steps."""
     return row_of(rows, name, arm, equal) or row_of(rows, name, arm)
-
-
-def cell(row: dict | None, key: str) -> str:
-    """Mean ± standard deviation, as text; breaks before the sign, if at all."""
-    return "–" if row is None else mean_std(key)(row)
-
-
-def order(rows: Sequence[dict]) -> list[str]:
-    """The variants of some rows, in their order."""
-    return list(dict.fromkeys(row["arm"] for row in rows))
 
 
 def _by_sw1(found: Mapping[str, dict]) -> list[str]:
@@ -76,14 +66,14 @@ def _by_sw1(found: Mapping[str, dict]) -> list[str]:
 
 def ranking(rows: Sequence[dict], names: Sequence[str], equal: str) -> list[dict[str, Any]]:
     """Ranks by SW1 on each data set, best mean rank first; `=` marks who is within one error of the best."""
-    ranks: dict[str, dict[str, int]] = {arm: {} for arm in order(rows)}
+    ranks: dict[str, dict[str, int]] = {arm: {} for arm in summary.arms(rows)}
     said: dict[str, dict[str, str]] = {arm: {} for arm in ranks}
     for name in names:
         found = {arm: row for arm in ranks if (row := at_equal(rows, name, arm, equal)) is not None}
         ranked = _by_sw1(found)
         for place, arm in enumerate(ranked, 1):
             best, row = found[ranked[0]], found[arm]
-            error = np.hypot(best["sw1_std"], row["sw1_std"]) / np.sqrt(row["seeds"])
+            error = summary.difference_error(best["sw1_std"], row["sw1_std"], row["seeds"])
             near = place > 1 and row["sw1"] - best["sw1"] <= error
             ranks[arm][name], said[arm][name] = place, f"{place}{' =' if near else ''}"
     listed = [{"arm": arm, "ranks": said[arm], "mean": float(np.mean(list(ranks[arm].values())))} for arm in ranks]
@@ -92,7 +82,7 @@ def ranking(rows: Sequence[dict], names: Sequence[str], equal: str) -> list[dict
 
 def variant_table(
     rows: Sequence[dict],
-    order: Sequence[str],
+    arms: Sequence[str],
     names: Sequence[str],
     key: str,
     baselines: Mapping[str, Mapping[str, float]] | None = None,
@@ -103,19 +93,22 @@ def variant_table(
 
     None where nothing was measured.
     """
-    found = {name: {arm: row for arm in order if (row := at_equal(rows, name, arm, equal))} for name in names}
-    shown = [name for name in names if any(np.isfinite(row[key]) for row in found[name].values())]
-    arms = [arm for arm in order if any(arm in found[name] for name in shown)]
+
+    def row(arm: str, name: str) -> dict | None:
+        return at_equal(rows, name, arm, equal)
+
+    def mean(arm: str, name: str) -> float:
+        return (row(arm, name) or {}).get(key, np.nan)
+
+    shown = [name for name in names if any(np.isfinite(mean(arm, name)) for arm in arms)]
     if not shown:
         return None
-    best = set()
-    for index, name in enumerate(shown):
-        ranked = [arm for arm in found[name] if arm != ceiling and np.isfinite(found[name][arm][key])]
-        best.add((arms.index(min(ranked, key=lambda arm: found[name][arm][key])), 1 + index))
-    lines = [[words(arm), *(cell(found[name].get(arm), key) for name in shown)] for arm in arms]
-    if baselines is not None:
-        lines.append(["real data", *(tables.number(baselines[name][key]) for name in shown)])
-    return Table(["variant", *map(words, shown)], lines, frozenset(best))
+    cells = {"variant": words, **columns(shown, lambda arm, name: mean_std(key)(row(arm, name)))}
+    ranked = columns(shown, lambda arm, name: np.nan if arm == ceiling else mean(arm, name))
+    found = Table.of([arm for arm in arms if any(row(arm, name) for name in shown)], cells, lowest=ranked)
+    if baselines is None:
+        return found
+    return found.below(["real data", *(tables.number(baselines[name][key]) for name in shown)])
 
 
 def measure_tables(
@@ -135,40 +128,40 @@ def one_table(results: Results, rows: Sequence[dict]) -> Table | None:
     name = results.budget.datasets[0]
     costs, real = results.costs[name], results.baselines[name]
     found = {row["arm"]: row for row in rows if row["equal"] == "steps"}
-    ranked = _by_sw1(found)
-    again = {arm: at_equal(rows, name, arm, "time") or found[arm] for arm in ranked}
     keys = [key for key in MEASURED if any(np.isfinite(row[key]) for row in found.values())]
+
+    def again(arm: str) -> str:
+        row = at_equal(rows, name, arm, "time") or found[arm]
+        return f"{mean_std('sw1')(row)} ({row['steps']:,})"
+
     cells: dict[str, Any] = {
-        "variant": words, **{MEASURED[key]: lambda arm, key=key: cell(found[arm], key) for key in keys},
-        "SW1, equal time (steps)": lambda arm: f"{cell(again[arm], 'sw1')} ({again[arm]['steps']:,})",
-        "ms a step": lambda arm: tables.number(costs[arm]["ms"], 2), "MiB": lambda arm: _mib(costs[arm]),
+        "variant": words, **columns(keys, lambda arm, key: mean_std(key)(found[arm]), MEASURED.__getitem__),
+        "SW1, equal time (steps)": again, "ms a step": lambda arm: tables.number(costs[arm]["ms"], 2),
+        "MiB": lambda arm: _mib(costs[arm]),
     }  # fmt: skip
-    lowest = {(int(np.nanargmin([found[arm][key] for arm in ranked])), 1 + place) for place, key in enumerate(keys)}
-    shown = Table.of(ranked, cells, lowest)
+    lowest = columns(keys, lambda arm, key: found[arm][key], MEASURED.__getitem__)
     last = ["real data", *(tables.number(real.get(key)) for key in keys), *["–"] * (len(cells) - len(keys) - 1)]
-    return shown._replace(rows=[*shown.rows, last])
+    return Table.of(_by_sw1(found), cells, lowest=lowest).below(last)
 
 
 def rank_table(results: Results, ranks: Sequence[dict]) -> Table | None:
     """A column for each data set, and the mean rank; None for a single data set."""
     names = results.budget.datasets
-    cells: dict[str, Any] = {
-        "variant": lambda row: words(row["arm"]),
-        **{words(name): lambda row, name=name: row["ranks"].get(name, "–") for name in names},
-        "mean rank": lambda row: f"{row['mean']:.1f}",
-    }
-    return Table.of(ranks, cells, {(0, len(names) + 1)}) if len(names) > 1 else None
+    ranked = columns(names, lambda row, name: row["ranks"].get(name, "–"))
+    cells = {"variant": lambda row: words(row["arm"]), **ranked, "mean rank": "{mean:.1f}"}
+    return Table.of(ranks, cells, lowest={"mean rank": "mean"}) if len(names) > 1 else None
 
 
 def cost_table(results: Results, arms: Sequence[str]) -> Table | None:
     """Milliseconds on each data set, and the most memory; None for a single data set."""
     costs = results.costs
-    cells: dict[str, Any] = {
-        "variant": words,
-        **{f"{words(name)}, ms": lambda arm, name=name: tables.number(costs[name].get(arm, {}).get("ms"), 2)
-           for name in costs},
-        "MiB": lambda arm: _mib(max((cost.get(arm, {}) for cost in costs.values()), key=lambda c: c.get("bytes", 0))),
-    }  # fmt: skip
+
+    def time(arm: str, name: str) -> str:
+        return tables.number(costs[name].get(arm, {}).get("ms"), 2)
+
+    times = columns(costs, time, lambda name: f"{words(name)}, ms")
+    most = {arm: max((cost.get(arm, {}) for cost in costs.values()), key=lambda c: c.get("bytes", 0)) for arm in arms}
+    cells = {"variant": words, **times, "MiB": lambda arm: _mib(most[arm])}
     return Table.of(arms, cells) if len(costs) > 1 else None
 
 

@@ -30,13 +30,12 @@ from vamf.data import Dataset, absolute
 from vamf.errors import UserError
 from vamf.networks import DiTConfig, NetworkConfig
 from vamf.options import merged
-from vamf.studies import dit_page, dit_results, evaluator, image_noise, variants
+from vamf.studies import dit_page, dit_results, evaluator, image_noise, summary, variants
 from vamf.studies.dit_results import swept
 from vamf.studies.engine import Execution, Study
 from vamf.studies.evaluator import Evaluator
 from vamf.studies.image_noise import Instrument
-from vamf.studies.measures import Measures
-from vamf.studies.page import read
+from vamf.studies.measures import Measures, member_networks
 from vamf.studies.results import Results, found
 from vamf.studies.runner import Measurement, RunSpec
 from vamf.studies.variants import Variant, over
@@ -56,8 +55,6 @@ SHOWN = 10
 """Classes whose images are shown."""
 BANK_TIMES = tuple(round(0.05 * index, 2) for index in range(1, 21))
 BANK_ROWS = 64
-
-
 OTHERS = tuple(
     Variant(name, options, folder=folder, strategy="loop")
     for name, folder, options in (
@@ -110,8 +107,6 @@ STEPS = {"cifar10_dit": 40_000}
 """Steps of a configuration in a budget that has none, where they are not the configuration's."""
 HOLDOUT = 0.1
 """Fraction of the images or latents that no variant sees and the evaluator does, where the configuration keeps none."""
-PRESET = {"quick": "fashion_mnist", "default": "fashion_mnist", "paper": "cifar10_dit"}
-"""The configuration of a budget where none is named."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +122,7 @@ class Options(variants.Options):
 
 def preset(execution: Execution) -> str:
     """The name of the configuration that is studied."""
-    return execution.options.preset or PRESET.get(execution.budget.name, "fashion_mnist")
+    return execution.options.preset or ("cifar10_dit" if execution.budget.name == "paper" else "fashion_mnist")
 
 
 def base(execution: Execution, name: str) -> TrainConfig:
@@ -203,23 +198,24 @@ class ImageMeasures(Measures):
         def instrument(grid: Grid) -> Instrument:
             return Instrument(grid.dataset, grid.network, grid.trainer.objective, budget.rows)
 
+        def draw(grid: Grid, state: State, label: np.ndarray) -> np.ndarray:
+            return grid.sample(state, len(label), seed=NOISE, label=label)
+
         def watch(grid: Grid, step: int, state: State) -> list[dict] | None:
             if step % config.log.variance_every and step < config.steps:
                 return None
             label = np.arange(budget.samples, dtype=np.int32) % grid.dataset.num_classes
-            samples = grid.sample(state, len(label), seed=NOISE, label=label)
-            rows: list[dict[str, Any]] = [scorer.scores(one, label) for one in samples]
+            rows: list[dict[str, Any]] = [scorer.scores(one, label) for one in draw(grid, state, label)]
             for index in unmixed:
-                terms = instrument(grid).at_times(*_networks(grid, state, index), plain=True)
+                terms = instrument(grid).at_times(*member_networks(grid, state, index), plain=True)
                 rows[index] |= image_noise.bias_history(terms)
             return rows
 
         def finish(grid: Grid, state: State) -> tuple[np.ndarray, list[dict]]:
-            label = shown(grid.dataset.num_classes)
-            samples = grid.sample(state, len(label), seed=NOISE, label=label)
+            samples = draw(grid, state, shown(grid.dataset.num_classes))
             rows: list[dict[str, Any]] = [{"finite": bool(np.isfinite(one).all())} for one in samples]
             for index in unmixed:
-                rows[index] |= _noise(instrument(grid), *_networks(grid, state, index))
+                rows[index] |= _noise(instrument(grid), *member_networks(grid, state, index))
             if state.memory is not None:
                 memory = jax.tree.map(lambda leaf: leaf[0], grid.collect(state.memory))["bank"]
                 sizes = image_noise.effective_sizes(grid.dataset, memory, BANK_ROWS, BANK_TIMES)
@@ -230,19 +226,11 @@ class ImageMeasures(Measures):
         return Measurement([budget.samples, *features], finish, watch)
 
 
-def _networks(grid: Grid, state: State, index: int) -> tuple[Any, Any]:
-    """Parameters and EMA of a member."""
-    return jax.tree.map(lambda leaf: leaf[index], grid.collect((state.params, state.average)))
-
-
 def _noise(instrument: Instrument, params: Any, average: Any) -> dict[str, Any]:
     """What is measured at the end, of the network without mixing."""
-    views = {"plain": True, "trained": False}
-    return {
-        "loss_variance": {name: image_noise.loss_variance(instrument.at_times(params, average, plain))
-                          for name, plain in views.items()},
-        "predicted_mse": image_noise.predicted_mse(instrument.under_the_law(params, average)),
-    }  # fmt: skip
+    plain, trained = (image_noise.loss_variance(instrument.at_times(params, average, plain)) for plain in (True, False))
+    predicted = image_noise.predicted_mse(instrument.under_the_law(params, average))
+    return {"loss_variance": {"plain": plain, "trained": trained}, "predicted_mse": predicted}
 
 
 def shown(classes: int) -> np.ndarray:
@@ -260,7 +248,7 @@ def images(results: Results) -> dict[str, np.ndarray]:
     rows = [places[c].pop() if places[c] else 0 for c in label.tolist()]
     samples = results.samples("")
     real = scorer.view(dataset.to_original(np.asarray(x)[rows]))
-    return {"data": real} | {arm: samples[arm] for arm in dit_results.arms(results.members)}
+    return {"data": real} | {arm: samples[arm] for arm in summary.arms(results.members)}
 
 
 def summarise(results: Results) -> dict[str, Any]:
@@ -289,7 +277,7 @@ STUDY = Study(
     "dit",
     {"quick": QUICK, "default": DEFAULT, "paper": FULL},
     variants_of,
-    read("dit"),
+    dit_results.PAGE,
     lambda results: dit_page.content(results, images(results)),
     base,
     measures=ImageMeasures(),

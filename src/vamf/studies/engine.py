@@ -139,13 +139,19 @@ class Execution:
     def prepare(self) -> list[RunSpec]:
         """Make the folder this study's and do what comes before all runs; returns the runs."""
         self.study.check(self)
+        self._check_names()
         self._check_objectives()
         runner.create_or_resume(self.folder, self.study.plan(self), [self.base(name) for name in self.budget.datasets])
         _ = self.prepared
-        specs = [spec for name in self.budget.datasets for spec in self.specs(name)]
-        if twice := [spec.name for index, spec in enumerate(specs) if spec.name in {one.name for one in specs[:index]}]:
-            raise UserError(f"study {self.study.name}: two runs are called {twice[0]}; name variants and files apart")
-        return specs
+        return [spec for name in self.budget.datasets for spec in self.specs(name)]
+
+    def _check_names(self) -> None:
+        """Refuse data sets and variants whose files would be the same."""
+        pairs = [(name, variant) for name in self.budget.datasets for variant in self.variants(name)]
+        runs = [_run_name(*pair, equal) for pair in pairs for equal in ("steps", "time")]
+        for kind, names in {"data sets": [Path(name).stem for name in self.budget.datasets], "runs": runs}.items():
+            if twice := [name for index, name in enumerate(names) if name in names[:index]]:
+                raise UserError(f"study {self.study.name}: two {kind} are called {twice[0]}; give them different names")
 
     def _check_objectives(self) -> None:
         """Refuse variants that do not suit their data; these are only loaded where that may be."""
@@ -211,9 +217,8 @@ class Execution:
         seeds = self.budget.seeds if variant.seeds is None else variant.seeds
         labels = list(zip(variant.labels(), variant.points, strict=True))
         members = [(label, point, seed) for label, point in labels for seed in seeds]
-        slug = variant.folder or re.sub(r"[^\w.=-]", "_", variant.name.replace(" ", "").replace("+", "-"))
         return RunSpec(
-            "-".join(filter(None, [Path(name).stem, slug, "time" if equal == "time" else ""])),
+            _run_name(name, variant, equal),
             config,
             [seed for *_, seed in members],
             {option: [point[option] for _, point, _ in members] for option in variant.points[0]},
@@ -281,3 +286,9 @@ class Execution:
         footer += f"Every number is in {', '.join(listed[:-1])} and {listed[-1]} beside this page."
         content = results.standard() | {"device": everything["device"]} | self.study.content(results)
         return page.write(self.study.page, content, self.folder, footer)
+
+
+def _run_name(name: str, variant: Variant, equal: str) -> str:
+    """The folder of a variant's runs on a data set."""
+    slug = variant.folder or re.sub(r"[^\w.=-]", "_", variant.name.replace(" ", "").replace("+", "-"))
+    return "-".join(filter(None, [Path(name).stem, slug, "time" if equal == "time" else ""]))

@@ -17,15 +17,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from vamf.objectives import Objective
 from vamf.path import interpolate
 from vamf.theory import GaussianMixture
 from vamf.theory.estimate import ratio_of
-from vamf.times import Uniform
+from vamf.times import TimeDistribution, Uniform
 
 ROWS = 64
 """Points whose Jacobians are computed together."""
+POINTS = 384
+"""Points at which an objective's noise is predicted."""
 TIMES = tuple(round(0.1 * index, 1) for index in range(1, 11))
 GAP = 0.25
 
@@ -59,6 +62,16 @@ def noise(mixture: GaussianMixture, z: Float[Array, "n d"], r: Float[Array, " n"
     return Noise(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
+def under(
+    mixture: GaussianMixture, times: TimeDistribution, n: int, seed: int = 0
+) -> tuple[Noise, Bool[np.ndarray, " n"]]:
+    """The exact parabola at n points, (r, t) as a training draws them and z_t from the data; and which have r < t."""
+    data_key, noise_key, time_key = jax.random.split(jax.random.key(seed), 3)
+    r, t = times.draw(time_key, n)
+    z = interpolate(mixture.sample(data_key, n), jax.random.normal(noise_key, (n, mixture.dim)), t)
+    return noise(mixture, z, r, t), np.asarray(r < t)
+
+
 def over_training(mixture: GaussianMixture, n: int, seed: int = 0) -> dict[str, Any]:
     """What n points of the training law say: (r, t) as in training, rows with r = t included, z_t from the data.
 
@@ -67,14 +80,10 @@ def over_training(mixture: GaussianMixture, n: int, seed: int = 0) -> dict[str, 
         `best_beta`: the constant of least noise; `best_ratio`: its noise over that at 0; `pointwise_ratio`: the same
         for the best beta at each point; `share`: of points with r < t, how many have beta* > 1/2.
     """
-    data_key, noise_key, time_key = jax.random.split(jax.random.key(seed), 3)
-    r, t = Uniform().draw(time_key, n)
-    z = interpolate(mixture.sample(data_key, n), jax.random.normal(noise_key, (n, mixture.dim)), t)
-    found = noise(mixture, z, r, t)
+    found, off = under(mixture, Uniform(), n, seed)
     betas = [round(0.1 * index, 1) for index in range(11)]
     ratios = [ratio_of(found.at(beta), found.stochastic) for beta in betas]
     best, each = found.best_constant(), found.best()
-    off = np.asarray(r < t)
     return {
         "points": n,
         "curve": {
@@ -87,6 +96,23 @@ def over_training(mixture: GaussianMixture, n: int, seed: int = 0) -> dict[str, 
         "pointwise_ratio": ratio_of(found.at(each), found.stochastic).value,
         "share": float(np.mean(each[off] > 0.5)),
     }
+
+
+def predicted(mixture: GaussianMixture, objective: Objective, steps: int, n: int | None = None) -> float | None:
+    """E tr(N Sigma N^T) at the exact u of a mixture over an objective's distribution of (r, t), late in training.
+
+    None where N is no combination of S and I.
+    """
+    operators = objective.noise(steps)
+    if operators is None:
+        return None
+    a, b = operators
+    exact, off_diagonal = under(mixture, objective.times, n or POINTS)
+    scale = a + b  # N = scale [(1 - beta) S + beta I], or a (S - I) where scale is 0
+    off = scale**2 * exact.at(b / scale) if abs(scale) > 1e-9 else a**2 * exact.mixed
+    kept = objective.diagonal.noise(steps)
+    assert kept is not None
+    return float(np.mean(np.where(off_diagonal, off, kept**2 * exact.at(1.0))))
 
 
 def over_time(mixture: GaussianMixture, n: int, seed: int = 0) -> dict[str, dict[str, list[float]]]:

@@ -94,6 +94,11 @@ class Measures:
         return lambda points: {name: value for measure in measures for name, value in measure(points).items()}
 
 
+def member_networks(grid: Grid, state: State, index: int) -> tuple[Any, Any]:
+    """Parameters and EMA of a member."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf[index]), grid.collect((state.params, state.average)))
+
+
 def exact_error(mixture: GaussianMixture, n: int = 2048, seed: int = 0) -> NetworkMeasure:
     """Distance of every member's average velocity to the exact one of a mixture: a root mean square per dimension.
 
@@ -108,6 +113,29 @@ def exact_error(mixture: GaussianMixture, n: int = 2048, seed: int = 0) -> Netwo
             for name, place in places.items()
         }
         return [{name: float(values[index]) for name, values in errors.items()} for index in range(grid.size)]
+
+    return inspect
+
+
+def proxy_bias(mixture: GaussianMixture, n: int = 2048) -> NetworkMeasure:
+    """`proxy_bias`: E||b||^2 / E tr Sigma, b = u_ema(z, t, t) - v(z, t) with the exact v of a mixture, t uniform."""
+
+    def inspect(grid: Grid, state: State) -> list[dict[str, float]]:
+        data_key, noise_key, time_key = jax.random.split(jax.random.key(2**30), 3)
+        t = jax.random.uniform(time_key, (n,))
+        z = interpolate(mixture.sample(data_key, n), jax.random.normal(noise_key, (n, mixture.dim)), t)
+        bias = np.sum((grid.velocity(state, z, t, t) - np.asarray(mixture.velocity(z, t))) ** 2, axis=2)
+        return [{"proxy_bias": float(one)} for one in bias.mean(axis=1) / np.mean(mixture.total_variance(z, t))]
+
+    return inspect
+
+
+def together(*measures: NetworkMeasure) -> NetworkMeasure:
+    """What several measures find."""
+
+    def inspect(grid: Grid, state: State) -> list[dict[str, Any]]:
+        found = zip(*(measure(grid, state) for measure in measures), strict=True)
+        return [{name: value for row in rows for name, value in row.items()} for rows in found]
 
     return inspect
 

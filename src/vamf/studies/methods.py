@@ -6,26 +6,21 @@ steps on the same data, whose cost is not counted in theirs.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
-
-import jax
-import numpy as np
 
 from vamf.data import toys
 from vamf.errors import UserError
 from vamf.objectives import METHODS, Objective
-from vamf.path import interpolate
 from vamf.report import tables
-from vamf.studies import comparison, exact_noise, variants
+from vamf.studies import comparison, exact_noise, summary, variants
 from vamf.studies.comparison import row_of
 from vamf.studies.costs import EqualTime
 from vamf.studies.engine import Execution, Study
-from vamf.studies.page import Table, read, words
+from vamf.studies.page import Table, columns, read, words
 from vamf.studies.results import Results
 from vamf.studies.variants import Variant
-from vamf.theory import GaussianMixture
 from vamf.training.couplings import CouplingConfig
 from vamf.training.run import Run
 
@@ -35,8 +30,6 @@ NEEDS_TEACHER = ("rectified_meanflow", "meanflow_rae", "mid_training")
 WITHOUT_BANK = ("rao_blackwell", *NEEDS_TEACHER)
 """Methods that average already, or that have no independent noise to average over."""
 PAIRS = 2**15
-POINTS = 384
-"""Points at which the exact noise is computed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +43,8 @@ class Budget(variants.Budget):
 
 
 FIRST = "meanflow"
-LEFT_OUT = ("ddpm",)
-"""Methods with no jump to judge; of those flow matching is there as the reference."""
-ALL = (FIRST, *(name for name in METHODS if name not in (FIRST, *LEFT_OUT)))
+ALL = (FIRST, *(name for name in METHODS if name not in (FIRST, "ddpm")))
+"""All with a jump to judge, and flow matching as the reference."""
 SHORT = (FIRST, "vamf", "rao_blackwell", "split_meanflow")
 DATASETS = (*toys.NAMES, "dgmm16", "digits")
 QUICK = Budget("quick", ("swiss_roll",), 1000, (0, 1), 100, 3e-3, SHORT, bank=False)
@@ -102,11 +94,11 @@ def summarise(results: Results) -> dict[str, Any]:
 def content(results: Results) -> dict[str, Any]:
     """What stands in the page: all in one table for one data set, a table for each measure for several."""
     rows, number = results.found["arms"], len(results.budget.datasets)
-    arms = comparison.order(rows)
+    arms = summary.arms(rows)
     measures = comparison.measure_tables(results, rows, arms, rows)
     return {
         "number": len(results.budget.methods),
-        "datasets_in_words": f"{number} data set{'s' * (number > 1)}",
+        "where": f"{number} data sets" if number > 1 else words(results.budget.datasets[0]),
         "one": comparison.one_table(results, rows),
         "ranks": comparison.rank_table(results, results.found["ranks"]["steps"]),
         "ranks-time": comparison.rank_table(results, results.found["ranks"]["time"]),
@@ -120,23 +112,29 @@ def content(results: Results) -> dict[str, Any]:
 def _noise(results: Results) -> Table | None:
     """What theory predicts of the noise, beside the variance measured; None where no mixture is known."""
     execution, methods = results.execution, results.budget.methods
-    mixtures = {name: execution.dataset(name).mixture for name in results.budget.datasets}
-    known = {name: mixture for name, mixture in mixtures.items() if mixture is not None}
-    if not known:
-        return None
+    laws = {name: execution.dataset(name).mixture for name in results.budget.datasets}
+    mixtures = {name: law for name, law in laws.items() if law is not None}
+    objectives = {
+        (name, variant.name): variant.configure(execution.base(name)).build_objective()
+        for name in mixtures
+        for variant in execution.variants(name)
+    }
 
-    lines: dict[str, list[str]] = {}
-    for name, mixture in known.items():
-        configs = {one.name: one.configure(execution.base(name)) for one in execution.variants(name)}
-        objectives = {method: configs[method].build_objective() for method in methods}
-        lines = lines or {method: [words(method), operator(objectives[method])] for method in methods}
-        predicted = {m: predicted_noise(mixture, objectives[m], results.budget.steps) for m in methods}
-        rows = {method: row_of(results.found["arms"], name, method) for method in methods}
-        measured = {method: row["gradient_variance"] for method, row in rows.items() if row}
-        for method in methods:
-            pair = (_ratio(found.get(method), found.get(methods[0])) for found in (predicted, measured))
-            lines[method].append(" / ".join(tables.number(value, 2) for value in pair))
-    return Table(["method", "N off the diagonal", *map(words, known)], list(lines.values()))
+    @cache
+    def predicted(method: str, name: str) -> float | None:
+        return exact_noise.predicted(mixtures[name], objectives[name, method], results.budget.steps)
+
+    def measured(method: str, name: str) -> float | None:
+        return (row_of(results.found["arms"], name, method) or {}).get("gradient_variance")
+
+    def both(method: str, name: str) -> str:
+        pairs = [(of(method, name), of(methods[0], name)) for of in (predicted, measured)]
+        ratios = [value / unit if value is not None and unit else None for value, unit in pairs]
+        return " / ".join(tables.number(ratio, 2) for ratio in ratios)
+
+    first = next(iter(mixtures), None)
+    cells = {"method": words, "N off the diagonal": lambda method: operator(objectives[first, method])}
+    return Table.of(methods, cells | columns(mixtures, both)) if mixtures else None
 
 
 def operator(objective: Objective, step: int = 10**9) -> str:
@@ -147,38 +145,6 @@ def operator(objective: Objective, step: int = 10**9) -> str:
     a, b = (round(value, 3) + 0.0 for value in found)
     terms = [f"{'' if value == 1 else f'{value:g} '}{name}" for value, name in ((a, "S"), (b, "I")) if value]
     return " + ".join(terms) or "0"
-
-
-def predicted_noise(mixture: GaussianMixture, objective: Objective, steps: int, n: int | None = None) -> float | None:
-    """E tr(N Sigma N^T) at the exact u of a mixture over an objective's distribution of (r, t), late in training.
-
-    None where N is no combination of S and I.
-    """
-    found, n = objective.noise(steps), n or POINTS
-    if found is None:
-        return None
-    a, b = found
-    data_key, noise_key, time_key = jax.random.split(jax.random.key(0), 3)
-    r, t = objective.times.draw(time_key, n)
-    z = interpolate(mixture.sample(data_key, n), jax.random.normal(noise_key, (n, mixture.dim)), t)
-    exact = exact_noise.noise(mixture, z, r, t)
-    scale = a + b  # N = scale [(1 - beta) S + beta I], or a (S - I) where scale is 0
-    off = scale**2 * exact.at(b / scale) if abs(scale) > 1e-9 else a**2 * exact.mixed
-    kept = objective.diagonal.noise(steps)
-    assert kept is not None
-    return float(np.mean(np.where(np.asarray(r < t), off, kept**2 * exact.at(1.0))))
-
-
-def _ratio(value: float | None, unit: float | None) -> float | None:
-    return None if value is None or not unit else value / unit
-
-
-def compare(
-    methods: Sequence[str], name: str, steps: int, seeds: Sequence[int], learning_rate: float, bank: bool
-) -> Budget:
-    """The budget of `vamf compare`."""
-    every = max(steps // 10, 1)
-    return Budget("compare", (name,), steps, tuple(seeds), every, learning_rate, tuple(methods), bank)
 
 
 STUDY = Study(

@@ -21,14 +21,11 @@ from vamf import data
 from vamf.average_velocity import AverageVelocity
 from vamf.data import Dataset, mixtures
 from vamf.files import write_json
-from vamf.path import interpolate
-from vamf.studies import engine, exact_noise, mixtures_page, summary, variants
+from vamf.studies import engine, exact_noise, mixtures_page, paper, summary, variants
 from vamf.studies.engine import Execution, Study, flat_plan
-from vamf.studies.measures import SAMPLES, Measures, NetworkMeasure, exact_error
-from vamf.studies.page import read
+from vamf.studies.measures import SAMPLES, Measures, NetworkMeasure, exact_error, member_networks, proxy_bias, together
 from vamf.studies.results import Results, found, member_table
 from vamf.studies.variants import Variant, over
-from vamf.theory import GaussianMixture
 from vamf.theory.estimators import loss_variance
 from vamf.training.config import LogConfig, TrainConfig
 from vamf.training.grid import Grid
@@ -37,7 +34,6 @@ from vamf.training.step import State
 WIDE = "eight_gaussians"
 LATE = 0.9
 """t at which the loss variance is measured against the gap."""
-BETAS = tuple(round(0.1 * index, 1) for index in range(11))
 COLUMNS = ("data", "method", "beta", "seed", "gradient_variance", "finite", "sw1", "sw2", "u_error", "jump_error",
            "proxy_bias")  # fmt: skip
 
@@ -46,7 +42,7 @@ COLUMNS = ("data", "method", "beta", "seed", "gradient_variance", "finite", "sw1
 class Budget(variants.Budget):
     """How much of the study to run."""
 
-    betas: tuple[float, ...] = BETAS
+    betas: tuple[float, ...] = paper.BETAS
     """Values of the sweep; 0 and 1 among them."""
     points: int = 512
     """Points of the training law at which the exact noise is evaluated."""
@@ -86,11 +82,10 @@ def summarise(results: Results) -> dict[str, Any]:
     dims = results.budget.dims
     exact = {dim: _exact_noise(results.execution, dim) for dim in dims}
     floors = {dim: results.baselines[f"dgmm{dim}"] for dim in dims}
+    sweeps = {dim: results.of(data=f"dgmm{dim}") for dim in dims}
     return {
         "floors": floors,
-        "matched": [
-            matched_row(dim, results.of(data=f"dgmm{dim}"), floors[dim], exact[dim]["training"]) for dim in dims
-        ],
+        "matched": [matched_row(dim, sweeps[dim], floors[dim], exact[dim]["training"]) for dim in dims],
         "exact_noise": exact,
         "loss_variance": {"data": WIDE, "late": LATE, **results.of(data=WIDE)[0]["loss_variance"]},
         "members": [row for row in results.members if row["data"] != WIDE],
@@ -124,14 +119,8 @@ def matched_row(dim: int, sweep: list[dict], floor: dict[str, float], exact: dic
     for key in ("sw1_best", "sw1", "u_error", "jump_error", "gradient_variance"):
         change, clear = summary.paired_change(sweep, key.removesuffix("_best"), best if key == "sw1_best" else 1.0)
         row |= {f"{key}_change": change.value, f"{key}_change_error": change.error, f"{key}_change_clear": clear}
-    return row | {
-        "exact_ratio": exact["curve"]["ratio"][-1],
-        "exact_ratio_error": exact["curve"]["error"][-1],
-        "exact_best_beta": exact["best_beta"],
-        "exact_best_ratio": exact["best_ratio"],
-        "exact_pointwise_ratio": exact["pointwise_ratio"],
-        "exact_share": exact["share"],
-    }
+    row |= {"exact_ratio": exact["curve"]["ratio"][-1], "exact_ratio_error": exact["curve"]["error"][-1]}
+    return row | {f"exact_{key}": exact[key] for key in ("best_beta", "best_ratio", "pointwise_ratio", "share")}
 
 
 # ------------------------------------------------------------------------------------------------------------ measures
@@ -142,34 +131,13 @@ def network_measure(dataset: Dataset) -> NetworkMeasure:
     if dataset.name == WIDE:
         return _inspect_loss
     mixture = mixtures.dense_gaussian_mixture(dataset.event_shape[0])
-    errors = exact_error(mixture)
-
-    def inspect(grid: Grid, state: State) -> list[dict[str, float]]:
-        biases = _proxy_bias(mixture, grid, state)
-        return [{**row, "proxy_bias": bias} for row, bias in zip(errors(grid, state), biases, strict=True)]
-
-    return inspect
-
-
-def _proxy_bias(mixture: GaussianMixture, grid: Grid, state: State, n: int = 2048) -> list[float]:
-    """E||b||^2 / E tr Sigma, b = u_ema(z, t, t) - v(z, t), t uniform, at the end of training."""
-    data_key, noise_key, time_key = jax.random.split(jax.random.key(2**30), 3)
-    t = jax.random.uniform(time_key, (n,))
-    z = interpolate(mixture.sample(data_key, n), jax.random.normal(noise_key, (n, mixture.dim)), t)
-    bias = np.sum((grid.velocity(state, z, t, t) - np.asarray(mixture.velocity(z, t))) ** 2, axis=2)
-    return (bias.mean(axis=1) / np.mean(mixture.total_variance(z, t))).tolist()
+    return together(exact_error(mixture), proxy_bias(mixture))
 
 
 def _inspect_loss(grid: Grid, state: State) -> list[dict[str, Any]]:
     """How every member's loss variance grows."""
-
-    def bind(tree, index: int) -> AverageVelocity:
-        return grid.network.bind(jax.tree.map(lambda leaf: jnp.asarray(leaf[index]), grid.collect(tree)))
-
-    return [
-        {"loss_variance": _loss_growth(bind(state.params, index), bind(state.average, index))}
-        for index in range(grid.size)
-    ]
+    networks = [map(grid.network.bind, member_networks(grid, state, index)) for index in range(grid.size)]
+    return [{"loss_variance": _loss_growth(*pair)} for pair in networks]
 
 
 def _loss_growth(u: AverageVelocity, average: AverageVelocity) -> dict[str, dict[str, list[float]]]:
@@ -189,24 +157,21 @@ def _loss_growth(u: AverageVelocity, average: AverageVelocity) -> dict[str, dict
         "t": (gaps, np.maximum(LATE - gaps, 0), np.full_like(gaps, LATE)),
     }
     r, t = (jnp.asarray(np.concatenate([line[index] for line in lines.values()]), x.dtype) for index in (1, 2))
-    measured = loss_variance(u, average, x, e, r, t)._asdict()
-    growth: dict[str, dict[str, list[float]]] = {}
-    first = 0
-    for name, (at, *_) in lines.items():
-        rows = slice(first, first + len(at))
-        growth[name] = {"at": at.round(6).tolist()}
-        for tangent, variances in measured.items():
-            growth[name][tangent] = [variance.value for variance in variances[rows]]
-            growth[name][f"{tangent}_error"] = [variance.error for variance in variances[rows]]
-        first = rows.stop
-    return growth
+    measured = {}
+    for tangent, variances in loss_variance(u, average, x, e, r, t)._asdict().items():
+        measured[tangent], measured[f"{tangent}_error"] = zip(*variances, strict=True)
+    ends = np.cumsum([len(at) for at, *_ in lines.values()])
+    return {
+        name: {"at": at.round(6).tolist(), **{key: list(row[end - len(at) : end]) for key, row in measured.items()}}
+        for end, (name, (at, *_)) in zip(ends, lines.items(), strict=True)
+    }
 
 
 STUDY = Study(
     "mixtures",
     {"quick": QUICK, "default": DEFAULT, "paper": FULL},
     variants_of,
-    read("mixtures"),
+    mixtures_page.PAGE,
     mixtures_page.content,
     base,
     measures=Measures(of_network=network_measure),

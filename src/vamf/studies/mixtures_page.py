@@ -1,40 +1,23 @@
 """The report of the study of dense mixtures: figures, tables and sentences, with the paper's numbers beside ours."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from vamf import figures
-from vamf.figures import Curve, Field, FieldRow, Level, Panel
+from vamf.figures import UNITY, Curve, Field, FieldRow, Panel
 from vamf.report import tables
-from vamf.studies import exact_noise, summary
-from vamf.studies.page import Table, mean_std, words
+from vamf.studies import exact_noise, paper, summary
+from vamf.studies.page import Table, mean_std, read, sentences, words
 from vamf.studies.results import Results
+from vamf.theory.estimate import Estimate
 
+PAGE = read("mixtures")
+SENTENCES = sentences(PAGE)
 MAP_TIMES, MAP_REACH = (0.2, 0.4, 0.6, 0.8, 1.0), 3.0
 SHADES = ("#440154", "#3b528b", "#21918c", "#4cad4c", "#c0a818", "#e07b39")
 """Dimensions from the lowest to the highest."""
-
-PAPER_BETAS = tuple(round(0.1 * index, 1) for index in range(11))
-PAPER_SWEEP = {
-    2: (0.152, 0.151, 0.149, 0.148, 0.149, 0.150, 0.150, 0.148, 0.148, 0.148, 0.146),
-    4: (0.083, 0.083, 0.083, 0.083, 0.083, 0.084, 0.083, 0.083, 0.083, 0.083, 0.083),
-    8: (0.062,) * 11,
-    16: (0.044,) * 11,
-    32: (0.034, 0.034, 0.037, 0.038, 0.041, 0.041, 0.035, 0.034, 0.036, 0.037, 0.036),
-    64: (0.028, 0.027, 0.028, 0.028, 0.025, 0.026, 0.026, 0.026, 0.027, 0.027, 0.028),
-}
-"""The paper's Table 5: SW1 at `PAPER_BETAS`, after 200,000 steps."""
-PAPER_BEST = {
-    2: ("0.152 ± 0.022", "0.146 ± 0.015", "about 4 %", "1"),
-    4: ("0.083", "0.083", "below 1 %", "0.8"),
-    8: ("0.062", "0.062", "about 1 %", "1"),
-    16: ("0.044", "0.044", "below 1 %", "1"),
-    32: ("0.034", "0.033", "below 1 %", "0.1"),
-    64: ("0.028 ± 0.003", "0.025 ± 0.001", "about 9 %", "0.4"),
-}
-"""The paper's Table 2: SW1 at beta = 0 and at its best beta, the gain, and that beta."""
 
 
 def content(results: Results) -> dict[str, Any]:
@@ -51,13 +34,10 @@ def content(results: Results) -> dict[str, Any]:
         **{name: Table.of(found["matched"], cells) for name, cells in TABLES.items()},
         "sweep": _sweep_table(results),
         "variance-maps": _maps(),
-        "sw1-against-beta": _panels(results, _sw1, "SW1"),
-        "error-against-beta": _panels(results, _errors, "RMS error of u"),
-        "variance-against-beta": _panels(results, _variances, "relative to beta = 0"),
-        "amplification": figures.panels(_over_time(exact, "amplification", "error"), "t",
-                                        "noise, beta = 0 over beta = 1", log=True),
-        "best-beta": figures.panels(_over_time(exact, "beta"), "t", "best beta"),
-        "loss-variance": figures.panels(_loss_panels(growth), "t, or t − r", "variance of the loss", log=True),
+        **_against_beta(results, {f"dgmm{dim}": f"d = {dim}" for dim in dims}),
+        "amplification": _over_time(exact, "amplification", "noise, beta = 0 over beta = 1", "error", log=True),
+        "best-beta": _over_time(exact, "beta", "best beta"),
+        "loss-variance": _loss_variance(growth),
     }  # fmt: skip
 
 
@@ -70,7 +50,7 @@ def _bias(end: str) -> Callable[[dict], str]:
 
 
 def _paper(place: int) -> Callable[[dict], str]:
-    return lambda row: PAPER_BEST.get(row["dim"], "––––")[place]
+    return lambda row: paper.MIXTURES_BEST.get(row["dim"], "––––")[place]
 
 
 TABLES: dict[str, dict[str, Any]] = {
@@ -105,11 +85,11 @@ TABLES: dict[str, dict[str, Any]] = {
 def _sweep_table(results: Results) -> Table:
     lines = []
     for dim in results.budget.dims:
-        groups = summary.by_beta(_sweep(results, dim))
+        groups = summary.by_beta(results.of(data=f"dgmm{dim}"))
         lines.append([str(dim), *(summary.spread(group, "sw1") for group in groups.values())])
-        if dim in PAPER_SWEEP:
-            paper = dict(zip(PAPER_BETAS, PAPER_SWEEP[dim], strict=True))
-            lines.append(["paper", *(tables.number(paper.get(beta)) for beta in groups)])
+        if dim in paper.MIXTURES:
+            known = dict(zip(paper.BETAS, paper.MIXTURES[dim], strict=True))
+            lines.append(["paper", *(tables.number(known.get(beta)) for beta in groups)])
     return Table(["d", *(f"{beta:g}" for beta in results.budget.betas)], lines)
 
 
@@ -118,24 +98,18 @@ def _sweep_table(results: Results) -> Table:
 
 def sentence(row: dict) -> str:
     """What one dimension says, hedged by the spread over seeds."""
-    clear = row["sw1_best_change_clear"]
-    if row["best_beta"] == 0:
-        quality = f"no beta does better than MeanFlow's SW1 of {row['sw1_zero']:.3f}"
-    else:
-        quality = (
-            f"SW1 is {row['sw1_zero']:.3f} at beta = 0 and lowest at beta = {row['best_beta']:g}, {row['sw1_best']:.3f}"
-        ) + ("" if clear else ", which is within the spread over seeds")
-    names = {"sw1": "SW1", "jump_error": "the error of the jump", "gradient_variance": "the gradient variance"}
-    changes = [f"{name} {_direction(row, key)}" for key, name in names.items()]
-    expected = (
-        f"the closed form expects {row['exact_ratio']:.2f} times the noise, its best constant beta is "
-        f"{row['exact_best_beta']:.2f}, and beta* exceeds 1/2 at {100 * row['exact_share']:.0f} % of the points"
-    )
-    text = f"d = {row['dim']}: {quality}. From beta = 0 to 1 {changes[0]}, {changes[1]} and {changes[2]}; {expected}."
-    if row["dim"] not in PAPER_BEST:
+    best, clear = row["best_beta"], row["sw1_best_change_clear"]
+    quality = "no beta does better than MeanFlow's SW1 of {sw1_zero:.3f}"
+    if best != 0:
+        quality = "SW1 is {sw1_zero:.3f} at beta = 0 and lowest at beta = {best_beta:g}, {sw1_best:.3f}"
+        quality += "" if clear else ", which is within the spread over seeds"
+    said = {f"{key}_direction": _direction(row, key) for key in ("sw1", "jump_error", "gradient_variance")}
+    said |= {"quality": quality.format(**row), "share": f"{100 * row['exact_share']:.0f}"}
+    text = SENTENCES["dimension"].format(**row, **said)
+    if row["dim"] not in paper.MIXTURES_BEST:
         return text
-    *_, gain, beta = PAPER_BEST[row["dim"]]
-    seen = "is not seen here" if row["best_beta"] == 0 else "is seen here" if clear else "is within the spread here"
+    *_, gain, beta = paper.MIXTURES_BEST[row["dim"]]
+    seen = "is not seen here" if best == 0 else "is seen here" if clear else "is within the spread here"
     return f"{text} The paper's gain in SW1, {gain} at beta = {beta}, {seen}."
 
 
@@ -155,58 +129,60 @@ def _times(ratio: float) -> str:
 # ------------------------------------------------------------------------------------------------------------- figures
 
 
-def _sweep(results: Results, dim: int) -> list[dict]:
-    return results.of(data=f"dgmm{dim}")
+def _against_beta(results: Results, titles: dict[str, str]) -> dict[str, bytes]:
+    """Quality, distance to the exact velocity, and gradient variance, a plot for each dimension."""
+
+    def sweep(name: str) -> list[dict]:
+        return results.of(data=name)
+
+    def quality(name: str):
+        return [summary.against_beta(sweep(name), "sw1", "mean and spread over seeds")], results.real(name, "sw1")
+
+    def errors(name: str):
+        everywhere = summary.against_beta(sweep(name), "u_error", "over all r < t")
+        jump = summary.against_beta(sweep(name), "jump_error", "jump from t = 1 to r = 0", figures.ORANGE)
+        return [everywhere, jump], []
+
+    def variances(name: str):
+        betas = list(summary.by_beta(sweep(name)))
+        changes = [summary.paired_change(sweep(name), "gradient_variance", beta)[0] for beta in betas]
+        ratios = [Estimate(1 + change.value, change.error) for change in changes]
+        measured = summary.curve(betas, ratios, "measured: tr Cov of the gradient", figures.BLUE)
+        exact = results.found["exact_noise"][int(name.removeprefix("dgmm"))]["training"]["curve"]
+        expected = Curve(exact["beta"], exact["ratio"], exact["error"], "closed form: noise of the residual",
+                         figures.ORANGE, "")  # fmt: skip
+        return [measured, expected], [UNITY]
+
+    return {
+        "sw1-against-beta": results.panels(quality, "beta", "SW1", titles),
+        "error-against-beta": results.panels(errors, "beta", "RMS error of u", titles),
+        "variance-against-beta": results.panels(variances, "beta", "relative to beta = 0", titles),
+    }
 
 
-def _panels(results: Results, of: Callable[[Results, int], tuple[Sequence, Sequence]], label: str) -> bytes:
-    return figures.panels([Panel(f"d = {dim}", *of(results, dim)) for dim in results.budget.dims], "beta", label)
-
-
-def _sw1(results: Results, dim: int) -> tuple[Sequence, Sequence]:
-    curve = summary.against_beta(_sweep(results, dim), "sw1", "mean and spread over seeds")
-    return [curve], [summary.baseline(results.found["floors"][dim])]
-
-
-def _errors(results: Results, dim: int) -> tuple[Sequence, Sequence]:
-    sweep = _sweep(results, dim)
-    everywhere = summary.against_beta(sweep, "u_error", "over all r < t")
-    return [everywhere, summary.against_beta(sweep, "jump_error", "jump from t = 1 to r = 0", figures.ORANGE)], []
-
-
-def _variances(results: Results, dim: int) -> tuple[Sequence, Sequence]:
-    sweep = _sweep(results, dim)
-    betas = list(summary.by_beta(sweep))
-    changes = [summary.paired_change(sweep, "gradient_variance", beta)[0] for beta in betas]
-    ratios, errors = [1 + change.value for change in changes], [change.error for change in changes]
-    measured = Curve(betas, ratios, errors, "measured: tr Cov of the gradient", figures.BLUE)
-    curve, label = results.found["exact_noise"][dim]["training"]["curve"], "closed form: noise of the residual"
-    expected = Curve(curve["beta"], curve["ratio"], curve["error"], label, figures.ORANGE, "")
-    return [measured, expected], [Level(1.0, "", figures.SOFT, ":")]
-
-
-def _over_time(exact: dict, key: str, spread: str | None = None) -> list[Panel]:
+def _over_time(exact: dict, key: str, y: str, spread: str = "", **options: Any) -> bytes:
     """The closed form against t, a curve for each dimension: jumps to 0, and over a fixed gap."""
     panels = []
     for line, title in {"r = 0": "jumps from t to 0", "gap": f"gaps t − r = {exact_noise.GAP:g}"}.items():
-        found = {dim: entry["time"][line] for dim, entry in exact.items()}
+        found = {f"d = {dim}": entry["time"][line] for dim, entry in exact.items()}
         curves = [
-            Curve(entry["t"], entry[key], entry[spread] if spread else None, f"d = {dim}", shade)
-            for (dim, entry), shade in zip(found.items(), SHADES, strict=False)
+            Curve(entry["t"], entry[key], entry.get(spread), label, shade)
+            for (label, entry), shade in zip(found.items(), SHADES, strict=False)
         ]
-        panels.append(Panel(title, curves, [Level(1.0, "", figures.SOFT, ":")] if spread else []))
-    return panels
+        panels.append(Panel(title, curves, [UNITY] if spread else []))
+    return figures.panels(panels, "t", y, **options)
 
 
-def _loss_panels(growth: dict[str, Any]) -> list[Panel]:
+def _loss_variance(growth: dict[str, Any]) -> bytes:
     looks = {"stochastic": ("tangent v_c", figures.RED), "deterministic": ("tangent of the EMA", figures.BLUE)}
     titles = {"r = 0": "against t, r = 0", "gap": f"against t, t − r = {exact_noise.GAP:g}",
               "t": f"against t − r, t = {growth['late']:g}"}  # fmt: skip
-    return [
+    panels = [
         Panel(title, [Curve(growth[line]["at"], growth[line][kind], growth[line][f"{kind}_error"], *look)
                       for kind, look in looks.items()])
         for line, title in titles.items()
     ]  # fmt: skip
+    return figures.panels(panels, "t, or t − r", "variance of the loss", log=True)
 
 
 def _maps() -> bytes:

@@ -8,6 +8,7 @@
 
     [name]                      a table, or a list of sentences
     ![name] Its caption.        a figure, written to figures/NAME too
+    [name]: Text.               a sentence of `sentences`, not shown by itself
 
 A section is left out where a table or figure in it is None.
 """
@@ -24,8 +25,7 @@ from vamf.files import write_atomic
 from vamf.report import tables
 from vamf.report.page import Page
 
-BLOCK = re.compile(r"(!?)\[([\w-]+)\](.*)", re.DOTALL)
-
+BLOCK = re.compile(r"(!?)\[([\w-]+)\](:?)(.*)", re.DOTALL)
 
 PAGES = Path(__file__).parent / "pages"
 """Pages of the studies of this package."""
@@ -36,6 +36,20 @@ def read(name: str) -> str:
     return (PAGES / f"{name}.md").read_text(encoding="utf-8")
 
 
+def sentences(template: str) -> dict[str, str]:
+    """The sentences of a page that its content fills and chooses from, by name."""
+    return {name: text for kind, name, text in _blocks(template) if kind == "sentence"}
+
+
+def words(name: str) -> str:
+    """A name as it is read; of a file its own, without folder and ending."""
+    return (Path(name).stem if Path(name).is_absolute() else name).replace("_", " ")
+
+
+Cell = str | Callable[[Any], Any]
+"""What stands in a column: a key of its rows, a format such as `{beta:g}`, or a function of a row."""
+
+
 class Table(NamedTuple):
     """Text in rows; cells (row, column) in `best` stand out."""
 
@@ -44,12 +58,30 @@ class Table(NamedTuple):
     best: frozenset[tuple[int, int]] = frozenset()
 
     @classmethod
-    def of(cls, rows: Iterable[Any], cells: Mapping[str, str | Callable[[Any], Any]], best=()) -> "Table":
-        """From rows of values: for each header a key of the row, a format such as `{beta:g}`, or a function of the row.
+    def of(cls, rows: Iterable[Any], cells: Mapping[str, Cell], best=(), lowest: Mapping[str, Cell] = {}) -> "Table":
+        """From rows of values and cells by header; floats get three decimals.
 
-        Floats get three decimals.
+        Args:
+            best: cells (row, column) that stand out.
+            lowest: by header a number of each row; in that column the row with the lowest one stands out too.
         """
-        return cls(list(cells), [[_cell(row, cell) for cell in cells.values()] for row in rows], frozenset(best))
+        rows, found = list(rows), set(best)
+        for header, number in lowest.items():
+            values = {index: _value(row, number) for index, row in enumerate(rows)}
+            finite = {index: value for index, value in values.items() if value is not None and np.isfinite(value)}
+            found |= {(min(finite, key=finite.__getitem__), list(cells).index(header))} if finite else set()
+        return cls(list(cells), [[_cell(row, cell) for cell in cells.values()] for row in rows], frozenset(found))
+
+    def below(self, *rows: Sequence[str]) -> "Table":
+        """With more rows at its end."""
+        return self._replace(rows=[*self.rows, *rows])
+
+
+def columns(
+    names: Iterable[Any], cell: Callable[[Any, Any], Any], title: Callable[[Any], str] = words
+) -> dict[str, Cell]:
+    """The cells of a column for each name, which are `cell(row, name)`."""
+    return {title(name): lambda row, name=name: cell(row, name) for name in names}
 
 
 def write(template: str, content: Mapping[str, Any], folder: Path, footer: str) -> Path:
@@ -100,7 +132,7 @@ def _blocks(template: str) -> Iterator[tuple[str, str, str]]:
         found = BLOCK.fullmatch(joined)
         start = joined[: joined.index(" ") + 1] if " " in joined else ""
         if found:
-            yield "figure" if found[1] else "table", found[2], found[3].strip()
+            yield "figure" if found[1] else "sentence" if found[3] else "table", found[2], found[4].strip()
         else:
             yield starts.get(start, "text"), "", joined.removeprefix(start) if start in starts else joined
 
@@ -111,27 +143,32 @@ def _sections(template: str) -> Iterator[list[tuple[str, str, str]]]:
         if block[0] == "section":
             yield section
             section = []
-        if block[0] not in ("title", "lead"):
+        if block[0] not in ("title", "lead", "sentence"):
             section.append(block)
     yield section
 
 
-def _cell(row: Any, cell: str | Callable[[Any], Any]) -> str:
+def _value(row: Any, cell: Cell) -> Any:
+    return cell(row) if callable(cell) else row.get(cell)
+
+
+def _cell(row: Any, cell: Cell) -> str:
     if isinstance(cell, str) and "{" in cell:
         return cell.format(**row)
-    value = cell(row) if callable(cell) else row.get(cell)
+    value = _value(row, cell)
     return tables.number(value) if isinstance(value, float | None) else str(value)
 
 
-def words(name: str) -> str:
-    """A name as it is read."""
-    return name.replace("_", " ")
+def mean_std(key: str, digits: int = 3) -> Callable[[Mapping[str, Any] | None], str]:
+    """A cell: mean ± standard deviation, which a row has as `KEY` and `KEY_std`; a dash where there is none, or no row.
 
+    The mean alone where the row says that it is of one of the `seeds`. A line breaks before the sign, if at all.
+    """
 
-def mean_std(key: str) -> Callable[[Mapping[str, Any]], str]:
-    """A cell: mean ± standard deviation, which a row has as `KEY` and `KEY_std`; a dash where there is none."""
-
-    def cell(row: Mapping[str, Any]) -> str:
-        return f"{tables.number(row[key])} ±\u00a0{tables.number(row[f'{key}_std'])}" if np.isfinite(row[key]) else "–"
+    def cell(row: Mapping[str, Any] | None) -> str:
+        if row is None:
+            return "–"
+        mean, std = (tables.number(row[name], digits) for name in (key, f"{key}_std"))
+        return f"{mean} ±\u00a0{std}" if np.isfinite(row[key]) and row.get("seeds") != 1 else mean
 
     return cell

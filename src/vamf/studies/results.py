@@ -1,12 +1,13 @@
 """What all runs of a study say together, for its page and its files."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vamf import figures
+from vamf.studies import summary
 from vamf.studies.measures import PROJECTIONS
 from vamf.studies.page import words
 from vamf.studies.runner import has_samples, load_samples
@@ -45,7 +46,7 @@ class Results:
 
     def of(self, **labels: Any) -> list[dict[str, Any]]:
         """The members with certain values, such as `data` and `arm`."""
-        return [row for row in self.members if all(row.get(key) == value for key, value in labels.items())]
+        return summary.of(self.members, **labels)
 
     def samples(self, name: str) -> dict[str, np.ndarray]:
         """The samples (n, *event) of every variant's first seed, by what results call it."""
@@ -73,11 +74,26 @@ class Results:
         return figures.clouds(rows) if rows else None
 
     def panels(
-        self, of: Callable[[str], tuple[list[figures.Curve], list[figures.Level]]], x: str, y: str, **options: Any
+        self,
+        of: Callable[[str], tuple[Sequence[figures.Curve], Sequence[figures.Level]]],
+        x: str,
+        y: str,
+        titles: Mapping[str, str] | None = None,
+        **options: Any,
     ) -> bytes:
-        """A plot for each data set, side by side: `of` makes its curves and levels."""
-        plots = [figures.Panel(words(name), *of(name)) for name in self.budget.datasets]
+        """A plot for each data set, side by side: `of` makes its curves and levels.
+
+        Args:
+            titles: data sets and what stands above their plots; all of them by their names if left out.
+        """
+        titles = titles or {name: words(name) for name in self.budget.datasets}
+        plots = [figures.Panel(title, *of(name)) for name, title in titles.items()]
         return figures.panels(plots, x, y, **options)
+
+    def real(self, name: str, key: str, label: str = "two samples of the data") -> list[figures.Level]:
+        """What real data of a data set score, as a line; none where that is not measured of them."""
+        score = self.baselines[name]
+        return [figures.Level(score[key], label, figures.SOFT, ":")] if key in score else []
 
 
 def member_table(*columns: str) -> Callable[[Results], list[dict[str, Any]]]:

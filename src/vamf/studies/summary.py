@@ -1,6 +1,6 @@
 """What the members of a study say together: means, spreads, curves."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,15 @@ from vamf import figures
 from vamf.report import tables
 from vamf.theory.estimate import Estimate, mean_of
 
-TWO_SAMPLES = "two samples of the data"
+
+def of(rows: Sequence[dict], **labels: Any) -> list[dict]:
+    """The rows with certain values, such as `data` and `arm`."""
+    return [row for row in rows if all(row.get(key) == value for key, value in labels.items())]
+
+
+def arms(rows: Sequence[dict]) -> list[str]:
+    """The variants of some rows, in their order."""
+    return list(dict.fromkeys(row["arm"] for row in rows))
 
 
 def values(rows: Sequence[dict], key: str) -> list[float]:
@@ -44,7 +52,7 @@ def spread(rows: Sequence[dict], key: str, digits: int = 3) -> str:
 
 def by_beta(sweep: Sequence[dict]) -> dict[float, list[dict]]:
     """The members of a sweep, grouped by beta."""
-    return {beta: [row for row in sweep if row["beta"] == beta] for beta in sorted({row["beta"] for row in sweep})}
+    return {beta: of(sweep, beta=beta) for beta in sorted({row["beta"] for row in sweep})}
 
 
 def best_beta(sweep: Sequence[dict], key: str = "sw1") -> float:
@@ -67,6 +75,19 @@ def paired_change(sweep: Sequence[dict], key: str, beta: float) -> tuple[Estimat
     return change, one_sign and len(changes) > 1 and abs(change.value) > 2 * change.error
 
 
+def difference_error(std: float, other: float, seeds: int) -> float:
+    """Standard error of the difference of two means over as many seeds, from their standard deviations."""
+    return float(np.hypot(std, other) / np.sqrt(max(seeds, 1)))
+
+
+def curve(
+    x: Sequence[float], estimates: Sequence[Estimate], label: str, color: str, marker: str = "o"
+) -> figures.Curve:
+    """Estimates with their errors."""
+    values, errors = [estimate.value for estimate in estimates], [estimate.error for estimate in estimates]
+    return figures.Curve(x, values, errors, label, color, marker)
+
+
 def against_beta(sweep: Sequence[dict], key: str, label: str, color: str = figures.BLUE) -> figures.Curve:
     """A quantity against beta, with its spread over seeds."""
     groups = by_beta(sweep)
@@ -77,10 +98,5 @@ def against_beta(sweep: Sequence[dict], key: str, label: str, color: str = figur
 def history(rows: Sequence[dict], label: str, color: str) -> figures.Curve:
     """Gradient variance over training, mean over seeds."""
     steps = rows[0]["variance_history"]["step"]
-    measured = np.nanmean([np.array(row["variance_history"]["value"], float) for row in rows], axis=0)
-    return figures.Curve(steps, measured.tolist(), None, label, color, "")
-
-
-def baseline(score: Mapping[str, Any], key: str = "sw1", label: str = TWO_SAMPLES) -> figures.Level:
-    """What real data score, as a line."""
-    return figures.Level(score[key], label, figures.SOFT, ":")
+    values = np.ma.masked_invalid([np.array(row["variance_history"]["value"], float) for row in rows])
+    return figures.Curve(steps, values.mean(axis=0).filled(np.nan).tolist(), None, label, color, "")

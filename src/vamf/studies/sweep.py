@@ -24,12 +24,11 @@ from vamf.errors import UserError
 from vamf.networks import MLPConfig
 from vamf.options import plain
 from vamf.progress import Progress
-from vamf.report import tables
 from vamf.report.gallery import gallery
 from vamf.studies import measures, summary
 from vamf.studies.axes import Axis, traced, with_values
 from vamf.studies.engine import Execution, Study
-from vamf.studies.page import Table, read, words
+from vamf.studies.page import Table, columns, mean_std, read, words
 from vamf.studies.results import Results
 from vamf.studies.variants import Budget, Variant
 from vamf.training.config import TrainConfig
@@ -42,7 +41,8 @@ DRAWS = 10
 """Samples of real data for the line beside the curves."""
 MEASUREMENTS = 20
 """Of the gradient variance over training, where the configuration measures none."""
-COLORS = (figures.BLUE, figures.ORANGE, figures.GREEN, figures.RED, figures.INK)
+MEASURED = {"sw1": "SW1", "sw2": "SW2", "gradient_variance": "gradient variance"}
+"""Measures in the table, and what their columns are called."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,7 +160,7 @@ def _summarise(results: Results, base: TrainConfig, axes: Sequence[Axis]) -> dic
     for point in _points(split(axes)[0]):
         own = results.of(**point)
         row = {**point, "seeds": len(own), "diverged": sum(not one["finite"] for one in own)}
-        rows.append({**row, **summary.moments(own, **{key: key for key in ("sw1", "sw2", "gradient_variance")})})
+        rows.append({**row, **summary.moments(own, **{key: key for key in MEASURED})})
     return {**_plan(base, axes), "real_data": results.baselines[""], "rows": rows}
 
 
@@ -170,7 +170,7 @@ def best(rows: Sequence[dict], axes: Sequence[Axis]) -> str:
     def called(row: dict) -> str:
         return ", ".join(f"`{axis.name}` = {_text(row[axis.name])}" for axis in axes)
 
-    finite = [row for row in rows if math.isfinite(row["sw1"])]
+    finite = [row for row in rows if row["sw1"] is not None and math.isfinite(row["sw1"])]  # None in a file
     if not finite:
         return "Every training diverged."
     lowest = min(finite, key=lambda row: row["sw1"])
@@ -180,7 +180,7 @@ def best(rows: Sequence[dict], axes: Sequence[Axis]) -> str:
     text = f"The lowest SW1, {lowest['sw1']:.4f} ± {lowest['sw1_std']:.4f}, is that of {called(lowest)}"
     if not close:
         return text + "; no other comes within two standard errors of the difference."
-    names = ", ".join(map(called, close[:6])) + (" and others" if len(close) > 6 else "")
+    names = ("; " if len(axes) > 1 else ", ").join(map(called, close[:6])) + (" and others" if len(close) > 6 else "")
     return f"{text}; within two standard errors of the difference: {names}."
 
 
@@ -189,38 +189,45 @@ def _content(results: Results, axes: Sequence[Axis]) -> dict[str, Any]:
     config, rows = results.execution.base(""), results.found["rows"]
     dataset, baseline = results.execution.dataset(""), results.found["real_data"]["sw1"]
     first, diverged = axes[0], sum(row["diverged"] for row in rows)
-    ratio = all(isinstance(value, float) and value > 0 for value in first.values)
-    log_x = ratio and max(first.values) >= 20 * min(first.values)
-    level = figures.Level(baseline, summary.TWO_SAMPLES, figures.SOFT, ":")
-    quality = figures.Panel("distance to the data", _curves(rows, axes, "sw1"), [level])
-    noise = figures.Panel("gradient variance", _curves(rows, axes, "gradient_variance"))
-    cells: dict[str, Any] = {axis.name: lambda row, name=axis.name: _text(row[name]) for axis in axes}
-    cells |= {"SW1": _mean_std("sw1"), "SW2": _mean_std("sw2"), "gradient variance": _mean_std("gradient_variance"),
-              "diverged": lambda row: f"{row['diverged']} of {row['seeds']}"}  # fmt: skip
-    finite = [index for index, row in enumerate(rows) if math.isfinite(row["sw1"])]
-    lowest = {(min(finite, key=lambda index: rows[index]["sw1"]), len(axes))} if finite else ()
+    x: dict[str, Any] = {"names": [] if _is_numeric(first) else list(map(_text, first.values))}
+    if _is_numeric(first) and min(first.values) > 0:
+        x["log_x"] = max(first.values) >= 20 * min(first.values)
+    fixed = [f"{axis.name} = {_text(axis.values[0])}" for axis in axes[2:]]
+    quality, noise = (", ".join([title, *fixed]) for title in ("distance to the data", "gradient variance"))
+    quality = figures.Panel(quality, _curves(rows, axes, "sw1"), results.real("", "sw1"))
+    noise = figures.Panel(noise, _curves(rows, axes, "gradient_variance"))
+    cells = {
+        **columns([axis.name for axis in axes], lambda row, name: _text(row[name]), str),
+        **{title: mean_std(key, 4) for key, title in MEASURED.items()},
+        "diverged": "{diverged} of {seeds}",
+    }
     samples, caption = gallery(dataset, _shown(results, axes, dataset), _view(dataset))
     return {
         "options": ", ".join(axis.name for axis in axes), "name": words(dataset.name), "described": config.describe(),
+        "varied": "; ".join(f"{axis.name} = {', '.join(map(_text, axis.values))}" for axis in axes),
         "summary": dataset.summary, "first": first.name, "baseline": baseline, "caption": caption,
         "known": "that training has not seen" if dataset.unseen else "of the training data, since none were held out",
         "sentences": [
             best(rows, axes),
             *([f"{diverged} of {len(results.members)} training runs diverged."] if diverged else []),
         ],
-        "distance": figures.panels([quality], first.name, "SW1", log_x=log_x),
-        "variance": figures.panels([noise], first.name, "tr Cov of the gradient", log=True, log_x=log_x),
-        "rows": Table.of(rows, cells, lowest),
+        "distance": figures.panels([quality], first.name, "SW1", **x),
+        "variance": figures.panels([noise], first.name, "tr Cov of the gradient", log=True, **x),
+        "rows": Table.of(rows, cells, lowest={"SW1": "sw1"}),
         "samples": samples,
     }  # fmt: skip
+
+
+def _is_numeric(axis: Axis) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in axis.values)
 
 
 def _curves(rows: Sequence[dict], axes: Sequence[Axis], key: str) -> list[figures.Curve]:
     """The quantity against the first option, a curve for each value of the second."""
     first, *others = axes
-    numeric = all(isinstance(value, int | float) for value in first.values)
-    places = {value: value if numeric else index for index, value in enumerate(first.values)}
+    places = {value: value if _is_numeric(first) else index for index, value in enumerate(first.values)}
     second = others[0] if others else None
+    alone = "mean and spread over seeds" if rows[0]["seeds"] > 1 else "one seed"
     curves = []
     for index, value in enumerate(second.values if second else (None,)):
         own = [row for row in rows if second is None or row[second.name] == value]
@@ -231,8 +238,8 @@ def _curves(rows: Sequence[dict], axes: Sequence[Axis], key: str) -> list[figure
             figures.Curve(
                 [places[row[first.name]] for row in shown], [row[key] for row in shown],
                 [row[f"{key}_std"] for row in shown],
-                f"{second.name} = {_text(value)}" if second else "mean and spread over seeds",
-                COLORS[index % len(COLORS)],
+                f"{second.name} = {_text(value)}" if second else alone,
+                figures.COLORS[index % len(figures.COLORS)],
             )
         )  # fmt: skip
     return [curve for curve in curves if len(curve.x)]
@@ -259,10 +266,6 @@ def _view(dataset: Dataset) -> Any:
 def _error(*rows: dict) -> float:
     """Standard error of a difference of means."""
     return math.sqrt(sum(row["sw1_std"] ** 2 / max(row["seeds"] - row["diverged"], 1) for row in rows))
-
-
-def _mean_std(key: str) -> Any:
-    return lambda row: f"{tables.number(row[key], 4)} ± {tables.number(row[f'{key}_std'], 4)}"
 
 
 def _text(value: Any) -> str:

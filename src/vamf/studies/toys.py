@@ -8,36 +8,22 @@ corner recipe side by side, and images of samples.
 import dataclasses
 from typing import Any
 
-import numpy as np
-
 from vamf import figures
 from vamf.data import toys
-from vamf.figures import Level
-from vamf.studies import costs, summary, variants
+from vamf.studies import costs, page, paper, summary, variants
 from vamf.studies.engine import Execution, Study, flat_plan
-from vamf.studies.page import Table, mean_std, read, words
+from vamf.studies.page import Table, mean_std, words
 from vamf.studies.results import Results, found, member_table
 from vamf.studies.variants import Variant, over
 from vamf.training import presets
 from vamf.training.config import TrainConfig
 
-SWEPT = "mixed tangent, mean and spread over seeds"
+PAGE = page.read("toys")
 VARIANCE_BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-SWEEP_BETAS = tuple(round(0.1 * index, 1) for index in range(11))
-ALL_BETAS = tuple(sorted({*SWEEP_BETAS, *VARIANCE_BETAS}))
+ALL_BETAS = tuple(sorted({*paper.BETAS, *VARIANCE_BETAS}))
 PAPER_STEPS = 200_000
 SHOWN = {"beta = 0 (MeanFlow)": "beta = 0"} | {arm: arm for arm in ("beta = 0.5", "beta = 1", "corner recipe")}
 """Variants whose samples are shown: what the figure calls them, and what results do."""
-
-PAPER = {
-    "checkerboard": ((0.175, 0.036), (0.134, 0.029), (0.234, 0.042), (0.175, 0.046)),
-    "eight_gaussians": ((0.098, 0.016), (0.085, 0.010), (0.151, 0.022), (0.146, 0.023)),
-    "two_moons": ((0.093, 0.028), (0.072, 0.019), (0.177, 0.068), (0.093, 0.025)),
-    "swiss_roll": ((0.098, 0.058), (0.045, 0.003), (0.177, 0.151), (0.060, 0.007)),
-    "two_spirals": ((0.034, 0.001), (0.037, 0.001), (0.044, 0.001), (0.046, 0.001)),
-    "pinwheel": ((0.094, 0.011), (0.059, 0.005), (0.128, 0.014), (0.076, 0.005)),
-}
-"""The paper's Table 4: (mean, std) of SW1 MeanFlow, SW1 VaMF, SW2 MeanFlow, SW2 VaMF at 200,000 steps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,27 +89,19 @@ def matched_row(results: Results, name: str) -> dict[str, Any]:
     }
 
 
-PUBLISHED = {
-    True: "The published code's settings are used where they differ from the paper's text: gaps up to 0.5, and no "
-    "anchor in the corner recipe.",
-    False: "Training covers every gap t - r, since one-step sampling uses the largest; `--as-published` repeats the "
-    "published code's limit of 0.5.",
-}
-
-
 def content(results: Results) -> dict[str, Any]:
     """What stands in the page."""
     matched, costed = results.found["matched"], results.found["cost"]
-    shorter = results.budget.steps < PAPER_STEPS
+    published, shorter = results.execution.options.as_published, results.budget.steps < PAPER_STEPS
     return {
         "betas": len(results.budget.betas),
-        "published": PUBLISHED[results.execution.options.as_published],
+        "published": page.sentences(PAGE)["as-published" if published else "not-as-published"],
         "paper_table": " The paper's figures are for 200,000 steps." * shorter,
         "paper_steps": " The paper trains 200,000 steps." * shorter,
         "sentences": [sentence(row) for row in matched],
         "matched": _matched(matched),
         "variance": Table.of(matched, {
-            "data": "data", "beta = 0": "variance_meanflow", "lowest": "variance_lowest",
+            "data": lambda row: words(row["data"]), "beta = 0": "variance_meanflow", "lowest": "variance_lowest",
             "at beta": "{variance_lowest_beta:g}",
             "ratio": lambda row: f"{row['variance_meanflow'] / row['variance_lowest']:.2f}",
             "corner recipe": "variance_corner",
@@ -132,21 +110,24 @@ def content(results: Results) -> dict[str, Any]:
             "method": "method", "milliseconds a step": "ms",
             "relative to MeanFlow": lambda row: f"{row['ms'] / costed[0]['ms']:.2f}",
         }),
-        "sw1-against-beta": _sweeps(results, "sw1", "SW1"),
-        "variance-against-beta": _sweeps(results, "gradient_variance", "tr Cov of the gradient", log=True),
+        "sw1-against-beta": _against_beta(results, "sw1", "SW1"),
+        "variance-against-beta": _against_beta(results, "gradient_variance", "tr Cov of the gradient", log=True),
         "variance-over-training": _histories(results),
         "samples": results.gallery(SHOWN),
     }  # fmt: skip
 
 
 def _matched(matched: list[dict]) -> Table:
-    def paper(place: int):
-        return lambda row: " → ".join(f"{PAPER[row['data']][index][0]:.3f}" for index in (place, place + 1))
+    def published(place: int):
+        known = paper.TOYS
+        return lambda row: " → ".join(f"{mean:.3f}" for mean, _ in known.get(row["data"], ())[place : place + 2]) or "–"
 
     cells = {
-        "data": "data", "SW1 MeanFlow": mean_std("meanflow_sw1"), "SW1 corner": mean_std("corner_sw1"),
-        "SW2 MeanFlow": mean_std("meanflow_sw2"), "SW2 corner": mean_std("corner_sw2"), "baseline SW1": "floor_sw1",
-        "baseline SW2": "floor_sw2", "the paper's SW1": paper(0), "the paper's SW2": paper(2),
+        "data": lambda row: words(row["data"]),
+        "SW1 MeanFlow": mean_std("meanflow_sw1"), "SW1 corner": mean_std("corner_sw1"),
+        "SW2 MeanFlow": mean_std("meanflow_sw2"), "SW2 corner": mean_std("corner_sw2"),
+        "baseline SW1": "floor_sw1", "baseline SW2": "floor_sw2",
+        "the paper's SW1": published(0), "the paper's SW2": published(2),
     }  # fmt: skip
     best = {(line, first + (row[f"meanflow_{key}"] > row[f"corner_{key}"]))
             for line, row in enumerate(matched) for first, key in ((1, "sw1"), (3, "sw2"))}  # fmt: skip
@@ -156,31 +137,27 @@ def _matched(matched: list[dict]) -> Table:
 def sentence(row: dict) -> str:
     """What one data set says, hedged by the spread over seeds."""
     gain = row["meanflow_sw1"] - row["best_sw1"]
-    error = np.hypot(row["meanflow_sw1_std"], row["best_sw1_std"]) / np.sqrt(max(row["seeds"], 1))
-    if row["best_beta"] == 0:
-        quality = f"no beta does better than MeanFlow's SW1 of {row['meanflow_sw1']:.3f}"
-    else:
-        sure = "" if gain > 2 * error else ", which is within the spread over seeds"
-        quality = (
-            f"SW1 falls from {row['meanflow_sw1']:.3f} at beta = 0 to {row['best_sw1']:.3f} at beta = "
-            f"{row['best_beta']:g}{sure}"
-        )
+    error = summary.difference_error(row["meanflow_sw1_std"], row["best_sw1_std"], row["seeds"])
+    quality = "no beta does better than MeanFlow's SW1 of {meanflow_sw1:.3f}"
+    if row["best_beta"] != 0:
+        quality = "SW1 falls from {meanflow_sw1:.3f} at beta = 0 to {best_sw1:.3f} at beta = {best_beta:g}"
+        quality += "" if gain > 2 * error else ", which is within the spread over seeds"
     ratio, quietest = row["variance_meanflow"] / row["variance_lowest"], row["variance_lowest_beta"]
     noise = f"at beta = {quietest:g}, {ratio:.1f} times below MeanFlow's" if quietest else "without mixing"
-    return f"{words(row['data'])}: {quality}; gradient variance is lowest {noise}."
+    return f"{words(row['data'])}: {quality.format(**row)}; gradient variance is lowest {noise}."
 
 
 # ------------------------------------------------------------------------------------------------------------- figures
 
 
-def _sweeps(results: Results, key: str, label: str, log: bool = False) -> bytes:
+def _against_beta(results: Results, key: str, y: str, log: bool = False) -> bytes:
     def plot(name: str):
-        corner = summary.mean(results.of(data=name, method="vamf_corner"), key)
-        real = [summary.baseline(results.baselines[name])] if key == "sw1" else []
-        curve = summary.against_beta(results.of(data=name, method="vamf"), key, SWEPT)
-        return [curve], [Level(corner, "corner recipe", figures.ORANGE, "-."), *real]
+        sweep, corner = (results.of(data=name, method=method) for method in ("vamf", "vamf_corner"))
+        level = figures.Level(summary.mean(corner, key), "corner recipe", figures.ORANGE, "-.")
+        curve = summary.against_beta(sweep, key, "mixed tangent, mean and spread over seeds")
+        return [curve], [level, *results.real(name, key)]
 
-    return results.panels(plot, "beta", label, log=log)
+    return results.panels(plot, "beta", y, log=log)
 
 
 def _histories(results: Results) -> bytes:
@@ -197,7 +174,7 @@ STUDY = Study(
     "toys",
     {"quick": QUICK, "default": DEFAULT, "paper": FULL},
     variants_of,
-    read("toys"),
+    PAGE,
     content,
     summary=summarise,
     files={

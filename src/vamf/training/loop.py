@@ -155,8 +155,10 @@ def _record(grid: Grid, metrics: Metrics, step: int, rate: float) -> dict[str, A
 
 
 def _told(record: dict[str, Any]) -> str:
-    """Loss and residual of a line of the log, in its own words: means over the members."""
-    return ", ".join(f"{name} {np.nanmean(record[name]):.4g}" for name in ("loss", "residual"))
+    """Loss and residual of a line of the log, in its own words: means over the members that have a number."""
+    values = {name: np.ravel(record[name]) for name in ("loss", "residual")}
+    known = {name: found[~np.isnan(found)] for name, found in values.items()}
+    return ", ".join(f"{name} {found.mean() if len(found) else np.nan:.4g}" for name, found in known.items())
 
 
 def _plain(values: np.ndarray) -> float | list[float]:
