@@ -17,7 +17,7 @@ test: $(VENV)/.dev  ## the test suite
 	VAMF_QUICK_COMPILATION=1 $(BIN)/python -m pytest -n auto -m "not slow and not long"
 
 test-slow: $(VENV)/.dev  ## the long tests
-	$(BIN)/python -m pytest -n auto -m slow
+	VAMF_QUICK_COMPILATION=1 $(BIN)/python -m pytest -n auto -m slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

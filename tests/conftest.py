@@ -43,8 +43,9 @@ def pytest_pyfunc_call(pyfuncitem):
     return True
 
 
-DEAR = ("adaptive", "cli", "couplings", "diagnosis", "studies", "study_adaptive", "study_dit", "study_methods",
-        "study_mixtures", "trained_estimates")  # fmt: skip
+DEAR = ("adaptive", "averages", "cli", "couplings", "data_argument", "ddpm", "diagnosis", "inputs", "prediction",
+        "processes", "samples", "studies", "study_adaptive", "study_dit", "study_methods", "study_mixtures", "sweep",
+        "trained_estimates")  # fmt: skip
 """Files whose fixtures train: each is one process's, so that they are made once."""
 
 
