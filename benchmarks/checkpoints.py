@@ -2,7 +2,7 @@
 
     python benchmarks/checkpoints.py [--every 1000] [--checkpoints 3] [--turns 5] [--out benchmarks/results/FILE.json]
 
-A turn is a whole training by `vamf.training.loop.train`, with the log, without samples, gradient variances or a report:
+A turn is a run by `vamf.training.loop.train`, with the log, without samples, gradient variances or a report:
 first with a checkpoint every `every` steps, read back, then with none before the end; the next turn the other way
 round. The first `every` steps and the last `every` are left out: compilation, and the checkpoint at the end that both
 have. What is left holds the saves at `every`, 2 `every` and so on, and the reading back. Reported: the median over
@@ -24,15 +24,15 @@ from vamf.progress import Progress
 from vamf.training import loop, presets
 from vamf.training.config import LogConfig
 from vamf.training.cores import keep_on_one_core
-from vamf.training.grid import Grid
+from vamf.training.ensemble import Ensemble
 from vamf.training.logs import read
 
 
-def seconds(grid: Grid, folder: Path, every: int) -> float:
+def seconds(ensemble: Ensemble, folder: Path, every: int) -> float:
     """From the log's first `every` steps to the line at which the last `every` begin."""
-    loop.train(grid, folder, Progress(show=False))
+    loop.train(ensemble, folder, Progress(show=False))
     at = {record["step"]: record["time"] for record in read(folder / "metrics.jsonl")}
-    return at[grid.config.steps - every] - at[every]
+    return at[ensemble.config.steps - every] - at[every]
 
 
 def main():
@@ -46,25 +46,25 @@ def main():
     log = LogConfig(every=args.every // 2, variance_every=0)
     config = dataclasses.replace(presets.for_data("swiss_roll"), steps=steps, log=log)
     keep_on_one_core(config)
-    grids = {
-        name: Grid(dataclasses.replace(config, checkpoint_every=every), config.load_data(), [0])
+    ensembles = {
+        name: Ensemble(dataclasses.replace(config, checkpoint_every=every), config.load_data(), [0])
         for name, every in {"with": args.every, "without": steps}.items()
     }
-    found = {name: [] for name in grids}
+    times = {name: [] for name in ensembles}
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(args.turns):
             for name in ("with", "without") if turn % 2 else ("without", "with"):
-                found[name].append(seconds(grids[name], Path(folder) / f"{name}-{turn}", args.every))
-    costs = [one / other - 1 for one, other in zip(found["with"], found["without"], strict=True)]
+                times[name].append(seconds(ensembles[name], Path(folder) / f"{name}-{turn}", args.every))
+    costs = [one / other - 1 for one, other in zip(times["with"], times["without"], strict=True)]
     result = {
         "every": args.every,
         "steps_measured": args.every * args.checkpoints,
-        "parameters": grids["with"].parameters,
-        "seconds_with": found["with"],
-        "seconds_without": found["without"],
+        "parameters": ensembles["with"].parameters,
+        "seconds_with": times["with"],
+        "seconds_without": times["without"],
         "cost_of_each_turn": costs,
         "median_cost": statistics.median(costs),
-        "cost_of_best_times": min(found["with"]) / min(found["without"]) - 1,
+        "cost_of_best_times": min(times["with"]) / min(times["without"]) - 1,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.default_backend()}, jax {jax.__version__}",
         "load_average": os.getloadavg()[0],
     }

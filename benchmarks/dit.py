@@ -4,25 +4,25 @@
                              [--seconds S] [--official FOLDER] [--out FILE]
 
 Latents are 32x32x4 of 1,000 classes, with MeanFlow's guidance (scale 2, mix 0.5) and 75 % of the rows at r = t. `small`
-is depth 4, width 192, patch 4; `tiny`, to see that all runs, depth 1, width 48, patch 8. The arms, each a whole step of
-training (batch, gradient, Adam, moving average):
+is depth 4, width 192, patch 4; `tiny`, to see that all runs, depth 1, width 48, patch 8. The variants, each a complete
+training step (batch, gradient, Adam, EMA):
 
-| arm               | what it is                                                                                 |
+| variant           | what it is                                                                                 |
 |-------------------|--------------------------------------------------------------------------------------------|
 | `beta = 0`        | MeanFlow with guidance as published; one pass is prediction and kappa's velocity at r = t  |
-| `beta = 0.5`      | half of the tangent's noise replaced by the moving average's velocity                      |
-| `online`          | the same by the network's own, which guidance has asked already                            |
+| `beta = 0.5`      | half of the tangent's noise replaced by the EMA's velocity                                 |
+| `online`          | the same by the network's velocity, which guidance computes anyway                         |
 | `corner`          | beta = 1 with an anchor on every sixteenth row                                             |
 | `corner, all`     | beta = 1 with an anchor on every row                                                       |
 | `..., all rows`   | the Jacobian-vector product also on the rows with r = t                                    |
 | `..., jvp in bf16`| with bfloat16: the derivative in the network's precision too                               |
 
-The arms take turns, a few steps each. Reported are the median of the rounds, its ratio to `beta = 0` of the same round,
-the program's memory (arguments and temporaries, as the compiler plans them), and the share of the peak: operations of
-a step as the compiler counts them, by time and by the pace of products of 4096 x 4096 (`tiny`: 512) in the same
-precision.
+The variants take turns, a few steps each. Reported are the median of the rounds, its ratio to `beta = 0` of the same
+round, the program's memory (arguments and temporaries, as the compiler plans them), and the fraction of the peak: the
+operations of a step as the compiler counts them, relative to the rate of products of 4096 x 4096 (`tiny`: 512) in the
+same precision.
 `--official` names a clone of the official JAX code (github.com/Gsunshine/meanflow), whose loss then takes part with the
-same optimiser. It bounds with `jnp.clip(..., a_min, a_max)`, names that JAX has dropped: while it is traced, `jnp.clip`
+same optimizer. It bounds with `jnp.clip(..., a_min, a_max)`, names that JAX has dropped: while it is traced, `jnp.clip`
 takes them again. Its files stay as they are.
 """
 
@@ -48,7 +48,7 @@ from vamf.data import Dataset
 from vamf.files import write_json
 from vamf.networks import DiTConfig
 from vamf.training import presets
-from vamf.training.grid import Grid
+from vamf.training.ensemble import Ensemble
 from vamf_worker import all_rows
 
 HERE = Path(__file__).resolve().parent
@@ -59,7 +59,7 @@ SIZES = {
 }
 MIX = 0.5
 ANCHOR = {"weight": 0.1, "interval": [0.0, 1e-3]}
-ARMS = {
+VARIANTS = {
     "beta = 0": {},
     "beta = 0.5": {"beta": 0.5},
     "online": {"beta": 0.5, "proxy": "online"},
@@ -89,7 +89,7 @@ def sizes(name):
 
 
 def config(args, beta=0.0, **options):
-    """The step of an arm, as `TrainConfig`."""
+    """The step of a variant, as `TrainConfig`."""
     base = presets.for_data("imagenet_dit_b4")
     jvp = options.pop("jvp_dtype", base.jvp_dtype)
     return dataclasses.replace(
@@ -116,7 +116,7 @@ def former_clip():
         jnp.clip = clip
 
 
-class Arm:
+class Variant:
     """A compiled training that is advanced a few steps at a time."""
 
     def __init__(self, program, state):
@@ -124,17 +124,17 @@ class Arm:
 
     @classmethod
     def ours(cls, args, dataset, steps, rows="", **options):
-        grid = Grid(config(args, **options), dataset, (0,), strategy="loop")
+        ensemble = Ensemble(config(args, **options), dataset, (0,), strategy="loop")
         if rows:
-            grid.trainer = all_rows(grid.trainer)
-        state = grid.init()
-        member = jax.tree.map(lambda leaf: leaf[0], grid.members)
-        function = functools.partial(grid._chunk, steps, dataset.arrays, member)
+            ensemble.train_step = all_rows(ensemble.train_step)
+        state = ensemble.init()
+        member = jax.tree.map(lambda leaf: leaf[0], ensemble.points)
+        function = functools.partial(ensemble._chunk, steps, dataset.arrays, member)
         return cls.compiled(function, jax.tree.map(lambda leaf: leaf[0], state))
 
     @classmethod
     def official(cls, args, dataset, steps):
-        """The official loss under optax's Adam and a moving average, on the same data."""
+        """The official loss under optax's Adam and an EMA, on the same data."""
         sys.path.insert(0, str(args.official))
         from meanflow import MeanFlow
         from models import models_dit
@@ -193,12 +193,12 @@ class Arm:
 
 def operations(args, dataset, options):
     """Floating-point operations of one step, from the compiler's count of a program that is not run."""
-    grid = Grid(config(args, **options), dataset, (0,), strategy="loop")
-    member = jax.tree.map(lambda leaf: leaf[0], grid.members)
-    state = jax.eval_shape(grid.trainer.init, member)
+    ensemble = Ensemble(config(args, **options), dataset, (0,), strategy="loop")
+    member = jax.tree.map(lambda leaf: leaf[0], ensemble.points)
+    state = jax.eval_shape(ensemble.train_step.init, member)
 
     def step(state):
-        return grid.trainer.step(grid.trainer.batch(dataset.arrays, member, state.step), member, state)
+        return ensemble.train_step.step(ensemble.train_step.batch(dataset.arrays, member, state.step), member, state)
 
     return jax.jit(step).lower(state).cost_analysis()["flops"]
 
@@ -219,37 +219,41 @@ def peak(dtype, n, rounds=10):
 def measure(args):
     dataset = latents()
     steps = args.steps or (4 if jax.default_backend() == "cpu" else 20)
-    wanted = ARMS | {f"{name}, all rows": {**ARMS[name], "rows": "all"} for name in ("beta = 0", "beta = 0.5")}
+    chosen = VARIANTS | {f"{name}, all rows": {**VARIANTS[name], "rows": "all"} for name in ("beta = 0", "beta = 0.5")}
     if args.dtype == "bfloat16":
-        wanted["beta = 0, jvp in bf16"] = {"jvp_dtype": "network"}
-    if args.arms:
-        wanted = {name: wanted[name] for name in args.arms.split(";")}
-    arms = {}
-    for name, options in wanted.items():
+        chosen["beta = 0, jvp in bf16"] = {"jvp_dtype": "network"}
+    if args.variants:
+        chosen = {name: chosen[name] for name in args.variants.split(";")}
+    variants = {}
+    for name, options in chosen.items():
         print(f"compiling {name}", file=sys.stderr, flush=True)
-        arms[name] = Arm.ours(args, dataset, steps, **options)
+        variants[name] = Variant.ours(args, dataset, steps, **options)
     if args.official:
-        arms["official MeanFlow"] = Arm.official(args, dataset, steps)
-    for arm in arms.values():
-        arm.advance()
-    begun = time.perf_counter()
-    while time.perf_counter() - begun < args.seconds:
-        for arm in arms.values():
-            arm.seconds.append(arm.advance() / steps)
-    base = arms["beta = 0"].seconds
+        variants["official MeanFlow"] = Variant.official(args, dataset, steps)
+    for variant in variants.values():
+        variant.advance()
+    start = time.perf_counter()
+    while time.perf_counter() - start < args.seconds:
+        for variant in variants.values():
+            variant.seconds.append(variant.advance() / steps)
+    base = variants["beta = 0"].seconds
     fastest = peak(args.dtype, 512 if args.size == "tiny" else 4096)
     rows = []
-    for name, arm in arms.items():
+    for name, variant in variants.items():
         row = {
-            "arm": name,
-            "ms": 1e3 * statistics.median(arm.seconds),
-            "steps_per_second": 1 / statistics.median(arm.seconds),
-            "to_beta_0": statistics.median(mine / other for mine, other in zip(arm.seconds, base, strict=True)),
-            "mib": arm.bytes / 2**20,
-            "rounds": len(arm.seconds),
+            "variant": name,
+            "ms": 1e3 * statistics.median(variant.seconds),
+            "steps_per_second": 1 / statistics.median(variant.seconds),
+            "to_beta_0": statistics.median(
+                seconds / other for seconds, other in zip(variant.seconds, base, strict=True)
+            ),
+            "mib": variant.bytes / 2**20,
+            "rounds": len(variant.seconds),
         }
-        if name in ARMS:
-            row["peak_share"] = operations(args, dataset, ARMS[name]) / statistics.median(arm.seconds) / fastest
+        if name in VARIANTS:
+            row["peak_fraction"] = (
+                operations(args, dataset, VARIANTS[name]) / statistics.median(variant.seconds) / fastest
+            )
         rows.append(row)
     return rows, fastest
 
@@ -258,11 +262,11 @@ def show(rows, title):
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("arm", "ms/step", "steps/s", "to beta = 0", "MiB", "of peak", title=title)
+    table = Table("variant", "ms/step", "steps/s", "to beta = 0", "MiB", "of peak", title=title)
     for row in rows:
-        share = f"{row['peak_share']:.0%}" if "peak_share" in row else ""
+        fraction = f"{row['peak_fraction']:.0%}" if "peak_fraction" in row else ""
         numbers = f"{row['ms']:.1f}", f"{row['steps_per_second']:.2f}", f"{row['to_beta_0']:.3f}", f"{row['mib']:.0f}"
-        table.add_row(row["arm"], *numbers, share)
+        table.add_row(row["variant"], *numbers, fraction)
     Console(width=120).print(table)
 
 
@@ -273,8 +277,10 @@ def main():
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the products")
     parser.add_argument("--remat", action="store_true", help="recompute blocks in the backward pass")
     parser.add_argument("--seconds", type=float, default=60, help="to measure for, after compilation")
-    parser.add_argument("--steps", type=int, default=0, help="steps of an arm's turn; 0: 4 on a CPU, 20 elsewhere")
-    parser.add_argument("--arms", default="", help="some arms only, separated by semicolons; `beta = 0` among them")
+    parser.add_argument("--steps", type=int, default=0, help="steps of a variant's turn; 0: 4 on a CPU, 20 elsewhere")
+    parser.add_argument(
+        "--variants", default="", help="some variants only, separated by semicolons; `beta = 0` among them"
+    )
     parser.add_argument("--official", type=Path, help="a clone of the official JAX code of MeanFlow")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
     args = parser.parse_args()
@@ -293,7 +299,7 @@ def main():
             "hardware": {"device": device.device_kind, "cores": os.cpu_count(), "system": platform.platform()},
             "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")},
             "peak_gflops": fastest / 1e9,
-            "arms": rows,
+            "variants": rows,
         }
         write_json(args.out, report)
 

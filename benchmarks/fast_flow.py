@@ -1,4 +1,4 @@
-"""What FastFlow saves on the exact velocity of a mixture, where the ODE's own solution is known.
+"""What FastFlow saves on the exact velocity of a mixture, where the ODE's solution is known.
 
     python benchmarks/fast_flow.py [--data NAME] [--steps T] [--seed SEED] [--batches N]
 
@@ -13,7 +13,7 @@ import math
 import jax
 import numpy as np
 
-from vamf.data.mixtures import of_toy
+from vamf.data.mixtures import toy_mixture
 from vamf.metrics import sliced_wasserstein
 from vamf.sampling import FastFlow, integrate
 
@@ -31,7 +31,7 @@ def main():
     if args.batches < 2:
         parser.error(f"--batches = {args.batches}: allowed is 2 or more")
     late_batches = args.batches // 2
-    u = of_toy(args.data)
+    u = toy_mixture(args.data)
     noise = jax.random.normal(jax.random.key(args.seed), (args.batches, SIZE, 2))
     late = noise[-late_batches:].reshape(-1, 2)
     exact = np.asarray(jax.jit(lambda z: integrate(u, z, 1000))(late))
@@ -53,7 +53,7 @@ def main():
             x, state, calls = method.sample(u, z, state)
             return state, (x, calls)
 
-        _, (x, calls) = jax.jit(lambda z, g=generation, m=method: jax.lax.scan(g, m.start(), z))(noise)
+        _, (x, calls) = jax.jit(lambda z, g=generation, m=method: jax.lax.scan(g, m.init(), z))(noise)
         mean = float(np.mean(np.asarray(calls)[-late_batches:]))
         row(f"fast_flow, arms 0 to {most}", mean, x[-late_batches:].reshape(-1, 2))
         euler(math.ceil(mean))

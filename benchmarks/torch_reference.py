@@ -1,9 +1,9 @@
-"""The training that `toys.py` measures, in PyTorch: eager and torch.compile'd, written to be fast.
+"""The run that `toys.py` measures, in PyTorch: eager and torch.compile'd, written to be fast.
 
 A worker of `toys.py`, run by a Python that has torch (and nothing else): one JSON request a line on standard input,
 one JSON reply a line on standard output.
 
-| kind      | asked with                                                      | replies                        |
+| kind      | request                                                         | replies                        |
 |-----------|-----------------------------------------------------------------|--------------------------------|
 | `version` |                                                                 | torch's version                |
 | `rate`    | width, batch, equal, beta, split, compiled, seconds             | steps per second               |
@@ -63,7 +63,7 @@ def draw(batch, equal):
 
 
 def mean_loss(params, average, batch, beta, equal, split):
-    """MeanFlow's loss with the tangent (1 - beta) v_c + beta v_hat, v_hat from the moving average."""
+    """MeanFlow's loss with the tangent (1 - beta) v_c + beta v_hat, v_hat from the EMA."""
     x, e, r, t = batch
     z, v = (1 - t)[:, None] * x + t[:, None] * e, e - x
     squared = []
@@ -81,7 +81,7 @@ def mean_loss(params, average, batch, beta, equal, split):
 
 
 class Training:
-    """One training; `step` is what is timed."""
+    """One run; `step` is what is timed."""
 
     def __init__(self, params, average, beta, equal, split, compiled, steps=20_000, ema_decay=0.999):
         self.params = [p.requires_grad_() for p in params]
@@ -92,7 +92,7 @@ class Training:
             self.loss, self.draw = (torch.compile(f, fullgraph=True, dynamic=False) for f in (mean_loss, draw))
 
     def step(self, batch):
-        """One optimiser step with cosine decay to 1 % and the moving average; `batch` is its size or the data."""
+        """One optimizer step with cosine decay to 1 % and the EMA; `batch` is its size or the data."""
         batch = self.draw(batch, self.equal) if isinstance(batch, int) else batch
         loss = self.loss(self.params, self.average, batch, *self.options)
         loss.backward()
@@ -114,25 +114,25 @@ def fresh(width):
     return [leaf for weight in weights for leaf in (weight, torch.zeros(len(weight)))]
 
 
-def rate(trainings, seconds, width, batch, equal, **options):
+def rate(runs, seconds, width, batch, equal, **options):
     """Steps per second over at least `seconds`; the first call of a kind also compiles and warms up."""
     key = (width, batch, equal, *options.values())
-    if key not in trainings:
+    if key not in runs:
         params = fresh(width)
-        trainings[key] = Training(params, [p.clone() for p in params], equal=equal, **options)
+        runs[key] = Training(params, [p.clone() for p in params], equal=equal, **options)
         for _ in range(5 if seconds else 1):
-            trainings[key].step(batch)
+            runs[key].step(batch)
     steps, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds:
-        trainings[key].step(batch)
+        runs[key].step(batch)
         steps += 1
     return {"rate": steps / elapsed if steps else 0.0}
 
 
 def follow(params, average, batch, steps, **options):
-    """Losses of a whole training of a few steps, always on the given batch."""
-    given = [[torch.tensor(array) for array in arrays] for arrays in (params, average)]
-    training = Training(*given, steps=steps, **options)
+    """Losses of a run of a few steps, always on the given batch."""
+    trees = [[torch.tensor(array) for array in arrays] for arrays in (params, average)]
+    training = Training(*trees, steps=steps, **options)
     batch = tuple(torch.tensor(array) for array in batch)
     return {"losses": [training.step(batch).item() for _ in range(steps)]}
 
@@ -143,7 +143,7 @@ def main():
     torch.set_num_threads(parser.parse_args().threads)
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
-    trainings = {}
+    runs = {}
     for line in sys.stdin:
         request = json.loads(line)
         kind = request.pop("kind")
@@ -152,7 +152,7 @@ def main():
         elif kind == "follow":
             reply = follow(**request)
         else:
-            reply = rate(trainings, **request)
+            reply = rate(runs, **request)
         print(json.dumps(reply), flush=True)
 
 

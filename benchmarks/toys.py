@@ -56,9 +56,9 @@ def flops(width, batch, beta=0.5, equal=EQUAL):
 
 
 def training(width, batch, members=1, chunk=None, **options):
-    """The request for a training of vamf, advanced in chunks of 4 to 256 steps, 1e11 operations if it can be."""
+    """The request for a run of vamf, advanced in chunks of 4 to 256 steps, 1e11 operations if it can be."""
     chunk = chunk or 2 ** max(2, min(8, round(math.log2(1e11 / flops(width, batch) / members))))
-    return {"kind": "training", "width": width, "batch": batch, "grid": members > 1, "chunk": chunk, **options}
+    return {"kind": "training", "width": width, "batch": batch, "ensemble": members > 1, "chunk": chunk, **options}
 
 
 class Worker:
@@ -155,7 +155,7 @@ class Bench:
             self.measure("matrix product", items)
 
     def size(self, width, batch, expected):
-        """One network size: single, grid and the PyTorch variants; these have to reproduce `expected` first."""
+        """One network size: single, ensemble and the PyTorch variants; these have to reproduce `expected` first."""
         job = {"width": width, "batch": batch}
         paper = job == PAPER
         with contextlib.ExitStack() as stack:
@@ -163,7 +163,7 @@ class Bench:
             items = {
                 "vamf single": (single, training(**job)),
                 "vamf single beta 0": (single, training(**job, beta=0.0)),
-                "vamf grid": (spread, training(**job, members=MEMBERS)),
+                "vamf ensemble": (spread, training(**job, members=MEMBERS)),
             }
             for mode in ("eager", "compile"):
                 for split in (True,) if self.quick else (False, True):
@@ -193,14 +193,14 @@ class Bench:
         self.differences[name] = error
 
     def layouts(self):
-        """Strategies and devices of the grid at the paper's size."""
+        """Strategies and devices of the ensemble at the paper's size."""
         with self.vamf() as one, self.vamf(spread=True) as each:
             items = {
-                f"grid {strategy}, {devices}": (who, training(**PAPER, members=MEMBERS, strategy=strategy))
+                f"ensemble {strategy}, {devices}": (who, training(**PAPER, members=MEMBERS, strategy=strategy))
                 for strategy in ("loop", "vmap")
                 for devices, who in (("one device", one), ("a device a core", each))
             }
-            self.measure("layout of a grid", items)
+            self.measure("layout of a ensemble", items)
 
     def parts(self):
         """What is saved on the diagonal, and what random numbers and metrics cost."""
@@ -237,39 +237,39 @@ def ratios(results):
     best = {name: result["best"] for name, result in results.items()}
     of = {}
 
-    def compare(label, one, other, share=False):
+    def compare(label, one, other, fraction=False):
         if one in best and other in best:
-            of[label] = 1 - best[one] / best[other] if share else best[one] / best[other]
+            of[label] = 1 - best[one] / best[other] if fraction else best[one] / best[other]
 
     for width, batch in SIZES:
         at = f"{width} x {batch}"
-        for name in ("single", "grid"):
+        for name in ("single", "ensemble"):
             best[f"{at} GFLOP/s, {name}"] = best.get(f"{at} vamf {name}", 0) * 1e-9 * flops(width, batch)
             if best[f"{at} GFLOP/s, {name}"]:
                 of[f"{at}: GFLOP/s, {name}"] = best[f"{at} GFLOP/s, {name}"]
                 compare(f"{at}: share of the peak, {name}", f"{at} GFLOP/s, {name}", "peak jax")
-        compare(f"{at}: grid per model / single", f"{at} vamf grid", f"{at} vamf single")
+        compare(f"{at}: ensemble per model / single", f"{at} vamf ensemble", f"{at} vamf single")
         for mode in ("eager", "compile"):
             kinds = [f"{at} torch {mode}{kind}" for kind in ("", " split", " split, one thread")]
             torch = max(kinds, key=lambda name: best.get(name, 0))
             compare(f"{at}: single / torch {mode}", f"{at} vamf single", torch)
-            compare(f"{at}: grid per model / torch {mode}", f"{at} vamf grid", torch)
+            compare(f"{at}: ensemble per model / torch {mode}", f"{at} vamf ensemble", torch)
             compare(
                 f"{at}: single / torch {mode}, beta 0", f"{at} vamf single beta 0", f"{at} torch {mode} split beta 0"
             )
             farm = f"torch {mode} split, one process a core"
-            compare(f"{at}: grid / {farm}", f"{at} vamf grid", f"{at} {farm}")
-    usual = "grid loop, a device a core"
-    for name in [name for name in best if name.startswith("grid ") and name != usual]:
-        compare(f"{name} / {usual}", name, usual)
+            compare(f"{at}: ensemble / {farm}", f"{at} vamf ensemble", f"{at} {farm}")
+    default = "ensemble loop, a device a core"
+    for name in [name for name in best if name.startswith("ensemble ") and name != default]:
+        compare(f"{name} / {default}", name, default)
     for equal in EQUALS:
         compare(f"equal {equal}: skipping / all rows", f"equal {equal}", f"equal {equal}, all rows")
         if f"equal {equal}" in best:
             of[f"equal {equal}: the same by the arithmetic"] = flops(**PAPER, equal=0) / flops(**PAPER, equal=equal)
-    compare("share of a step: random numbers", f"equal {EQUAL}", "single, drawn before", share=True)
-    compare("share of a step: metrics", f"equal {EQUAL}", "single, no metrics", share=True)
-    compare("share of a run: log, samples, checkpoints", "run", "chunks of 500", share=True)
-    compare("share of a run: these and gradient variance", "run, gradient variance", "chunks of 500", share=True)
+    compare("share of a step: random numbers", f"equal {EQUAL}", "single, drawn before", fraction=True)
+    compare("share of a step: metrics", f"equal {EQUAL}", "single, no metrics", fraction=True)
+    compare("share of a run: log, samples, checkpoints", "run", "chunks of 500", fraction=True)
+    compare("share of a run: these and gradient variance", "run, gradient variance", "chunks of 500", fraction=True)
     for mode in ("eager", "compile"):
         compare(f"first step: torch {mode} / vamf", f"start torch {mode}", "start vamf")
     return of
@@ -282,31 +282,31 @@ def cpu_seconds():
     return busy / os.sysconf("SC_CLK_TCK"), (busy + idle + waiting) / os.sysconf("SC_CLK_TCK")
 
 
-def own_seconds():
+def benchmark_seconds():
     """Processor seconds of this process and of the workers that have ended."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 class Load:
-    """What other programs do to the processors, as shares of all of them."""
+    """Load of other programs on the processors, as a fraction of all of them."""
 
     def __init__(self):
         if not Path("/proc/stat").exists():
             raise Refusal("this system has no /proc/stat, so other load cannot be seen")
-        self.start, self.own = cpu_seconds(), own_seconds()
+        self.start, self.start_of_benchmark = cpu_seconds(), benchmark_seconds()
 
-    def share(self):
-        """The share since the start, own work left out."""
+    def fraction(self):
+        """The fraction since the start, without the benchmark's work."""
         busy, total = (now - then for now, then in zip(cpu_seconds(), self.start, strict=True))
-        return max(0.0, busy - (own_seconds() - self.own)) / total
+        return max(0.0, busy - (benchmark_seconds() - self.start_of_benchmark)) / total
 
     @classmethod
     def now(cls, seconds=2):
-        """The share over the next seconds."""
+        """The fraction over the next seconds."""
         load = cls()
         time.sleep(seconds)
-        return load.share()
+        return load.fraction()
 
 
 def complain(reasons, force, reason):
@@ -329,12 +329,12 @@ def run(args, console):
     """Measure everything; the report as plain data."""
     reasons, loads, begun = [], {}, time.perf_counter()
 
-    def look(when, share):
-        loads[when] = share
-        if share > BUSY:
-            complain(reasons, args.force, f"other programs kept the processors {share:.0%} busy {when}")
+    def check_load(when, fraction):
+        loads[when] = fraction
+        if fraction > BUSY:
+            complain(reasons, args.force, f"other programs kept the processors {fraction:.0%} busy {when}")
 
-    look("before", Load.now())
+    check_load("before", Load.now())
     load = Load()
     with console.status("starting") as status, tempfile.TemporaryDirectory() as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
@@ -354,8 +354,8 @@ def run(args, console):
         if not args.quick:
             bench.runs()
         bench.starts()
-    look("during the measurements", load.share())
-    look("after", Load.now())
+    check_load("during the measurements", load.fraction())
+    check_load("after", Load.now())
     wide = [name for name, result in bench.results.items() if result["spread"] > SPREAD]
     if wide:
         complain(reasons, args.force, f"measurements spread by more than {SPREAD:.0%}: {', '.join(wide)}")
@@ -396,7 +396,7 @@ def show(report, console):
     worst = max(report["differences_of_losses"].values())
     console.print(f"same computation: the losses of all torch variants are within {worst:.1e} of vamf's")
     for name, value in report["ratios"].items():
-        if name.endswith("grid per model / single") and value < 1:
+        if name.endswith("ensemble per model / single") and value < 1:
             console.print(f"[red]slower[/red]: {name} is {value:.3g}, below 1", highlight=False)
     for reason in report["contended"]:
         console.print(f"[red]contended[/red]: {reason}", highlight=False)

@@ -13,8 +13,9 @@ FLAGS = "--xla_backend_optimization_level=0"
 # Former emitters compile in half the time, but fuse a chunk's steps by its length: not for tests that compare bits
 # across programs (`bits`). Later versions of JAX have no others.
 FORMER = "--xla_cpu_use_fusion_emitters=false"
+UNSPLIT = "--xla_cpu_parallel_codegen_split_count=1"  # a program in parts for several threads costs more on one
 QUICK = bool(os.environ.get("VAMF_QUICK_COMPILATION")) and version("jax").startswith("0.10.")
-os.environ.setdefault("XLA_FLAGS", f"{FLAGS} {FORMER}" if QUICK else FLAGS)
+os.environ.setdefault("XLA_FLAGS", f"{FLAGS} {FORMER} {UNSPLIT}" if QUICK else FLAGS)
 os.environ.setdefault("NPROC", "1")  # the processes of the suite are as many as the cores
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -43,7 +44,7 @@ def pytest_pyfunc_call(pyfuncitem):
     return True
 
 
-DEAR = ("adaptive", "averages", "cli", "couplings", "data_argument", "ddpm", "diagnosis", "inputs", "prediction",
+DEAR = ("adaptive", "cli", "reflow", "data_argument", "ddpm", "diagnosis", "ema_weights", "inputs", "prediction",
         "processes", "samples", "studies", "study_adaptive", "study_dit", "study_methods", "study_mixtures", "sweep",
         "trained_estimates")  # fmt: skip
 """Files whose fixtures train: each is one process's, so that they are made once."""

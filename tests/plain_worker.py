@@ -1,6 +1,6 @@
 """Stands for a Python with torch that runs `benchmarks/torch_reference.py`: the same requests, answered in plain JAX.
 
-Nothing of vamf is used: that the losses agree says that both are the training that is described there.
+Nothing of vamf is used: that the losses agree says that both are the run that is described there.
 """
 
 import itertools
@@ -38,7 +38,7 @@ def mean_loss(params, average, batch, beta):
 
 
 def train(params, average, batch, beta, decay, count, of):
-    """The losses of `count` steps of Adam with cosine decay to 1 %, and of the moving average."""
+    """The losses of `count` steps of Adam with cosine decay to 1 %, and of the EMA."""
     m = v = jax.tree.map(jnp.zeros_like, params)
     losses, gradient = [], jax.jit(jax.value_and_grad(mean_loss))
     for step in range(count):

@@ -13,8 +13,8 @@ distributed.start()
 from vamf.networks import MLPConfig  # noqa: E402
 from vamf.progress import Progress  # noqa: E402
 from vamf.training.config import LogConfig, TrainConfig  # noqa: E402
-from vamf.training.mesh import MeshConfig  # noqa: E402
 from vamf.training.run import Run  # noqa: E402
+from vamf.training.sharding import MeshConfig  # noqa: E402
 
 CONFIG = TrainConfig(
     data="swiss_roll",

@@ -21,7 +21,7 @@ from vamf.progress import Progress
 from vamf.schedules import Schedule
 from vamf.training import loop
 from vamf.training.config import LogConfig, TrainConfig
-from vamf.training.grid import Grid
+from vamf.training.ensemble import Ensemble
 from vamf.training.logs import read
 
 D = 2
@@ -51,7 +51,7 @@ def derivative(kind, u, z, r, t, v_c, v_hat, probe=None):
         z, r, t, v_c, v_hat = (jnp.asarray(part) for part in (z, r, t, v_c, v_hat))
         rows = rows_at(z, r, t, v_c, {} if probe is None else {"probe": jnp.asarray(probe)})
         mix = kind.mix(Conditional(), Model(lambda z, r, t, label: v_hat))
-        context = Context(objectives.create("meanflow"), u, rows, 0, split=0)
+        context = Context(objectives.create("meanflow"), u, rows, 0, num_diagonal=0)
         return [np.asarray(part) for part in mix.derivative(rows, context)]
 
 
@@ -271,8 +271,8 @@ def test_training_logs_the_coefficient_and_resumes_bit_identically(beta, tmp_pat
         network=MLPConfig(width=16), log=LogConfig(every=10, variance_every=20, variance_replicas=2),
     )  # fmt: skip
     dataset, quiet = data.load("pinwheel"), Progress(show=False)
-    grid = Grid(config, dataset, [1])
-    whole = loop.train(grid, tmp_path / "whole", quiet).state
+    ensemble = Ensemble(config, dataset, [1])
+    whole = loop.train(ensemble, tmp_path / "whole", quiet).state
     logged = [record["beta"] for record in read(tmp_path / "whole" / "metrics.jsonl")]
     assert all(0 <= value <= 1 for value in logged)
 
@@ -283,16 +283,16 @@ def test_training_logs_the_coefficient_and_resumes_bit_identically(beta, tmp_pat
         raise Killed
 
     with pytest.raises(Killed):
-        loop.train(grid, tmp_path / "cut", quiet, kill)
-    resumed = loop.train(grid, tmp_path / "cut", quiet).state
+        loop.train(ensemble, tmp_path / "cut", quiet, kill)
+    resumed = loop.train(ensemble, tmp_path / "cut", quiet).state
     for ours, theirs in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
     if beta == "binned":
-        assert resumed.memory is not None
-        assert np.sum(resumed.memory["beta"].denominator) > 0
+        assert resumed.objective_state is not None
+        assert np.sum(resumed.objective_state["beta"].denominator) > 0
 
 
 def test_oracle_needs_a_known_law():
     config = TrainConfig(data="digits", method="vamf", objective={"beta": 1.0, "proxy": "oracle"})
-    with pytest.raises(UserError, match="not known in closed form"):
-        Grid(config, data.load("digits"), [0])
+    with pytest.raises(UserError, match="has no closed form"):
+        Ensemble(config, data.load("digits"), [0])

@@ -5,7 +5,7 @@ import pytest
 import scipy.ndimage
 
 from vamf.data import augment
-from vamf.data.augment import SYM6, Augmentation, Moves, apply, warp
+from vamf.data.augment import SYM6, Augmentation, AugmentParams, apply, warp
 from vamf.errors import UserError
 
 ALL = Augmentation(1.0, flip=True, rotate=True)
@@ -13,8 +13,8 @@ ALL = Augmentation(1.0, flip=True, rotate=True)
 
 def still(n, **moves):
     """Moves of n images that do nothing but what is given."""
-    nothing = {name: np.zeros((n, 2) if name == "shift" else n) for name in Moves._fields}
-    return Moves(**{name: jnp.asarray(value, jnp.float32) for name, value in {**nothing, **moves}.items()})
+    nothing = {name: np.zeros((n, 2) if name == "shift" else n) for name in AugmentParams._fields}
+    return AugmentParams(**{name: jnp.asarray(value, jnp.float32) for name, value in {**nothing, **moves}.items()})
 
 
 def noise(shape=(3, 16, 20, 3)):
@@ -63,12 +63,12 @@ def test_images_that_are_not_moved_return_unchanged():
     images = noise()
     np.testing.assert_allclose(apply(still(3), images), images, atol=1e-5)
     off = Augmentation(0.0, flip=True, rotate=True)
-    moved, label = off(jax.random.key(0), images)
-    np.testing.assert_allclose(moved, images, atol=1e-5)
+    transformed, label = off(jax.random.key(0), images)
+    np.testing.assert_allclose(transformed, images, atol=1e-5)
     assert label.shape == (3, off.features) == (3, 0)
     rare = Augmentation(1e-9, mirror=False, flip=True, rotate=True)
-    moved, label = rare(jax.random.key(0), images)
-    np.testing.assert_allclose(moved, images, atol=1e-5)
+    transformed, label = rare(jax.random.key(0), images)
+    np.testing.assert_allclose(transformed, images, atol=1e-5)
     np.testing.assert_array_equal(label, np.zeros((3, 8)))
 
 
@@ -83,24 +83,24 @@ def test_flips_are_exact():
 @pytest.mark.parametrize("shift", [(3, 0), (0, -2), (4, 5), (-40, 33)])
 def test_whole_shifts_are_exact_and_what_comes_in_is_reflected(shift):
     image = noise()[0]
-    moved = warp(image, jnp.eye(2), jnp.asarray(shift, jnp.float32))
+    transformed = warp(image, jnp.eye(2), jnp.asarray(shift, jnp.float32))
     rows = np.pad(np.arange(16), 60, mode="reflect")[60 - shift[1] :][:16]
     columns = np.pad(np.arange(20), 60, mode="reflect")[60 - shift[0] :][:20]
-    np.testing.assert_allclose(moved, image[rows][:, columns], atol=1e-4)
+    np.testing.assert_allclose(transformed, image[rows][:, columns], atol=1e-4)
     sides = np.array([20, 16])
-    label = np.asarray(shift) / (augment.REACH * sides)
+    label = np.asarray(shift) / (augment.SHIFT_STD * sides)
     again = apply(still(1, shift=label[None]), image[None])[0]
-    np.testing.assert_allclose(again, moved, atol=1e-4)
+    np.testing.assert_allclose(again, transformed, atol=1e-4)
 
 
 @pytest.mark.parametrize("quarter", [1, 2, 3])
 def test_quarter_turns(quarter):
     """Counter-clockwise, as numpy's, but for the tenth of a pixel that the filter's delay moves the centre."""
     image = smooth(32, 32)
-    moved = apply(still(1, angle=np.array([quarter * np.pi / 2])), jnp.asarray(image[None], jnp.float32))[0]
-    apart = [np.abs(moved - np.rot90(image, k)).max() / np.abs(image).max() for k in range(4)]
-    assert apart[quarter] < 0.06
-    assert sorted(apart)[1] > 0.5
+    transformed = apply(still(1, angle=np.array([quarter * np.pi / 2])), jnp.asarray(image[None], jnp.float32))[0]
+    differences = [np.abs(transformed - np.rot90(image, k)).max() / np.abs(image).max() for k in range(4)]
+    assert differences[quarter] < 0.06
+    assert sorted(differences)[1] > 0.5
 
 
 MOVES = {
@@ -123,9 +123,9 @@ def test_moves_are_scipys(name, shift):
     moves, matrix = MOVES[name]
     image = smooth()
     moves = still(1, shift=np.array([shift]), **{key: np.array([value]) for key, value in moves.items()})
-    moved = apply(moves, jnp.asarray(image[None], jnp.float32))[0]
-    expected = by_scipy(image, matrix, np.array(shift) * augment.REACH * np.array([32, 24]))
-    np.testing.assert_allclose(moved, expected, atol=0.015 * np.abs(image).max())
+    transformed = apply(moves, jnp.asarray(image[None], jnp.float32))[0]
+    expected = by_scipy(image, matrix, np.array(shift) * augment.SHIFT_STD * np.array([32, 24]))
+    np.testing.assert_allclose(transformed, expected, atol=0.015 * np.abs(image).max())
     assert np.max(np.abs(expected - image)) > 0.2 * np.abs(image).max()
 
 
@@ -144,21 +144,21 @@ def test_label_tells_of_every_move():
 def test_laws_of_the_moves():
     n = 40_000
     moves = Augmentation(0.3, flip=True, rotate=True).draw(jax.random.key(0), n)
-    found = {name: np.asarray(value) for name, value in moves._asdict().items()}
+    result = {name: np.asarray(value) for name, value in moves._asdict().items()}
     error = 4 * 0.5 / np.sqrt(n)
-    share = {"mirror": 0.5, "flip": 0.15, "scale": 0.3, "angle": 0.3, "stretch": 0.3, "axis": 0.5}
-    for name, expected in share.items():
-        np.testing.assert_allclose(np.mean(found[name] != 0), expected, atol=error)
-    both = found["shift"] != 0
+    probabilities = {"mirror": 0.5, "flip": 0.15, "scale": 0.3, "angle": 0.3, "stretch": 0.3, "axis": 0.5}
+    for name, expected in probabilities.items():
+        np.testing.assert_allclose(np.mean(result[name] != 0), expected, atol=error)
+    both = result["shift"] != 0
     np.testing.assert_array_equal(both[:, 0], both[:, 1])
     np.testing.assert_allclose(np.mean(both), 0.3, atol=error)
     for name in ("scale", "stretch", "shift"):
-        np.testing.assert_allclose(np.var(found[name][found[name] != 0]), 1, atol=0.1)
+        np.testing.assert_allclose(np.var(result[name][result[name] != 0]), 1, atol=0.1)
     for name in ("angle", "axis"):
-        values = found[name][found[name] != 0]
+        values = result[name][result[name] != 0]
         assert np.max(np.abs(values)) <= np.pi
         np.testing.assert_allclose(np.var(values), np.pi**2 / 3, rtol=0.05)
-    pairs = np.corrcoef([found[name] != 0 for name in share])
+    pairs = np.corrcoef([result[name] != 0 for name in probabilities])
     np.testing.assert_allclose(pairs, np.eye(6), atol=4 / np.sqrt(n))
 
 

@@ -15,7 +15,7 @@ from pytorch_files import write_zip
 from test_tensors import write_safetensors
 from vamf import autoencoders
 from vamf.autoencoders import kl, layers, tiny
-from vamf.autoencoders.pictures import from_bytes, in_batches, psnr, to_bytes
+from vamf.autoencoders.images import from_bytes, map_in_batches, psnr, to_bytes
 from vamf.data import image_dataset, image_files, images
 from vamf.errors import UserError
 
@@ -35,7 +35,7 @@ def weights(shapes, seed=0, gain=1.0):
     }
 
 
-def pictures(n=2, size=16, seed=1):
+def sample_images(n=2, size=16, seed=1):
     return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, (n, size, size, 3)), jnp.float32)
 
 
@@ -70,7 +70,7 @@ def small_kl(monkeypatch):
 
 
 def numpy_conv(tensors, name, x, stride=1, pad=None):
-    """A convolution as a sum over the kernel's places; PyTorch's tensors, pictures (n, h, w, c), float64."""
+    """A convolution as a sum over the kernel's places; PyTorch's tensors, images (n, h, w, c), float64."""
     kernel = tensors[f"{name}.weight"].astype(np.float64)
     size = kernel.shape[2]
     pad = (size // 2, size // 2) if pad is None else pad
@@ -122,15 +122,15 @@ def numpy_tiny(tensors, x):
 def test_convolution(stride, padding, width):
     tensors = weights(layers.conv_shapes("c", 5, 7, width))
     x = np.random.default_rng(0).normal(size=(2, 6, 8, 5))
-    found = layers.conv(layers.from_torch(tensors), "c", jnp.asarray(x, jnp.float32), stride, padding)
-    np.testing.assert_allclose(found, numpy_conv(tensors, "c", x, stride, padding), atol=1e-5)
+    result = layers.conv(layers.from_torch(tensors), "c", jnp.asarray(x, jnp.float32), stride, padding)
+    np.testing.assert_allclose(result, numpy_conv(tensors, "c", x, stride, padding), atol=1e-5)
 
 
 def test_group_normalisation_and_enlargement():
     tensors = {"n.weight": np.linspace(0.5, 2, 12, dtype=np.float32), "n.bias": np.arange(12, dtype=np.float32)}
     x = 100 + 3 * np.random.default_rng(0).normal(size=(2, 4, 5, 12))
-    found = layers.group_norm(layers.from_torch(tensors), "n", jnp.asarray(x, jnp.float32), 3, 1e-6)
-    np.testing.assert_allclose(found, numpy_group_norm(tensors, "n", x, 3, 1e-6), atol=1e-4)
+    result = layers.group_norm(layers.from_torch(tensors), "n", jnp.asarray(x, jnp.float32), 3, 1e-6)
+    np.testing.assert_allclose(result, numpy_group_norm(tensors, "n", x, 3, 1e-6), atol=1e-4)
     np.testing.assert_array_equal(layers.upsample(jnp.asarray(x)), np.kron(x, np.ones((1, 2, 2, 1))).astype(np.float32))
 
 
@@ -141,16 +141,16 @@ def test_attention():
     shapes |= {"a.group_norm.weight": (32,), "a.group_norm.bias": (32,)}
     tensors = weights(shapes, gain=3.0)
     x = np.random.default_rng(0).normal(size=(2, 3, 4, 32))
-    found = kl._attention(layers.from_torch(tensors), "a", jnp.asarray(x, jnp.float32))
+    result = kl._attention(layers.from_torch(tensors), "a", jnp.asarray(x, jnp.float32))
     normal = numpy_group_norm(tensors, "a.group_norm", x, 32, 1e-6).reshape(2, 12, 32)
     q, k, v = (normal @ tensors[f"a.to_{part}.weight"].T + tensors[f"a.to_{part}.bias"] for part in "qkv")
     expected = x.reshape(2, 12, 32).copy()
-    for picture in range(2):
+    for image in range(2):
         for place in range(12):
-            weight = np.exp(k[picture] @ q[picture, place] / np.sqrt(32))
-            seen = weight @ v[picture] / weight.sum()
-            expected[picture, place] += tensors["a.to_out.0.weight"] @ seen + tensors["a.to_out.0.bias"]
-    np.testing.assert_allclose(np.asarray(found).reshape(2, 12, 32), expected, atol=1e-4)
+            weight = np.exp(k[image] @ q[image, place] / np.sqrt(32))
+            batch_sizes = weight @ v[image] / weight.sum()
+            expected[image, place] += tensors["a.to_out.0.weight"] @ batch_sizes + tensors["a.to_out.0.bias"]
+    np.testing.assert_allclose(np.asarray(result).reshape(2, 12, 32), expected, atol=1e-4)
 
 
 # --------------------------------------------------------------------------------------------------- tiny autoencoders
@@ -160,9 +160,9 @@ def test_attention():
     ("pooled", "channels", "counts"), [(False, 4, (1_222_532, 1_222_531)), (True, 32, (1_338_528, 1_338_499))]
 )
 def test_tiny_parameters(pooled, channels, counts):
-    found = [tiny.shapes(tiny.encoder(pooled), 3, channels), tiny.shapes(tiny.decoder(pooled), channels, 3)]
-    assert tuple(sum(map(math.prod, shapes.values())) for shapes in found) == counts
-    encoder, decoder = found
+    result = [tiny.shapes(tiny.encoder(pooled), 3, channels), tiny.shapes(tiny.decoder(pooled), channels, 3)]
+    assert tuple(sum(map(math.prod, shapes.values())) for shapes in result) == counts
+    encoder, decoder = result
     assert encoder["0.weight"] == (64, 3, 3, 3)
     assert encoder["14.weight"] == (channels, 64, 3, 3)
     assert [name for name in encoder if ".conv." not in name and name.endswith("bias") and "pool" not in name] == [
@@ -183,24 +183,24 @@ def test_tiny_against_numpy(tmp_path, pooled, channels, name, layout):
     if layout == "two files":
         write(tmp_path / "my_encoder.pth", encoder)
         write(tmp_path / "my_decoder.pth", decoder)
-        found = autoencoders.load(tmp_path)
+        result = autoencoders.load(tmp_path)
         content = (tmp_path / "my_encoder.pth").read_bytes() + (tmp_path / "my_decoder.pth").read_bytes()
-        assert autoencoders.load(tmp_path / "my_decoder.pth").sha256 == found.sha256
+        assert autoencoders.load(tmp_path / "my_decoder.pth").sha256 == result.sha256
     else:  # in which the decoder's clamp has no place
         shifted = {re.sub(r"^\d+", lambda at: str(int(at[0]) - 1), key): array for key, array in decoder.items()}
         both = {f"encoder.layers.{key}": array for key, array in encoder.items()}
         both |= {f"decoder.layers.{key}": array for key, array in shifted.items()}
         content = write(tmp_path / "model.safetensors", both).read_bytes()
-        found = autoencoders.load(tmp_path / "model.safetensors")
-    assert (found.name, found.channels, found.downsampling, found.moments) == (name, channels, 8, None)
-    assert found.sha256 == hashlib.sha256(content).hexdigest()
-    x = pictures()
-    latents = np.asarray(found.encode(x))
+        result = autoencoders.load(tmp_path / "model.safetensors")
+    assert (result.name, result.channels, result.downsampling, result.moments) == (name, channels, 8, None)
+    assert result.sha256 == hashlib.sha256(content).hexdigest()
+    x = sample_images()
+    latents = np.asarray(result.encode(x))
     assert latents.shape == (2, 2, 2, channels)
     np.testing.assert_allclose(latents, numpy_tiny(encoder, (np.asarray(x, np.float64) + 1) / 2), atol=1e-4)
     z = 4 * np.random.default_rng(2).normal(size=(2, 2, 2, channels))  # the clamp matters
     expected = np.clip(numpy_tiny(decoder, z), 0, 1) * 2 - 1
-    np.testing.assert_allclose(found.decode(z.astype(np.float32)), expected, atol=1e-4)
+    np.testing.assert_allclose(result.decode(z.astype(np.float32)), expected, atol=1e-4)
     assert np.abs(expected).min() < 0.5
 
 
@@ -210,7 +210,7 @@ def test_tiny_against_diffusers():
 
     theirs = diffusers.AutoencoderTiny(latent_channels=16).eval()
     both = tiny.plain_names({name: value.numpy() for name, value in theirs.state_dict().items()})
-    x = pictures(1, 32)
+    x = sample_images(1, 32)
     with torch.no_grad():
         latents = theirs.encode(torch.tensor(np.asarray(x)).permute(0, 3, 1, 2)).latents
         decoded = theirs.decode(latents).sample.clamp(-1, 1)
@@ -220,8 +220,8 @@ def test_tiny_against_diffusers():
         sides[side] = layers.from_torch(plain)
     z = tiny.encode(tiny.encoder(False), sides["encoder"], x)
     np.testing.assert_allclose(z, latents.permute(0, 2, 3, 1), atol=1e-5)
-    found = tiny.decode(tiny.decoder(False), sides["decoder"], z)
-    np.testing.assert_allclose(found, decoded.permute(0, 2, 3, 1), atol=1e-5)
+    result = tiny.decode(tiny.decoder(False), sides["decoder"], z)
+    np.testing.assert_allclose(result, decoded.permute(0, 2, 3, 1), atol=1e-5)
 
 
 def reconstructions(step):
@@ -233,26 +233,26 @@ def reconstructions(step):
     assert (autoencoder.name, autoencoder.channels) == ("taef2", 32)
     config = image_dataset.ImageConfig(size=256, channels="rgb")
     pixels = images.decode(image_files.read(photographs), config, "photographs").pixels[::step]
-    latents = in_batches(autoencoder.encode, from_bytes(pixels), 7)
+    latents = map_in_batches(autoencoder.encode, from_bytes(pixels), 7)
     assert latents.shape == (len(pixels), 32, 32, 32)
-    return psnr(to_bytes(in_batches(autoencoder.decode, latents, 7)), pixels)
+    return psnr(to_bytes(map_in_batches(autoencoder.decode, latents, 7)), pixels)
 
 
 @pytest.mark.slow
 def test_real_taef2_on_photographs():
-    found = reconstructions(7)
-    assert len(found) == 7
-    assert found.min() > 24
+    result = reconstructions(7)
+    assert len(result) == 7
+    assert result.min() > 24
 
 
 @pytest.mark.slow
 def test_real_taef2_on_all_photographs():
-    """Three pictures full of fine detail stay below 24 dB; PyTorch with the same weights says the same."""
-    found = reconstructions(1)
-    assert len(found) == 49
-    assert found.mean() > 29
-    assert found.min() > 21
-    assert np.sum(found > 24) == 46
+    """Three images full of fine detail stay below 24 dB; PyTorch with the same weights says the same."""
+    result = reconstructions(1)
+    assert len(result) == 49
+    assert result.mean() > 29
+    assert result.min() > 21
+    assert np.sum(result > 24) == 46
 
 
 # ------------------------------------------------------------------------------------------------------ AutoencoderKL
@@ -301,9 +301,9 @@ def old_names(tensors, convolutions):
     old = {new: name for name, new in kl.OLD_NAMES.items()}
     stored = {}
     for name, array in tensors.items():
-        found = re.fullmatch(r"(.*attentions\.0\.)(to_q|to_k|to_v|to_out\.0)(\.\w+)", name)
-        matrix = found and array.ndim == 2
-        key = f"{found[1]}{old[found[2]]}{found[3]}" if found else name
+        result = re.fullmatch(r"(.*attentions\.0\.)(to_q|to_k|to_v|to_out\.0)(\.\w+)", name)
+        matrix = result and array.ndim == 2
+        key = f"{result[1]}{old[result[2]]}{result[3]}" if result else name
         stored[key] = array[..., None, None] if matrix and convolutions else array
     return stored
 
@@ -321,17 +321,17 @@ def test_kl_older_names(small_kl, convolutions):
 
 def test_kl_file(tmp_path, small_kl):
     path = write(tmp_path / "vae.bin", old_names(small_kl, False))
-    found = autoencoders.load(path)
-    assert (found.name, found.channels, found.downsampling) == ("kl", 4, 8)
-    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    x, params = pictures(1, 32), layers.from_torch(small_kl)
+    result = autoencoders.load(path)
+    assert (result.name, result.channels, result.downsampling) == ("kl", 4, 8)
+    assert result.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    x, params = sample_images(1, 32), layers.from_torch(small_kl)
     mean, log_variance = jax.jit(kl.encode)(params, x)
-    np.testing.assert_allclose(found.encode(x), 0.18215 * mean, rtol=1e-4, atol=1e-6)
-    for moment, expected in zip(found.moments(x), (mean, np.exp(0.5 * log_variance)), strict=True):
+    np.testing.assert_allclose(result.encode(x), 0.18215 * mean, rtol=1e-4, atol=1e-6)
+    for moment, expected in zip(result.moments(x), (mean, np.exp(0.5 * log_variance)), strict=True):
         np.testing.assert_allclose(moment, 0.18215 * expected, rtol=1e-4, atol=1e-6)
     latents = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 4, 4)), jnp.float32)
     expected = np.clip(jax.jit(kl.decode)(params, latents / 0.18215), -1, 1)
-    np.testing.assert_allclose(found.decode(latents), expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(result.decode(latents), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_kl_against_diffusers():
@@ -344,7 +344,7 @@ def test_kl_against_diffusers():
     ).eval()  # fmt: skip
     state = {name: value.numpy() for name, value in theirs.state_dict().items()}
     assert {name: array.shape for name, array in state.items()} == kl.shapes()
-    x = pictures(1, 32)
+    x = sample_images(1, 32)
     with torch.no_grad():
         posterior = theirs.encode(torch.tensor(np.asarray(x)).permute(0, 3, 1, 2)).latent_dist
         decoded = theirs.decode(posterior.mean).sample
@@ -397,17 +397,17 @@ def test_bytes_survive():
 
 @pytest.mark.parametrize("n", [1, 4, 5, 11])
 def test_batches_of_one_size(n):
-    seen = []
+    batch_sizes = []
 
     def double(x):
-        seen.append(len(x))
+        batch_sizes.append(len(x))
         return 2 * x, x.sum(axis=1)
 
     x = np.random.default_rng(0).normal(size=(n, 3)).astype(np.float32)
-    twice, sums = in_batches(double, x, 4)
+    twice, sums = map_in_batches(double, x, 4)
     np.testing.assert_array_equal(twice, 2 * x)
     np.testing.assert_allclose(sums, x.sum(axis=1))
-    assert seen == [4] * math.ceil(n / 4)
+    assert batch_sizes == [4] * math.ceil(n / 4)
 
 
 def test_psnr():

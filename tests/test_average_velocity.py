@@ -39,7 +39,7 @@ def test_total_derivative_matches_differences(label):
     np.testing.assert_allclose(derivative, expected, rtol=1e-8, atol=1e-9)
 
 
-def test_total_derivative_of_pictures():
+def test_total_derivative_of_images():
     z, r, t = np.random.default_rng(3).normal(size=(4, 2, 3)), np.full(4, 0.2), np.full(4, 0.7)
     w = np.ones_like(z)
 

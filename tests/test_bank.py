@@ -15,9 +15,9 @@ from vamf.errors import UserError
 from vamf.networks import MLPConfig
 from vamf.objectives import velocity
 from vamf.objectives.batch import BankSamples, Context
-from vamf.objectives.posterior_mean import ClassMemoryBank, PosteriorMean, Shrunk, posterior
+from vamf.objectives.posterior_mean import ClassMemoryBank, PosteriorMean, Shrunk, posterior_mean
 from vamf.training.config import TrainConfig
-from vamf.training.grid import Grid
+from vamf.training.ensemble import Ensemble
 
 # ------------------------------------------------------------------------------------------------- the posterior mean
 
@@ -34,7 +34,7 @@ def test_posterior_is_bayes_rule(d):
     x, e, t, points = rows(9, d)
     z = (1 - t)[:, None] * x + t[:, None] * e
     with jax.enable_x64(True):
-        found = posterior(*(jnp.asarray(part) for part in (x, e, t, points)))
+        found = posterior_mean(*(jnp.asarray(part) for part in (x, e, t, points)))
     np.testing.assert_allclose(found.velocity, oracles.Bank(points).velocity(z, t), rtol=1e-9, atol=1e-10)
     squares = [np.sum(oracles.Bank(points).weights(*row) ** 2) for row in zip(z, t, strict=True)]
     np.testing.assert_allclose(found.effective_size, 1 / np.array(squares), rtol=1e-9)
@@ -45,7 +45,7 @@ def test_rows_see_points_of_their_own_class():
     label, more = np.arange(12) % 3, np.array([0, 1, 2, 0, 1])
     with jax.enable_x64(True):
         arrays = [jnp.asarray(part) for part in (x, e, t, points)]
-        found = posterior(*arrays, jnp.asarray(label), jnp.asarray(np.concatenate([label, more])))
+        found = posterior_mean(*arrays, jnp.asarray(label), jnp.asarray(np.concatenate([label, more])))
     z = (1 - t)[:, None] * x + t[:, None] * e
     allowed = label[:, None] == np.concatenate([label, more])
     np.testing.assert_allclose(found.velocity, oracles.Bank(points).velocity(z, t, allowed), rtol=1e-9)
@@ -54,11 +54,11 @@ def test_rows_see_points_of_their_own_class():
 
 def test_ends_of_time():
     x, e, _, points = (jnp.asarray(part, jnp.float32) for part in rows(16, 2))
-    late = posterior(x, e, jnp.ones(16), points)
+    late = posterior_mean(x, e, jnp.ones(16), points)
     np.testing.assert_allclose(late.velocity, e - points.mean(axis=0), atol=1e-5)
     np.testing.assert_allclose(late.effective_size, len(points), rtol=1e-5)
     for t in (0.0, 1e-6, 1e-4, 1e-3):
-        early = posterior(x, e, jnp.full(16, t), points)
+        early = posterior_mean(x, e, jnp.full(16, t), points)
         np.testing.assert_allclose(early.velocity, e - x, atol=5e-3)
         np.testing.assert_allclose(early.effective_size, 1, atol=1e-4)
 
@@ -67,13 +67,13 @@ def test_single_precision_is_enough():
     for d in (2, 64):
         x, e, t, points = rows(64, d, extra=200)
         z = (1 - t)[:, None] * x + t[:, None] * e
-        found = posterior(*(jnp.asarray(part, jnp.float32) for part in (x, e, t, points)))
+        found = posterior_mean(*(jnp.asarray(part, jnp.float32) for part in (x, e, t, points)))
         assert found.velocity.dtype == jnp.float32
         np.testing.assert_allclose(found.velocity, oracles.Bank(points).velocity(z, t), atol=2e-4)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Known(velocity.Velocity):
+class KnownVelocity(velocity.Velocity):
     """A velocity that a bank knows to some effective size in each row."""
 
     value: jax.Array
@@ -86,13 +86,13 @@ class Known(velocity.Velocity):
 
 def test_shrunk_takes_the_average_where_the_bank_knows_nothing():
     mean, average = jnp.ones((3, 2)), jnp.full((3, 2), 5.0)
-    known = Known(mean, jnp.array([1.0, 2.0, 1e9]))
+    bank_velocity = KnownVelocity(mean, jnp.array([1.0, 2.0, 1e9]))
     objective = objectives.create("meanflow")
     rows = objective.batch(mean, objective.sample(jax.random.key(0), mean), None)
 
     def shrunk(share):
         towards = velocity.Model(lambda z, r, t, label: average)
-        return Shrunk(share, known, PosteriorMean(), towards)(rows, Context(objective, NETWORK, rows, 0))
+        return Shrunk(share, bank_velocity, PosteriorMean(), towards)(rows, Context(objective, NETWORK, rows, 0))
 
     np.testing.assert_allclose(shrunk(1.0), [[5, 5], [3, 3], [1, 1]], rtol=1e-6)
     np.testing.assert_allclose(shrunk(0.0), mean)
@@ -135,7 +135,7 @@ def test_rest_mixes_the_tangent_only():
     w = mean + 0.7 * unknown * (average - mean)
     total = oracles.directional(lambda s: NETWORK(z + s * w, r, t + s))
     expected = np.sum((NETWORK(z, r, t) + (t - r)[:, None] * total - mean) ** 2, axis=1)
-    objective = objectives.create("rao_blackwell", bank={"size": len(points)}, bank_ema_share=0.7)
+    objective = objectives.create("rao_blackwell", bank={"size": len(points)}, bank_ema_fraction=0.7)
     assert "ema" in objective.needs
     with jax.enable_x64(True):
         arrays = [jnp.asarray(part) for part in (x, e, r, t)]
@@ -148,8 +148,8 @@ def test_bank_options_belong_to_the_bank():
         objectives.create("vamf", bank={"size": 100})
     with pytest.raises(UserError, match=r"bank\.size"):
         objectives.create("rao_blackwell", bank={"size": -1})
-    with pytest.raises(UserError, match="bank-ema-share"):
-        objectives.create("rao_blackwell", bank_ema_share=1.5)
+    with pytest.raises(UserError, match="bank-ema-fraction"):
+        objectives.create("rao_blackwell", bank_ema_fraction=1.5)
     assert objectives.create("rao_blackwell", bank={"size": 100}).extra_bank_samples(64) == 36
     assert objectives.create("rao_blackwell", bank={"size": 10}).extra_bank_samples(64) == 0
 
@@ -165,9 +165,9 @@ def network(request):
     config = TrainConfig(data="eight_gaussians", network=MLPConfig(width=16, depth=2), batch_size=64, steps=400)
     dataset = data.load("eight_gaussians")
     if request.param == "trained":
-        grid = Grid(config, dataset, [0])
-        state, _ = grid.advance(grid.init(), 400)
-        return grid.network.bind, jax.tree.map(lambda leaf: leaf[0], state.params)
+        ensemble = Ensemble(config, dataset, [0])
+        state, _ = ensemble.advance(ensemble.init(), 400)
+        return ensemble.network.bind, jax.tree.map(lambda leaf: leaf[0], state.params)
     network = networks.build(config.network, (2,))
     flat, rebuild = ravel_pytree(network.init(jax.random.key(0)))
     return network.bind, rebuild(flat + 0.3 * jax.random.normal(jax.random.key(1), flat.shape))
@@ -289,10 +289,10 @@ def test_training_with_a_memory_lowers_the_variance():
     for size in (0, 512):
         options = {"rao_blackwell": True, "bank": {"memory": size}} if size else {}
         config = TrainConfig("two_moons", method="meanflow", steps=200, batch_size=64, objective=options)
-        grid = Grid(config, data.load("two_moons"), [0])
-        state, _ = grid.advance(grid.init(), 200)
-        measured[size] = grid.gradient_variance(state)[0]
-        assert size == 0 or np.asarray(state.memory["bank"].seen)[0] == 200 * 64
+        ensemble = Ensemble(config, data.load("two_moons"), [0])
+        state, _ = ensemble.advance(ensemble.init(), 200)
+        measured[size] = ensemble.gradient_variance(state)[0]
+        assert size == 0 or np.asarray(state.objective_state["bank"].seen)[0] == 200 * 64
     assert measured[512] < 0.8 * measured[0]
 
 

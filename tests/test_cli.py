@@ -36,7 +36,7 @@ def run(*arguments, capsys):
 @pytest.fixture(scope="module")
 def digits_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits") / "run"
-    cli.main(["train", "digits", *FAST, "--optimiser.ema-decays", "0.5", "--out", str(folder)])
+    cli.main(["train", "digits", *FAST, "--optimizer.ema-decays", "0.5", "--out", str(folder)])
     return folder
 
 
@@ -70,14 +70,14 @@ def table_run(tmp_path_factory):
         (["train", "swiss_roll", "--times.max-gap", "0"], "times.max-gap = 0.0"),
         (["train", "swiss_roll", "--steps", "many"], "--steps = many: allowed is INT"),
         (["train", "swiss_roll", "--steps", "0"], "steps = 0: allowed is 1 or more"),
-        (["train", "swiss_roll", "--optimiser.ema-decay", "1"], "optimiser.ema-decay = 1.0"),
-        (["train", "swiss_roll", "--optimiser.ema-decays", "0.9", "1.5"], "optimiser.ema-decays = 1.5"),
-        (["train", "two_moons", "--method", "meanflow", "--optimiser.ema-target", "0.5"], "optimiser.ema-target = 0.5"),
+        (["train", "swiss_roll", "--optimizer.ema-decay", "1"], "optimizer.ema-decay = 1.0"),
+        (["train", "swiss_roll", "--optimizer.ema-decays", "0.9", "1.5"], "optimizer.ema-decays = 1.5"),
+        (["train", "two_moons", "--method", "meanflow", "--optimizer.ema-target", "0.5"], "optimizer.ema-target = 0.5"),
         (["train", "swiss_roll", "--network.time-features", "3"], "network.time-features = 3"),
         (["train", "swiss_roll", "--speed", "9"], "--speed"),
         (["train", "--resume", "nowhere"], "nowhere: holds no run"),
         (["train", "--resume", "nowhere", "--steps", "5"], "--resume takes the run's folder and nothing else"),
-        (["train", "--resume", "nowhere", "--steps", "5"], "vamf train CONFIG ... --initial RUN"),
+        (["train", "--resume", "nowhere", "--steps", "5"], "vamf train CONFIG ... --init-from RUN"),
         (["train", "--resume", "nowhere", "--data", "x.csv"], "nowhere: holds no run"),
         (["train", "swiss_roll", "--resume", "nowhere"], "--resume takes the run's folder and nothing else"),
         (["sample", "nowhere", "--out", "x.npy"], "nowhere: holds no run"),
@@ -110,24 +110,24 @@ def test_a_terminal_without_the_letters_of_a_path(tmp_path, monkeypatch):
     """The file is written and the path told, as far as the terminal can; its status is that of success."""
     np.savez(tmp_path / "x.npz", images=np.zeros((3, 4, 4, 1), np.uint8))
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
-    cli.main(["data", "pictures", str(tmp_path / "x.npz"), "--out", str(tmp_path / "\u00e9\u732b.npz")])
+    cli.main(["data", "images", str(tmp_path / "x.npz"), "--out", str(tmp_path / "\u00e9\u732b.npz")])
     sys.stdout.flush()
     assert sys.stdout.buffer.getvalue().endswith(b"\\xe9\\u732b.npz\n")
     assert (tmp_path / "\u00e9\u732b.npz").exists()
 
 
 def test_what_is_read_is_not_written_over(tmp_path, capsys):
-    """Neither by pictures nor by statistics or a receipt."""
+    """Neither by images nor by statistics or a receipt."""
     np.savez(tmp_path / "x.npz", images=np.zeros((3, 4, 4, 1), np.uint8))
     before = (tmp_path / "x.npz").read_bytes()
     for words in (
-        ["data", "pictures", tmp_path / "x.npz", "--out", tmp_path / "x.npz"],
+        ["data", "images", tmp_path / "x.npz", "--out", tmp_path / "x.npz"],
         ["fid", tmp_path / "x.npz", tmp_path / "x.npz", "--weights", "pixels", "--save", tmp_path / "x.npz"],
-        ["fid", tmp_path / "x.npz", tmp_path / "x.npz", "--weights", "pixels", "--receipt", tmp_path / "x.npz"],
+        ["fid", tmp_path / "x.npz", tmp_path / "x.npz", "--weights", "pixels", "--metadata", tmp_path / "x.npz"],
     ):
         status, _, err = run(*words, capsys=capsys)
         assert (status, err.count("\n")) == (2, 1)
-        assert "x.npz: would be written over what is read" in err
+        assert "x.npz: would overwrite an input" in err
     assert (tmp_path / "x.npz").read_bytes() == before
 
 
@@ -188,8 +188,8 @@ def test_command_help(capsys):
 def test_runs_of_another_version_are_refused_in_one_line(digits_run, tmp_path, capsys):
     """Their options have other names; nothing is guessed."""
     values = json.loads((digits_run / "config.json").read_text())
-    assert values.pop("format") == 2
-    for version in ({}, {"format": 1}, {"format": 3}):
+    assert values.pop("format") == 3
+    for version in ({}, {"format": 1}, {"format": 2}, {"format": 4}):
         (tmp_path / "config.json").write_text(json.dumps(version | values))
         for words in (["train", "--resume", tmp_path], ["sample", tmp_path, "--out", "s.npy"], ["evaluate", tmp_path]):
             status, out, err = run(*words, capsys=capsys)
@@ -211,9 +211,9 @@ def test_train_ends_with_distances_and_a_report(digits_run):
     assert "data:image/png;base64," in report
     for elsewhere in ('src="http', 'href="http', "@import", "<script"):
         assert elsewhere not in report
-    assert "of the moving average 0.999" in report
+    assert "of the EMA 0.999" in report
     assert "mean ± standard deviation over 10 draws" in report
-    assert set(json.loads((digits_run / "evaluation.json").read_text())["distances"]) >= {"1 step", "floor"}
+    assert set(json.loads((digits_run / "evaluation.json").read_text())["distances"]) >= {"1 step", "baseline"}
 
 
 def test_what_the_report_prints_repeats_the_run(digits_run, tmp_path, capsys, monkeypatch):
@@ -285,13 +285,16 @@ def test_sample_by_the_name_of_an_average(digits_run, tmp_path, capsys):
         assert json.loads(out.with_suffix(".json").read_text())["ema"] == ema
     assert len({np.load(path)["images"].tobytes() for path in tmp_path.glob("*.npz")}) == 3
     status, _, err = run("sample", digits_run, "--ema", 0.7, "--out", tmp_path / "s.npy", capsys=capsys)
-    assert (status, err) == (2, "vamf: ema = 0.7: this run keeps 0.999, 0.5; none is the weights without an average\n")
+    assert (status, err) == (
+        2,
+        "vamf: ema = 0.7: this run has the EMAs 0.999, 0.5; none is the parameters themselves\n",
+    )
 
 
 @pytest.mark.slow
 def test_samplers_by_name(table_run, tmp_path, capsys):
     drawn, said = {}, {}
-    for name in ("jumps", "restart", "heun", "euler", "fast_flow"):
+    for name in ("flow_map", "restart", "heun", "euler", "fast_flow"):
         out = tmp_path / f"{name}.npy"
         status, said[name], _ = run(
             "sample", table_run, "--n", 200, "--steps", 9, "--sampler", name, "--out", out, capsys=capsys
@@ -300,8 +303,8 @@ def test_samplers_by_name(table_run, tmp_path, capsys):
         drawn[name] = np.load(out)
         assert drawn[name].shape == (200, 3)
     run("sample", table_run, "--n", 200, "--steps", 9, "--out", tmp_path / "default.npy", capsys=capsys)
-    np.testing.assert_array_equal(drawn["jumps"], np.load(tmp_path / "default.npy"))
-    assert said["jumps"].startswith("200 samples in 9 steps (training step")
+    np.testing.assert_array_equal(drawn["flow_map"], np.load(tmp_path / "default.npy"))
+    assert said["flow_map"].startswith("200 samples in 9 steps (training step")
     assert said["heun"].startswith("200 samples in 9 steps of heun (training step")
     scale = drawn["euler"].std(axis=0)[:2]
 
@@ -337,13 +340,13 @@ def test_evaluate_json(digits_run, capsys):
     assert status == 0
     result = json.loads(out)
     assert result["step"] == 20
-    assert result["reference"] == 180  # the pictures held out
+    assert result["reference"] == 180  # the images held out
     assert result["ema"] == 0.999
-    assert result["distances"]["floor"]["sw1_std"] > 0
+    assert result["distances"]["baseline"]["sw1_std"] > 0
     status, out, _ = run("evaluate", digits_run, "--ema", "all", capsys=capsys)
     assert status == 0
     assert all(f"1 step, {weights} " in out for weights in ("EMA 0.999", "EMA 0.5", "no EMA"))
-    assert "±" in next(line for line in out.splitlines() if "floor" in line)
+    assert "±" in next(line for line in out.splitlines() if "baseline" in line)
 
 
 def test_resume_of_a_finished_run_changes_nothing(digits_run, capsys):

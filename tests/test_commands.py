@@ -172,7 +172,7 @@ def write_inception(path):
     write_safetensors(path, state)
 
 
-def write_pictures(path):
+def write_images(path):
     np.savez(path, images=np.random.default_rng(len(path.stem)).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8))
 
 
@@ -189,20 +189,20 @@ FILES = {
     "short.csv": lambda path: path.write_text(table(rows=2)),
     "digits.npy": lambda path: np.save(path, np.random.default_rng(0).normal(size=(60, 16))),
     "table.npz": lambda path: np.savez(path, **conditioned(60)),
-    "wanted.npz": lambda path: np.savez(path, vector=conditioned(5)["vector"]),
+    "conditions.npz": lambda path: np.savez(path, vector=conditioned(5)["vector"]),
     "photos": write_photos,
-    "pictures": write_photos,
+    "images": write_photos,
     "fashion-mnist": write_fashion_mnist,
     "cifar-10-binary.tar.gz": write_cifar10,
     "vae.safetensors": write_autoencoder,
     "inception.safetensors": write_inception,
-    "a.npz": write_pictures,
-    "b.npz": write_pictures,
+    "a.npz": write_images,
+    "b.npz": write_images,
 }
 """What readers bring, by the name of the file or folder."""
 
 RUNS = {
-    "runs/given": "train digits --optimiser.ema-decays 0.99",
+    "runs/given": "train digits --optimizer.ema-decays 0.99",
     "runs/digits-vamf-1": "train digits",
     "runs/swiss_roll-rao_blackwell-1": "train swiss_roll",
     "runs/moons": "train two_moons",
@@ -239,12 +239,13 @@ PLACEHOLDERS = {
 }
 """What stands for a word, or for a word after its option."""
 INSTEAD = {
-    "vamf sample RUN --condition wanted.npz --out s.npy": "vamf sample runs/table-vamf-1 --condition wanted.npz "
-    "--out s.npy",
+    "vamf sample RUN --condition conditions.npz --out s.npy": (
+        "vamf sample runs/table-vamf-1 --condition conditions.npz --out s.npy"
+    ),
     "vamf fid samples.npz FOLDER": "vamf fid a.npz photos --weights inception.safetensors",
 }
 """What stands for a command."""
-NAMES = {*cli.COMMANDS, "latents", "pictures"}
+NAMES = {*cli.COMMANDS, "latents", "images"}
 RUN = {"docs/methods/ddpm.md": "runs/cifar-10-binary.tar-ddpm-1"}
 """RUN of a page that makes its own."""
 
@@ -269,15 +270,15 @@ NETWORKS = {
 }
 KINDS = {
     "photos": "dit",
-    "pictures": "dit",
+    "images": "dit",
     "photos-latents": "latents",
     "fashion_mnist": "dit",
     "ddpm_cifar10": "unet",
 }
-"""The kind of network of what is trained on, where it is no perceptron and none is named."""
+"""The kind of network of what is trained on, where it is no MLP and none is named."""
 SMALLER = {
     "--n": 12,
-    "--couplings.pairs": 256,
+    "--reflow.pairs": 256,
     "--images.size": 8,
     "--profile": 2,
 }
@@ -291,7 +292,7 @@ PARSED = {
     "vamf train imagenet_dit_b4 --mesh.data 0": "latents of ImageNet",
     "vamf train imagenet_dit_b4 --mesh.data 0 --mesh.model 4": "latents of ImageNet",
     "vamf train imagenet_dit_b4 --mesh.data 0 --out /shared/runs/imagenet": "latents of ImageNet",
-    "vamf train digits --mesh.data 4 --mesh.model 2": "eight devices; test_mesh.py trains on them",
+    "vamf train digits --mesh.data 4 --mesh.model 2": "eight devices; test_sharding.py trains on them",
     "vamf train digits --log.to tensorboard wandb": "a service; test_logs.py has stand-ins",
     "vamf study toys --launcher local --workers 4": "processes; test_launcher.py trains in them",
     "vamf study toys --launcher slurm --resources gpus_per_node=1 timeout_min=600": "SLURM",
@@ -318,8 +319,9 @@ PARSED = {
 """Commands that are only parsed, and why."""
 ELSEWHERE = {
     "make demo": "its study is run here",
-    "vamf study spread": "test_readme.py runs it, after the example that defines it",
-    'python -c "import mine; from vamf.cli import main; main()" study spread --only plan': "the same",
+    "vamf study spread --only plan": "test_readme.py runs the study, after the example that defines it",
+    "vamf study NAME": "the same",
+    "vamf train NAME": "test_readme.py trains on such data, after the example that defines them",
     "make test": "the suite",
     "make docs": "continuous integration",
     "pip install .": "continuous integration",
@@ -338,7 +340,7 @@ def small():
     """Evaluations, studies and timings of a few samples, points and steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "EVALUATED", 16)
-        patch.setattr(run, "PICTURES", 4)
+        patch.setattr(run, "IMAGES", 4)
         patch.setattr(run, "SHOWN", 16)
         tiny_toys = toys.Budget("default", ("swiss_roll",), 10, (0,), 5, betas=(0.0, 0.5, 1.0))
         for module, budgets in ((toys, {**toys.STUDY.budgets, "default": tiny_toys}), (methods, methods.STUDY.budgets)):
@@ -361,7 +363,7 @@ class Parsed(Exception):
 
 
 def parse(words):
-    """Have a command read by its own parser, up to where work would begin: the objective of a training is built, and a
+    """Have a command read by its own parser, up to where work would begin: the objective of a run is built, and a
     study with its budget."""
 
     def stop(*arguments, **_):
@@ -508,12 +510,12 @@ def test_example_runs(code, tmp_path, monkeypatch):
 
 TINY = {
     "checkpoints.py": "--every 20 --checkpoints 1 --turns 1 --out out.json",
-    "ddpm_check.py": "--data fashion-mnist --steps 10 --held-out 32 --sampler-steps 2 --out out.json --picture out.png",
-    "dit.py": "--size tiny --batch 4 --steps 1 --seconds 0.1 --arms 'beta = 0;beta = 0.5, all rows' "
+    "ddpm_check.py": "--data fashion-mnist --steps 10 --held-out 32 --sampler-steps 2 --out out.json --image out.png",
+    "dit.py": "--size tiny --batch 4 --steps 1 --seconds 0.1 --variants 'beta = 0;beta = 0.5, all rows' "
     "--official official --out out.json",
     "fast_flow.py": "--data eight_gaussians --steps 4 --batches 4",
-    "optimisers.py": "--steps 20 --quick --out out.json",
-    "streaming.py": "--pictures 70 --size 8 --steps 2 --turns 1",
+    "optimizers.py": "--steps 20 --quick --out out.json",
+    "streaming.py": "--images 70 --size 8 --steps 2 --turns 1",
     "toys.py": "--torch ./torch --quick --force --out out.json",
 }
 """Options that make a benchmark tiny, over those that are printed."""
@@ -592,6 +594,10 @@ def test_benchmark(name, printed, tmp_path, monkeypatch):
         report = json.loads((tmp_path / "out.json").read_text())
         if name == "toys.py":
             assert max(report["differences_of_losses"].values()) < 1e-5
-            assert report["ratios"]["128 x 256: grid per model / torch compile"] > 0
+            assert report["ratios"]["128 x 256: ensemble per model / torch compile"] > 0
         if name == "dit.py":
-            assert [arm["arm"] for arm in report["arms"]] == ["beta = 0", "beta = 0.5, all rows", "official MeanFlow"]
+            assert [variant["variant"] for variant in report["variants"]] == [
+                "beta = 0",
+                "beta = 0.5, all rows",
+                "official MeanFlow",
+            ]

@@ -12,7 +12,7 @@ from flax import nnx
 import oracles
 from modules import quick
 from vamf import objectives
-from vamf.conditioning import Conditioning, CondShape, GuidanceScale, drop, hide, is_conditional
+from vamf.conditioning import Conditioning, CondShape, GuidanceScale, drop, is_conditional, unconditional
 from vamf.errors import UserError
 from vamf.networks import DiTConfig, InContextConfig, MLPConfig, NetworkConfig, UNetConfig, build
 from vamf.networks.conditions import VectorEmbedding, with_image
@@ -66,7 +66,7 @@ def test_every_kind_of_condition_reaches_every_network(kind):
 
     base, dropped = u(cond), u(drop(cond, DROPPED))
     np.testing.assert_array_equal(differ(dropped, base), DROPPED)
-    np.testing.assert_array_equal(differ(dropped, u(hide(cond))), ~DROPPED)
+    np.testing.assert_array_equal(differ(dropped, u(unconditional(cond))), ~DROPPED)
     for name, other in others(cond).items():
         assert np.all(differ(u(other), base)), name
         np.testing.assert_array_equal(differ(u(drop(other, DROPPED)), dropped), ~DROPPED, name)
@@ -75,8 +75,8 @@ def test_every_kind_of_condition_reaches_every_network(kind):
 def test_no_condition_is_not_a_condition_of_zeros():
     cond = Conditioning(vector=jnp.zeros((N, 2)), image=jnp.zeros((N, 8, 8, 1)))
     embed = VectorEmbedding(2, 8, rngs=nnx.Rngs(0))
-    for found in (embed, lambda cond: with_image(jnp.ones((N, *EVENT)), cond, SHAPE)):
-        assert np.max(np.abs(found(cond) - found(drop(cond)))) > 1e-3
+    for result in (embed, lambda cond: with_image(jnp.ones((N, *EVENT)), cond, SHAPE)):
+        assert np.max(np.abs(result(cond) - result(drop(cond)))) > 1e-3
     np.testing.assert_array_equal(is_conditional(drop(cond, DROPPED)), ~DROPPED)
 
 
@@ -134,12 +134,12 @@ def test_a_head_that_a_network_lacks_is_refused():
 
 @pytest.mark.parametrize("name", objectives.METHODS)
 def test_every_method_passes_conditions_on(name):
-    """Losses of rows whose condition is dropped are those under `hide`; the others depend on every kind.
+    """Losses of rows whose condition is dropped are those under `unconditional`; the others depend on every kind.
 
     The network predicts data: losses and gradients are finite for every method with that too.
     """
-    alone = {"pairs": 1} if name == "mid_training" else {}  # otherwise rows are told what the first of several is
-    objective = objectives.create(name, guidance={"dropout": 0.5}, **alone)
+    options = {"pairs": 1} if name == "mid_training" else {}  # otherwise rows are told what the first of several is
+    objective = objectives.create(name, guidance={"dropout": 0.5}, **options)
     network = build(KINDS["mlp"], (2,), SHAPE, objective.heads, prediction="data")
     params, cond, x = random_parameters(network), conditions((2,)), batch((2,))[0]
     model = network.bind(random_parameters(network, seed=3))
@@ -164,7 +164,7 @@ def test_every_method_passes_conditions_on(name):
     losses, gradient = evaluate(cond)
     assert np.all(np.isfinite(losses))
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
-    np.testing.assert_allclose(losses[:, DROPPED], evaluate(hide(cond))[0][:, DROPPED], rtol=1e-5)
+    np.testing.assert_allclose(losses[:, DROPPED], evaluate(unconditional(cond))[0][:, DROPPED], rtol=1e-5)
     for kind, other in others(cond).items():
         np.testing.assert_array_equal(np.any(evaluate(other)[0] != losses, axis=0), ~DROPPED, kind)
 
@@ -173,8 +173,8 @@ def test_a_memory_of_classes_takes_classes_alone():
     objective = objectives.create("meanflow", rao_blackwell=True, bank={"memory": 4})
     x, u, cond = batch((2,))[0], oracles.Smooth.random(0, 2), conditions((2,))
     evaluate = functools.partial(objective, lambda z, r, t, label: u(z, r, t), x, step=0, key=jax.random.key(0))
-    told = Conditioning(cond.label, augment=jnp.ones((N, 6)))
-    assert np.all(np.isfinite(evaluate(told, state=objective.init((2,), 3))[0]))
+    augmented_cond = Conditioning(cond.label, augment=jnp.ones((N, 6)))
+    assert np.all(np.isfinite(evaluate(augmented_cond, state=objective.init((2,), 3))[0]))
     with pytest.raises(UserError, match="a bank compares rows of the same class"):
         evaluate(cond, state=objective.init((2,), 3))
 

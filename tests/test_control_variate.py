@@ -76,8 +76,8 @@ def test_optimal_beta_is_the_minimiser(seed, scale, with_gram):
     free = optimize.minimize_scalar(lambda beta: exact_mse(beta, jacobian, root, bias, slopes), tol=1e-12).x
     np.testing.assert_allclose(optimal_beta(**terms, clip=False), free, atol=1e-6)
     # Within [0, 1] by brute force.
-    grid = np.linspace(0, 1, 2001)
-    best = grid[np.argmin([exact_mse(beta, jacobian, root, bias, slopes) for beta in grid])]
+    ensemble = np.linspace(0, 1, 2001)
+    best = ensemble[np.argmin([exact_mse(beta, jacobian, root, bias, slopes) for beta in ensemble])]
     np.testing.assert_allclose(optimal_beta(**terms), best, atol=3e-4)
 
 
@@ -101,9 +101,9 @@ def test_where_every_beta_is_as_good():
 @pytest.mark.parametrize("a", [-30.0, -3.0, -1.2, -1.0, -0.5, 0.0, 0.4, 1.0, 20.0])
 @pytest.mark.parametrize(("sigma2", "bias2"), [(2.0, 0.0), (2.0, 0.5), (0.3, 4.0), (0.0, 1.0)])
 def test_isotropic_optimum_by_brute_force(a, sigma2, bias2):
-    grid = np.linspace(0, 1, 10_001)
-    errors = (a - grid * (a + 1)) ** 2 * sigma2 + (grid * (a + 1)) ** 2 * bias2
-    expected = 0.0 if np.ptp(errors) == 0 else grid[np.argmin(errors)]
+    ensemble = np.linspace(0, 1, 10_001)
+    errors = (a - ensemble * (a + 1)) ** 2 * sigma2 + (ensemble * (a + 1)) ** 2 * bias2
+    expected = 0.0 if np.ptp(errors) == 0 else ensemble[np.argmin(errors)]
     np.testing.assert_allclose(optimal_beta_isotropic(a, sigma2, bias2), expected, atol=1e-4)
 
 

@@ -10,7 +10,7 @@ import pytest
 from vamf import cli, networks
 from vamf.networks import MLPConfig
 from vamf.progress import Progress
-from vamf.sampling import named
+from vamf.sampling import registry
 from vamf.training import presets
 from vamf.training.config import LogConfig, TrainConfig
 from vamf.training.run import Run
@@ -28,20 +28,20 @@ def few_samples():
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A file of 40 grey pictures of 8x8."""
-    path = tmp_path_factory.mktemp("data") / "pictures.npz"
+def image_folder(tmp_path_factory):
+    """A file of 40 grey images of 8x8."""
+    path = tmp_path_factory.mktemp("data") / "images.npz"
     pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
     np.savez(path, images=pixels)
     return path
 
 
 @pytest.fixture(scope="module")
-def finished(pictures, tmp_path_factory):
+def finished(image_folder, tmp_path_factory):
     """A run of four steps, as good as untrained."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     options = {"steps": 4, "batch_size": 8, "checkpoint_every": 4, "log": LogConfig(every=2, variance_every=0)}
-    run = Run.create(TrainConfig(data=str(pictures), method="ddpm", network=MLPConfig(8, 1), **options), folder)
+    run = Run.create(TrainConfig(data=str(image_folder), method="ddpm", network=MLPConfig(8, 1), **options), folder)
     run.train(QUIET)
     return run
 
@@ -50,9 +50,9 @@ def finished(pictures, tmp_path_factory):
 def test_the_preset_has_the_published_constants():
     config = presets.PRESETS["ddpm_cifar10"]
     assert (config.learning_rate, config.batch_size, config.steps) == (2e-4, 128, 800_000)
-    assert (config.optimiser.warmup, config.optimiser.clip_norm, config.optimiser.ema_decay) == (5000, 1.0, 0.9999)
-    assert (config.optimiser.name, config.optimiser.b1, config.optimiser.b2) == ("adam", 0.9, 0.999)
-    assert config.optimiser.final_learning_rate == 1  # no decay
+    assert (config.optimizer.warmup, config.optimizer.clip_norm, config.optimizer.ema_decay) == (5000, 1.0, 0.9999)
+    assert (config.optimizer.name, config.optimizer.b1, config.optimizer.b2) == ("adam", 0.9, 0.999)
+    assert config.optimizer.final_learning_rate == 1  # no decay
     assert (config.network.dropout, config.network.predicts, config.images.flip) == (0.1, "noise", True)
     objective = config.build_objective()
     network = networks.build(config.network, (32, 32, 3), 0, objective.heads)
@@ -63,17 +63,17 @@ def test_the_preset_has_the_published_constants():
 @pytest.mark.slow
 def test_a_run_is_sampled_by_what_it_has_trained(finished):
     state, _ = finished.load(QUIET)
-    assert finished.usual() == ("ddim", 50)
-    assert finished.usual("ancestral") == ("ancestral", 1000)
-    assert finished.usual(steps=7) == ("ddim", 7)
+    assert finished.default_sampler() == ("ddim", 50)
+    assert finished.default_sampler("ancestral") == ("ancestral", 1000)
+    assert finished.default_sampler(steps=7) == ("ddim", 7)
     noise = finished.draw(state, 64)[0]
     kept = np.load(finished.folder / "samples" / "step-00000004.npy")
     np.testing.assert_allclose(noise, kept[:64], rtol=1e-3, atol=0.05)  # the checkpoint's are no jumps either
     method = dataclasses.replace(finished.config, method="flow_matching")
-    assert Run(finished.folder, method).usual() == ("heun", 50)
+    assert Run(finished.folder, method).default_sampler() == ("heun", 50)
 
 
-def test_bound_of_pictures_reaches_the_ancestral_sampler(finished):
+def test_bound_of_images_reaches_the_ancestral_sampler(finished):
     """The last step returns the estimate of the data itself, clipped to bytes."""
     state, _ = finished.load(QUIET)
     drawn, calls = finished.draw(state, 8, 3, sampler="ancestral")
@@ -90,13 +90,13 @@ def test_evaluation_and_report_say_how_samples_were_drawn(finished):
 
     state, step = finished.load(QUIET)
     result = finished.evaluate(state, step)
-    assert list(result["distances"]) == ["ddim, 50 steps of u(z, t, t)", "heun, 50 steps of u(z, t, t)", "floor"]
-    assert "samples (ddim, 50 steps of u(z, t, t)) of the moving average" in report.write(finished, result).read_text()
+    assert list(result["distances"]) == ["ddim, 50 steps of u(z, t, t)", "heun, 50 steps of u(z, t, t)", "baseline"]
+    assert "samples (ddim, 50 steps of u(z, t, t)) of the EMA" in report.write(finished, result).read_text()
 
 
 def test_ways_in_words():
-    assert [named.describe("jumps", k) for k in (1, 4)] == ["1 step", "4 steps"]
-    assert named.describe("restart", 2) == "restart, 2 steps"
+    assert [registry.describe("flow_map", k) for k in (1, 4)] == ["1 step", "4 steps"]
+    assert registry.describe("restart", 2) == "restart, 2 steps"
 
 
 @pytest.mark.slow

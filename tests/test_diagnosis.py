@@ -9,11 +9,11 @@ import pytest
 
 import oracles
 from vamf import cli, figures, objectives
-from vamf.diagnosis import BETAS, Finding, advise, diagnose, logbook
-from vamf.diagnosis import run as visit
+from vamf.diagnosis import BETAS, Finding, advise, diagnose, log_checks
+from vamf.diagnosis import run as run_diagnosis
 from vamf.diagnosis.advice import Current, with_error
 from vamf.diagnosis.results import Curve
-from vamf.diagnosis.run import gradients_of, in_both_roles, mixing
+from vamf.diagnosis.run import in_both_roles, mixed_objective, run_gradients
 from vamf.errors import UserError
 from vamf.networks import MLPConfig
 from vamf.objectives import METHODS
@@ -21,7 +21,7 @@ from vamf.objectives.velocity import Mix
 from vamf.theory.estimate import Estimate
 from vamf.theory.estimators import gradient_contrasts
 from vamf.times import Uniform
-from vamf.training.config import OptimiserConfig, TrainConfig
+from vamf.training.config import OptimizerConfig, TrainConfig
 from vamf.training.run import Run
 
 D = 3
@@ -122,7 +122,7 @@ def test_bias_enters_the_denominator():
         found = diagnose(
             oracle.average_velocity,
             gaussian(2.0),
-            average=lambda z, r, t, label: oracle.velocity(z, t) + B,
+            proxy=lambda z, r, t, label: oracle.velocity(z, t) + B,
             cells=3,
             samples=2048,
         )
@@ -133,17 +133,17 @@ def test_bias_enters_the_denominator():
 
 
 @pytest.mark.slow
-def test_pictures_and_labels():
+def test_images_and_labels():
     network = oracles.Smooth.random(2, 6)
     with jax.enable_x64(True):
         x, label = jnp.asarray(np.random.default_rng(3).normal(size=(50, 6))), jnp.arange(50) % 3
 
-        def picture(z, r, t, label):
+        def image(z, r, t, label):
             return network(z.reshape(-1, 6), r, t, label).reshape(z.shape)
 
         options = {"cells": 2, "samples": 64, "key": jax.random.key(3)}
         flat = diagnose(network, x, label, **options).as_dict()
-        shaped = diagnose(picture, x.reshape(50, 2, 3), label, **options).as_dict()
+        shaped = diagnose(image, x.reshape(50, 2, 3), label, **options).as_dict()
         other = diagnose(network, x, label * 0, **options).as_dict()
     jax.tree.map(lambda left, right: np.testing.assert_allclose(left, right, rtol=1e-9), flat, shaped)
     assert flat["amplification"] != other["amplification"]
@@ -159,9 +159,9 @@ def test_guided_rows_have_the_guided_noise(dropped):
             lambda z, r, t, label: oracle.average_velocity(z, r, t),
             gaussian(2.0),
             jnp.zeros(20_000, jnp.int32),
-            told=lambda key, r, t, label: jnp.where(jax.random.bernoulli(key, dropped, t.shape), -1, label),
-            raw=lambda z, t, told, v_c: jnp.where(
-                (told == -1)[:, None], v_c, scale * v_c + (1 - scale) * oracle.velocity(z, t)
+            training_cond=lambda key, r, t, label: jnp.where(jax.random.bernoulli(key, dropped, t.shape), -1, label),
+            target_velocity=lambda z, t, cond, v_c: jnp.where(
+                (cond == -1)[:, None], v_c, scale * v_c + (1 - scale) * oracle.velocity(z, t)
             ),
             cells=2,
             samples=4096,
@@ -230,7 +230,7 @@ def with_gradient(request):
             data,
             gradient=gradient,
             rao_blackwell=lambda key: 0.5 * gradient(jnp.zeros(()), key),
-            own=lambda key: 2.0 * gradient(jnp.zeros(()), key),
+            run_gradient=lambda key: 2.0 * gradient(jnp.zeros(()), key),
             cells=3,
             samples=256,
         )
@@ -258,8 +258,8 @@ def test_advice_agrees_with_the_measured_variance(with_gradient):
     assert found.of_gradient
     assert found.rao_blackwell is not None
     assert found.rao_blackwell.value == pytest.approx(0.25)
-    assert found.own is not None
-    assert found.own.value == pytest.approx(4)
+    assert found.run_gradient is not None
+    assert found.run_gradient.value == pytest.approx(4)
     said = [
         finding for finding in advise(found, Current("split_meanflow", None, 0.999)) if "split_meanflow" in finding.text
     ]
@@ -358,7 +358,7 @@ CONFIG = TrainConfig(data="swiss_roll", steps=2000)
         (log(3), "warning", "ends at step 300 of 2,000", "--learning-rate 0.0003"),
         (log(grad_norm_max={12: 40.0}), "warning", "spikes: 40 times its median of 1 before step 1,300", "clip-norm 3"),
         (log(jvp_norm=lambda i: 1.2**i), "warning", "keeps growing: 6.2 times", "--weighting power --weighting.power"),
-        (log(loss={7: None}), "problem", "loss is not finite in the steps before 800", "--optimiser.clip-norm 1"),
+        (log(loss={7: None}), "problem", "loss is not finite in the steps before 800", "--optimizer.clip-norm 1"),
         (log(residual={7: float("nan")}), "problem", "residual is not finite", "--learning-rate 0.0003"),
         (log(residual=lambda i: 2.0 + 0.1 * i), "warning", "risen by 16% over the last quarter", "--learning-rate"),
         (log(residual=lambda i: 4.0 - 0.1 * i), "advice", "still falls, by 18%", "--steps 4000"),
@@ -366,25 +366,25 @@ CONFIG = TrainConfig(data="swiss_roll", steps=2000)
     ],
 )
 def test_log(records, severity, text, setting):
-    found = [finding for finding in logbook.read(records, CONFIG) if text in finding.text]
+    found = [finding for finding in log_checks.read(records, CONFIG) if text in finding.text]
     assert len(found) == 1
     assert found[0].severity == severity
     assert setting in found[0].setting
 
 
 def test_healthy_log_says_nothing_else():
-    assert len(logbook.read(log(), CONFIG)) == 1
+    assert len(log_checks.read(log(), CONFIG)) == 1
 
 
 def test_clipping_that_catches_the_spikes_is_no_warning():
-    config = TrainConfig(data="swiss_roll", steps=2000, optimiser=OptimiserConfig(clip_norm=3.0))
-    found = logbook.read(log(grad_norm_max={12: 40.0}), config)
+    config = TrainConfig(data="swiss_roll", steps=2000, optimizer=OptimizerConfig(clip_norm=3.0))
+    found = log_checks.read(log(grad_norm_max={12: 40.0}), config)
     assert found[0].severity == "note"
     assert "Clipping at 3" in found[0].text
 
 
 def test_weighted_loss_near_one_is_explained():
-    found = logbook.read(log(loss=lambda i: 1.0), CONFIG, weight_power=1.0)
+    found = log_checks.read(log(loss=lambda i: 1.0), CONFIG, weight_power=1.0)
     assert [finding.severity for finding in found] == ["good", "note"]
     assert "near 1 whatever happens" in found[1].text
 
@@ -392,7 +392,7 @@ def test_weighted_loss_near_one_is_explained():
 def test_growth_names_the_region(exact):
     _, found = exact
     cell = max(found.cells, key=lambda cell: cell.weight * cell.derivative.value)
-    text = logbook.read(log(jvp_norm=lambda i: 1.2**i), CONFIG, diagnosis=found)[0].text
+    text = log_checks.read(log(jvp_norm=lambda i: 1.2**i), CONFIG, diagnosis=found)[0].text
     assert f"t = {cell.t:.2f}, t - r = {cell.gap:.2f}" in text
 
 
@@ -436,22 +436,22 @@ def test_the_curve_is_of_the_gradient_that_is_trained(method, options, tmp_path)
         batch_size=32,
     )
     run = Run(tmp_path, config)
-    state, trainer = run.grid.init(), run.grid.trainer
-    member, one = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (run.grid.members, state))
+    state, train_step = run.ensemble.init(), run.ensemble.train_step
+    member, one = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (run.ensemble.points, state))
     one = one._replace(
         params=jax.tree.map(lambda leaf: leaf + 0.1, one.params)
     )  # away from u = 0, and from the average
     state = jax.tree.map(lambda leaf: leaf[None], one)
-    found, arrays, keys = gradients_of(run, state), run.dataset.arrays, jax.random.split(jax.random.key(3), 5)
+    found, arrays, keys = run_gradients(run, state), run.dataset.arrays, jax.random.split(jax.random.key(3), 5)
 
     @jax.jit
     def variances(beta):
-        own = gradient_contrasts(lambda key: trainer.gradient(arrays, key, member, one), keys)
+        own = gradient_contrasts(lambda key: train_step.gradient(arrays, key, member, one), keys)
         return own, gradient_contrasts(lambda key: found.mixed(beta, key), keys)
 
     own, mixed = variances(jnp.float32(0.5 if method == "vamf" else 0.0))
     np.testing.assert_allclose(mixed, own, rtol=1e-3)
-    assert found.own is None
+    assert found.run_gradient is None
     assert found.bank is not None
     assert not np.allclose(variances(jnp.float32(1.0))[1], own, rtol=1e-2)
 
@@ -465,7 +465,7 @@ def test_other_residuals_lend_all_that_they_share():
     }
     for name in ("terminal_velocity", "progressive_map", "alphaflow", "flow_matching", "rao_blackwell"):
         config = TrainConfig("digits", method=name, objective=shared, network=MLPConfig())
-        own, found = config.build_objective(), mixing(config, 0.25)
+        own, found = config.build_objective(), mixed_objective(config, 0.25)
         method = METHODS[name].values(config.steps, config.objective)
         proxy = method.get("proxy", "bank")
         expected = objectives.create(
@@ -514,8 +514,8 @@ def test_diagnose_a_run(tmp_path, capsys, monkeypatch):
         assert elsewhere not in page
 
     # The same measurements as sentences.
-    words = visit.Visit(str(folder), 40, 3, measured(), findings[:1], findings[1:])
-    monkeypatch.setattr(visit, "visit", lambda *_: words)
+    words = run_diagnosis.RunDiagnosis(str(folder), 40, 3, measured(), findings[:1], findings[1:])
+    monkeypatch.setattr(run_diagnosis, "diagnose_run", lambda *_: words)
     status, out, _ = run("diagnose", folder, capsys=capsys)
     assert status == 0
     assert len(out.splitlines()) == len(findings) + 1
@@ -553,7 +553,11 @@ def test_bad_input_is_one_line(arguments, expected, capsys, tmp_path, monkeypatc
 
 def test_heatmaps_with_blanks_still_draw():
     values = np.array([[1.0, np.nan], [25.0, 0.04]])
-    maps = [figures.Map("a", values, about_one=True), figures.Map("b", values, high=1.0), figures.Map("c", values * 0)]
+    maps = [
+        figures.Heatmap("a", values, about_one=True),
+        figures.Heatmap("b", values, high=1.0),
+        figures.Heatmap("c", values * 0),
+    ]
     image = figures.heatmaps(maps, [0, 0.5, 1], "t", "t - r").decode()
     assert "<svg" in image
     for number in ("1.00", "25", "0.04"):

@@ -10,7 +10,7 @@ from vamf.diffusion import DDPM, Diffusion
 from vamf.errors import UserError
 from vamf.objectives import create
 from vamf.sampling import ancestral, ddim, integrate
-from vamf.sampling.named import draw
+from vamf.sampling.registry import draw
 from vamf.theory import GaussianMixture
 from vamf.times import LogitNormal
 
@@ -213,7 +213,9 @@ def test_estimates_are_clipped():
         return 0 * z
 
     z = jnp.asarray([[4.0, -4.0, 0.1]])
-    np.testing.assert_allclose(ddim(none, z, 1, diffusion=SHORT, bound=1.0), [[1, -1, 0.1 / np.sqrt(kept(SHORT)[0])]])
+    np.testing.assert_allclose(
+        ddim(none, z, 1, diffusion=SHORT, clip_range=1.0), [[1, -1, 0.1 / np.sqrt(kept(SHORT)[0])]]
+    )
     free = ddim(none, z, (19,), diffusion=SHORT)
     np.testing.assert_allclose(free, z / np.sqrt(kept(SHORT)[19]))
     # with two steps the noise is that of the clipped estimate
@@ -221,7 +223,7 @@ def test_estimates_are_clipped():
     ends = np.array([1, -1])
     middle = np.sqrt(b) * ends + np.sqrt((1 - b) / (1 - a)) * (4 * ends - np.sqrt(a) * ends)
     expected = np.clip(middle / np.sqrt(b), -1, 1)
-    np.testing.assert_allclose(ddim(none, z[:, :2], (19, 10), diffusion=SHORT, bound=1.0)[0], expected)
+    np.testing.assert_allclose(ddim(none, z[:, :2], (19, 10), diffusion=SHORT, clip_range=1.0)[0], expected)
 
 
 def test_steps_are_spread_as_published():

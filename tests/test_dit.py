@@ -26,7 +26,7 @@ from vamf.average_velocity import total_derivative
 from vamf.errors import UserError
 from vamf.networks import attention as attention_module
 from vamf.networks.dit import DiT, DiTConfig
-from vamf.optimisers.kernels import is_kernel
+from vamf.optimizers.kernels import is_kernel
 
 EVENT = (8, 12, 3)
 SMALL = functools.partial(DiTConfig, depth=1, width=16, heads=2, patch=4)
@@ -362,4 +362,4 @@ def test_blocks_of_another_network_do_not_disturb():
     both = quick(lambda a, b: (network.bind(a)(*args), network.bind(b)(*args)))(first, second)
     for params, found in zip((first, second), both, strict=True):
         np.testing.assert_allclose(found, quick(network.bind(params))(*args), rtol=1e-4, atol=1e-4)
-    assert attention_module.through([], args[1]) is args[1]
+    assert attention_module.apply_blocks([], args[1]) is args[1]

@@ -142,9 +142,9 @@ def test_jacobian_of_a_mixture():
         for point in z
     ]
     trace, frobenius = np.mean([np.trace(s) for s in exact]) / 2, np.mean([np.sum(s**2) for s in exact]) / 2
-    repeated = jnp.asarray(np.repeat(z, 500, axis=0))
+    loop_flops = jnp.asarray(np.repeat(z, 500, axis=0))
     size = estimators.jacobian_size(
-        MIXTURE.average_velocity, repeated, *times(len(repeated), 0.3, 0.8), jax.random.key(1), probe="gaussian"
+        MIXTURE.average_velocity, loop_flops, *times(len(loop_flops), 0.3, 0.8), jax.random.key(1), probe="gaussian"
     )
     agrees(size.trace, trace)
     agrees(size.frobenius, frobenius)
@@ -217,13 +217,13 @@ def test_tracking_gap_noise_floor_and_shrinkage():
     agrees(estimators.shrinkage(u, average, x, e, t), D * noise / (D * noise + gap))
 
 
-def test_labels_and_pictures():
+def test_labels_and_images():
     """An event of shape (1, 3) with labels gives what its flat form gives."""
     network = oracles.Smooth.random(9, D)
     x, e = pairs(50)
     r, t, label = *times(50, 0.2, 0.7), jnp.arange(50) % 4
 
-    def picture(z, r, t, label):
+    def image(z, r, t, label):
         return network(z.reshape(-1, D), r, t, label).reshape(z.shape)
 
     shaped = [a.reshape(-1, 1, D) for a in (x, e)]
@@ -234,7 +234,7 @@ def test_labels_and_pictures():
         lambda u, x, e: estimators.noise_amplification(u, x, r, t, e, label).ratio,
     ):
         flat = measure(network, x, e)
-        assert measure(picture, *shaped) == pytest.approx(flat)
+        assert measure(image, *shaped) == pytest.approx(flat)
         assert flat != measure(lambda z, r, t, label: network(z, r, t, label * 0), x, e)
 
 

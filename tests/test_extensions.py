@@ -27,7 +27,7 @@ from vamf.path import StraightLine
 from vamf.report.repeat import command
 from vamf.schedules import Coefficient, Schedule
 from vamf.streams import stream
-from vamf.studies.axes import Axis, parse_axes, traced, with_values
+from vamf.studies.axes import Axis, parse_axes, traceable_axes, with_values
 from vamf.times import Uniform
 from vamf.training.config import TrainConfig
 from vamf.training.config_file import identity, read_json, to_json
@@ -252,7 +252,7 @@ def test_a_weight_is_swept():
     assert [with_values(base, {axes[0].name: value}).build_objective().terms for value in axes[0].values] == [
         (), (Small(0.1),), (Small(1.0),)
     ]  # fmt: skip
-    assert traced(base, axes[:1]) == (axes[0],)
+    assert traceable_axes(base, axes[:1]) == (axes[0],)
     with pytest.raises(UserError, match=r"over terms\.huge\.weight: allowed are small"):
         parse_axes(["terms.huge.weight=0,1"], base)
     assert given("swiss_roll --terms small", "sweep", ["terms.small.weight"]).objective == {"terms": {"small": {}}}

@@ -8,7 +8,7 @@ import pytest
 import oracles
 from vamf.errors import UserError
 from vamf.sampling import FastFlow, FastFlowState, integrate
-from vamf.sampling.named import batches, draw
+from vamf.sampling.registry import batches, draw
 
 MIXTURE = oracles.Mixture(np.array([0.3, 0.7]), np.array([[-1.0, 0.5], [1.0, 0.0]]), 0.2)
 
@@ -34,7 +34,7 @@ def generations(method, u, noise, state=None):
         x, state, calls = method.sample(u, z, state)
         return state, (x, calls)
 
-    start = method.start() if state is None else state
+    start = method.init() if state is None else state
     state, (x, calls) = jax.jit(lambda noise, start: jax.lax.scan(one, start, noise))(noise, start)
     return np.asarray(x), np.asarray(calls), state
 
@@ -164,7 +164,7 @@ def test_the_network_is_compiled_once_and_on_the_diagonal():
         seen.append(r is t)
         return velocity(z, r, t)
 
-    FastFlow(30).sample(u, noises(1)[0], FastFlow(30).start())
+    FastFlow(30).sample(u, noises(1)[0], FastFlow(30).init())
     assert seen
     assert all(seen)
     assert len(seen) <= 2  # JAX may trace a loop's body twice, but not once for each step
@@ -222,10 +222,10 @@ def test_what_is_not_finite_is_not_learned():
 def test_labels_shapes_and_types_pass():
     u, method = oracles.Smooth.random(1, 3), FastFlow(6)
     noise, label = noises(1, 30, 3)[0], jnp.arange(30) % 3
-    mixed, _, _ = method.sample(u, noise, method.start(), label)
+    mixed, _, _ = method.sample(u, noise, method.init(), label)
     np.testing.assert_allclose(mixed, integrate(u, noise, 6, label, "euler"), rtol=1e-10)
     x, state, calls = method.sample(
-        lambda z, r, t, label: z * t[:, None, None], jnp.ones((4, 2, 3), jnp.float32), method.start()
+        lambda z, r, t, label: z * t[:, None, None], jnp.ones((4, 2, 3), jnp.float32), method.init()
     )
     assert (x.shape, x.dtype, calls.dtype) == ((4, 2, 3), jnp.float32, jnp.int32)
     assert jax.tree.map(lambda leaf: leaf.dtype, state) == FastFlowState(jnp.float32, jnp.int32)
@@ -250,7 +250,7 @@ def test_refusals(options, message):
 
 def test_a_state_of_another_sampler_is_refused():
     with pytest.raises(UserError, match="shape of the state"):
-        FastFlow(10).sample(velocity, noises(1)[0], FastFlow(20).start())
+        FastFlow(10).sample(velocity, noises(1)[0], FastFlow(20).init())
 
 
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 1000, 4096, 5000])
@@ -261,7 +261,7 @@ def test_batches_hold_all_samples_and_few_more(n):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "calls"), [("jumps", 8), ("restart", 8), ("heun", 16), ("euler", 8), ("fast_flow", None)]
+    ("sampler", "calls"), [("flow_map", 8), ("restart", 8), ("heun", 16), ("euler", 8), ("fast_flow", None)]
 )
 def test_named_samplers_count_their_calls(sampler, calls):
     times = []

@@ -33,12 +33,12 @@ from vamf.training.checkpoints import Checkpoints
 from vamf.training.checksum import checksum
 from vamf.training.config import CheckpointConfig, GuardConfig, LogConfig, TrainConfig
 from vamf.training.config_file import identity, to_json
-from vamf.training.grid import Grid
-from vamf.training.guards import HUNG, Diverged, Guard, Watchdog
+from vamf.training.divergence import HUNG, Diverged, Guard, Watchdog
+from vamf.training.ensemble import Ensemble
 from vamf.training.logs import NOT_REPEATED, read
+from vamf.training.preemption import DEBOUNCE, RESUMABLE
 from vamf.training.run import Run
-from vamf.training.signals import ECHO, RESUMABLE
-from vamf.training.step import Bad, Metrics
+from vamf.training.step import Metrics, NonFiniteRows
 
 QUIET = Progress(show=False)
 TINY = MLPConfig(width=16)
@@ -85,8 +85,8 @@ def assert_all_readable(run: Run, beside: Path) -> None:
         alone = beside / f"alone-{step}"
         shutil.copytree(run.folder / "checkpoints" / str(step), alone / "checkpoints" / str(step))
         progress = Lines()
-        with loop.open_checkpoints(run.grid, alone, progress.say) as found:
-            assert loop.restore(run.grid, found)[1] == step
+        with loop.open_checkpoints(run.ensemble, alone, progress.say) as found:
+            assert loop.restore(run.ensemble, found)[1] == step
         assert progress.lines == []
         shutil.rmtree(alone)
 
@@ -163,7 +163,7 @@ def start(folder: Path, steps: int = 200_000) -> subprocess.Popen:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_stops(tmp_path, number):
-    """What was asked to stop goes on to the bits of the training that was not."""
+    """What was asked to stop goes on to the bits of the run that was not."""
     process = start(tmp_path / "run")
     process.send_signal(number)
     _, said = process.communicate(timeout=120)
@@ -176,7 +176,7 @@ def test_a_signal_saves_and_stops(tmp_path, number):
     run = Run.open(tmp_path / "run")
     state, at = run.load(QUIET)
     assert at == step == read(run.folder / "metrics.jsonl")[-1]["step"]
-    alone = Grid(run.config, run.dataset, [run.config.seed])
+    alone = Ensemble(run.config, run.dataset, [run.config.seed])
     expected = alone.init()
     for _ in range(step // 10):  # in the chunks that it took
         expected, _ = alone.advance(expected, 10)
@@ -187,8 +187,8 @@ def test_a_second_signal_stops_at_once(tmp_path):
     """In the middle of minutes of compiled code: the thread that listens does not wait for its end."""
     code = """
 import hashlib
-from vamf.training.signals import Stop
-with Stop(lambda line: print(line, flush=True)):
+from vamf.training.preemption import SignalHandler
+with SignalHandler(lambda line: print(line, flush=True)):
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
 """
@@ -199,7 +199,7 @@ with Stop(lambda line: print(line, flush=True)):
     assert process.stdout.readline().startswith("SIGTERM: the state is saved")
     process.send_signal(signal.SIGTERM)  # the first one's echo, as `timeout` sends it to a process and its group
     with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(timeout=ECHO + 0.1)
+        process.wait(timeout=DEBOUNCE + 0.1)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 128 + signal.SIGTERM
 
@@ -207,11 +207,11 @@ with Stop(lambda line: print(line, flush=True)):
 def test_a_hung_host_is_ended():
     code = """
 import time
-from vamf.training.guards import Watchdog
+from vamf.training.divergence import Watchdog
 with Watchdog(2) as dog:
     for _ in range(6):
         time.sleep(0.5)
-        dog.beat()
+        dog.heartbeat()
     print("alive", flush=True)
     time.sleep(60)
 """
@@ -244,7 +244,7 @@ def small_disk(tmp_path):
 
 
 def test_full_disk(small_disk, tmp_path):
-    """One line, which names the newest good checkpoint; from there the training goes on when there is space again."""
+    """One line, which names the newest good checkpoint; from there the run goes on when there is space again."""
     config = small(checkpoints=CheckpointConfig(keep=40))
     run = Run.create(config, small_disk / "run")
     filler = small_disk / "filler"
@@ -256,7 +256,7 @@ def test_full_disk(small_disk, tmp_path):
                     pass
 
     with pytest.raises(UserError, match=r"cannot write .*: No space left on device") as caught:
-        loop.train(run.grid, run.folder, QUIET, fill)
+        loop.train(run.ensemble, run.folder, QUIET, fill)
     newest = checkpoints_of(run.folder)[-1]
     assert newest in (10, 20)  # which may have been in the making
     assert "checkpoint" not in str(caught.value) or str(caught.value).endswith(
@@ -269,12 +269,12 @@ def test_full_disk(small_disk, tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX resource limits")
 def test_a_save_that_fails_in_the_background_is_told_at_the_next(tmp_path):
-    """A file may not grow beyond 500 bytes: the arrays do not fit, and the training that wrote them is far on."""
+    """A file may not grow beyond 500 bytes: the arrays do not fit, and the run that wrote them is far on."""
     state = {"w": np.random.default_rng(0).normal(size=10_000)}
     handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
     with Checkpoints(tmp_path, "mark") as checkpoints:
         checkpoints.save(10, state)
-        checkpoints.settle()
+        checkpoints.wait()
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
             checkpoints.save(20, state)
@@ -308,7 +308,7 @@ def test_what_does_not_read_back_is_told_removed_and_not_counted(tmp_path, monke
 
     monkeypatch.setattr(Checkpoints, "_finish", damaged_at_20)
     progress = Lines()
-    loop.train(run.grid, run.folder, progress)
+    loop.train(run.ensemble, run.folder, progress)
     said = [line for line in progress.lines if "checkpoint" in line]
     assert len(said) == 1
     assert "20 does not read back (" in said[0]
@@ -319,7 +319,7 @@ def test_what_does_not_read_back_is_told_removed_and_not_counted(tmp_path, monke
 def test_without_reading_back_damage_waits_for_the_reader(tmp_path, monkeypatch):
     run = Run.create(small(checkpoints=CheckpointConfig(verify=False)), tmp_path / "run")
     monkeypatch.setattr("vamf.training.checkpoints.Checkpoints._reader", None)  # nobody reads
-    loop.train(run.grid, run.folder, QUIET)
+    loop.train(run.ensemble, run.folder, QUIET)
     damage(run.folder / "checkpoints" / "40")
     assert run.load(QUIET)[1] == 30
 
@@ -389,7 +389,7 @@ layouts = [
 assert len({{checksum(layout) for layout in [*layouts, host]}}) == 1
 with Checkpoints(folder, "mark", say=print) as checkpoints:
     checkpoints.save(5, layouts[0], {{"loss": 2.5}})
-    checkpoints.settle()
+    checkpoints.wait()
     assert checkpoints.latest == 5
     for layout in layouts:
         like = {{name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in layout.items()}}
@@ -449,7 +449,7 @@ def test_a_checkpoint_is_chosen(tmp_path):
     with Checkpoints(tmp_path, "mark", config) as checkpoints:
         for step, loss in {1: 5.0, 2: 1.0, 3: 4.0, 4: 3.0}.items():
             checkpoints.save(step, {"w": np.full(3, step, np.float32)}, {"residual": loss})
-        checkpoints.settle()
+        checkpoints.wait()
         for which, step in {"newest": 4, "best": 2, 3: 3}.items():
             found = checkpoints.restore(blank, which)
             assert (found.step, *found.state["w"]) == (step, step, step, step)
@@ -460,7 +460,7 @@ def test_a_checkpoint_is_chosen(tmp_path):
 
 
 def test_samples_of_an_earlier_checkpoint(tmp_path, capsys):
-    """Those that the training kept at that step."""
+    """Those that the run kept at that step."""
     run = Run.create(small(), tmp_path / "run")
     run.train(QUIET)
     out = tmp_path / "samples.npy"
@@ -479,13 +479,13 @@ def test_samples_of_an_earlier_checkpoint(tmp_path, capsys):
 def test_a_checkpoint_has_the_last_line_of_the_log(tmp_path):
     run = Run.create(small(), tmp_path / "run")
     run.train(QUIET)
-    with loop.open_checkpoints(run.grid, run.folder) as checkpoints:
-        found = checkpoints.restore(run.grid.blank())
+    with loop.open_checkpoints(run.ensemble, run.folder) as checkpoints:
+        found = checkpoints.restore(run.ensemble.abstract_state())
     assert found.metrics == read(run.folder / "metrics.jsonl")[-1]
 
 
 def test_who_trains_may_be_watched_over_otherwise(tmp_path):
-    """Which checkpoints are kept and what stops a training tells no training from another."""
+    """Which checkpoints are kept and what stops a run tells no training from another."""
     config = small()
     other = dataclasses.replace(config, checkpoints=CheckpointConfig(keep=7), guard=GuardConfig(patience=0))
     assert identity(config) == identity(other)
@@ -498,34 +498,34 @@ def test_who_trains_may_be_watched_over_otherwise(tmp_path):
 # ------------------------------------------------------------------------------------------------------ numbers
 
 
-def poisoned(grid: Grid, steps, value=np.nan, where=lambda r, t: t > 0.5) -> Grid:
+def poisoned(ensemble: Ensemble, steps, value=np.nan, where=lambda r, t: t > 0.5) -> Ensemble:
     """A grid whose losses are not finite at certain steps, in certain rows."""
 
-    class Poisoned(type(grid.trainer.objective)):
+    class Poisoned(type(ensemble.train_step.objective)):
         def loss(self, u, x, sample, label, step, *given):
             loss, aux = super().loss(u, x, sample, label, step, *given)
             struck = jnp.isin(step, jnp.asarray(steps)) & where(sample.r, sample.t)
             return loss * jnp.where(struck, value, 1.0), aux
 
-    own = grid.trainer.objective
+    own = ensemble.train_step.objective
     objective = Poisoned(**{field.name: getattr(own, field.name) for field in dataclasses.fields(own)})
-    grid.trainer = dataclasses.replace(grid.trainer, objective=objective)
-    return grid
+    ensemble.train_step = dataclasses.replace(ensemble.train_step, objective=objective)
+    return ensemble
 
 
 @pytest.mark.parametrize("value", [np.nan, pytest.param(np.inf, marks=pytest.mark.slow)])
 def test_a_step_that_is_not_finite_is_left_out(tmp_path, value):
     """Nothing but the count of steps goes on, and the next step is taken from where the last good one led."""
     run = Run.create(small(), tmp_path / "run")
-    grid = poisoned(Grid(run.config, run.dataset, [run.config.seed]), [4, 5], value)
-    four, _ = grid.advance(grid.init(), 4)
-    before = leaves(grid.collect(four)._replace(step=0))
-    six, metrics = grid.advance(four, 2)
-    assert_same(grid.collect(six)._replace(step=0), before)
+    ensemble = poisoned(Ensemble(run.config, run.dataset, [run.config.seed]), [4, 5], value)
+    four, _ = ensemble.advance(ensemble.init(), 4)
+    before = leaves(ensemble.collect(four)._replace(step=0))
+    six, metrics = ensemble.advance(four, 2)
+    assert_same(ensemble.collect(six)._replace(step=0), before)
     assert int(six.step[0]) == 6
     assert not np.isfinite(metrics.loss).any()
     progress = Lines()
-    outcome = loop.train(grid, run.folder, progress)
+    outcome = loop.train(ensemble, run.folder, progress)
     assert all(np.isfinite(leaf).all() for leaf in leaves(outcome.state))
     first, *others = read(run.folder / "metrics.jsonl")
     assert first["skipped"] == 2
@@ -537,13 +537,17 @@ def test_a_step_that_is_not_finite_is_left_out(tmp_path, value):
 def test_a_training_stops_after_a_row_of_such_steps_and_says_where_they_come_from(tmp_path):
     config = small(method="vamf", guard=GuardConfig(patience=4))
     run = Run.create(config, tmp_path / "run")
-    grid = poisoned(Grid(config, run.dataset, [3]), [2, 18, 19, 20, 21, 22], where=lambda r, t: (t > 0.6) & (r < 0.4))
+    ensemble = poisoned(
+        Ensemble(config, run.dataset, [3]), [2, 18, 19, 20, 21, 22], where=lambda r, t: (t > 0.6) & (r < 0.4)
+    )
     with pytest.raises(Diverged) as caught:
-        loop.train(grid, run.folder, QUIET)
+        loop.train(ensemble, run.folder, QUIET)
     said = str(caught.value)
     assert said.startswith("loss or gradient not finite at step 19 and the 3 after it, in rows with r in [")
     assert said.endswith(f"; last good checkpoint: {run.folder.absolute() / 'checkpoints' / '10'}")
-    batch = jax.device_get(grid.trainer.batch((), jax.tree.map(lambda leaf: leaf[0], grid.members), 18)).sample
+    batch = jax.device_get(
+        ensemble.train_step.batch((), jax.tree.map(lambda leaf: leaf[0], ensemble.points), 18)
+    ).sample
     struck = (batch.t > 0.6) & (batch.r < 0.4)
     expected = [f(x[struck]) for x in (batch.r, batch.t) for f in (np.min, np.max)]
     found = [float(number) for number in re.findall(r"[\d.]+(?:e-\d+)?(?=[,\]])", said.split("rows with")[1])]
@@ -551,21 +555,29 @@ def test_a_training_stops_after_a_row_of_such_steps_and_says_where_they_come_fro
     # A state in the middle of the row is no checkpoint: step 20's would have followed from what went wrong.
     assert checkpoints_of(run.folder) == [10]
     with pytest.raises(Diverged, match="at step 19 and the 3 after it"):  # and again
-        loop.train(grid, run.folder, QUIET)
+        loop.train(ensemble, run.folder, QUIET)
 
 
 def test_a_row_goes_on_where_a_process_ended(tmp_path):
     """Two steps of the row before the log's last line, two after it."""
     guard = Guard(GuardConfig(patience=4), [{"step": 10, "grad_norm": 1.0, "skipped_in_a_row": 2}], lambda: "none")
     with pytest.raises(Diverged, match="at step 9 and the 3 after it, in the gradient alone"):
-        guard.look(measured([np.inf, np.nan]), 10)
+        guard.check_metrics(measured([np.inf, np.nan]), 10)
 
 
 def measured(norms) -> Metrics:
     norms = np.asarray(norms, float)[None]
     one, empty = np.ones_like(norms), np.full_like(norms, np.inf)
     return Metrics(
-        one, one, one, norms, one, one, None, Bad(empty, -empty, empty, -empty), np.zeros((*norms.shape, 2, 1))
+        one,
+        one,
+        one,
+        norms,
+        one,
+        one,
+        None,
+        NonFiniteRows(empty, -empty, empty, -empty),
+        np.zeros((*norms.shape, 2, 1)),
     )
 
 
@@ -585,15 +597,15 @@ def test_gradients_that_grow_without_end():
 
 @pytest.mark.slow
 def test_members_of_a_grid_are_not_guarded(tmp_path):
-    grid = poisoned(Grid(small(), data.load("swiss_roll"), [1, 2]), [5])
-    outcome = loop.train(grid, tmp_path, QUIET)
+    ensemble = poisoned(Ensemble(small(), data.load("swiss_roll"), [1, 2]), [5])
+    outcome = loop.train(ensemble, tmp_path, QUIET)
     assert all(np.isnan(leaf).any() for leaf in jax.tree.leaves(outcome.state.params))
     assert "skipped" not in json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
 
 
 @pytest.mark.bits
 def test_guards_change_no_bit_of_a_healthy_training():
-    grids = [Grid(small(method="vamf"), data.load("swiss_roll"), [1]) for _ in range(2)]
-    grids[1].trainer = dataclasses.replace(grids[1].trainer, guarded=False)
-    guarded, bare = (grid.collect(grid.advance(grid.init(), 40)[0]) for grid in grids)
+    ensembles = [Ensemble(small(method="vamf"), data.load("swiss_roll"), [1]) for _ in range(2)]
+    ensembles[1].train_step = dataclasses.replace(ensembles[1].train_step, guarded=False)
+    guarded, bare = (ensemble.collect(ensemble.advance(ensemble.init(), 40)[0]) for ensemble in ensembles)
     assert_same(guarded, bare)

@@ -1,4 +1,4 @@
-"""`vamf fid`: images of every kind through an extractor, what the scores are called, and the receipt."""
+"""`vamf fid`: images of every kind through an extractor, what the scores are called, and the metadata."""
 
 import dataclasses
 import hashlib
@@ -15,10 +15,10 @@ from PIL import Image
 from pytorch_files import call, name, write_zip
 from test_inception import labels, residual_state, sheet
 from vamf.errors import UserError
-from vamf.metrics import command, frechet_distance, inception
+from vamf.metrics import cli, frechet_distance, inception
 from vamf.metrics.comparison import compare
 from vamf.metrics.features import Extractor, extract, open_extractor
-from vamf.metrics.identity import GENUINE, Identity
+from vamf.metrics.identity import INCEPTION_HASHES, Identity
 from vamf.metrics.images import Images, from_array, open_images
 from vamf.metrics.inception_score import inception_score
 from vamf.metrics.kid import kid
@@ -33,7 +33,7 @@ QUICK = Options(weights="pixels", bootstrap=0)
 needs_inception = pytest.mark.skipif(not FOLDED.exists(), reason=f"no {FOLDED}")
 
 
-def pictures(n, size=4, seed=0, low=0, high=256):
+def random_images(n, size=4, seed=0, low=0, high=256):
     return np.random.default_rng(seed).integers(low, high, (n, size, size, 3), dtype=np.uint8)
 
 
@@ -65,7 +65,7 @@ def refusal(*arguments, **options):
 
 @pytest.mark.parametrize("kind", ["folder", "classes", "npy", "npz", "compressed", "fortran.npy", "fortran.npz"])
 def test_every_source_gives_the_same_images(tmp_path, kind):
-    images = pictures(20)
+    images = random_images(20)
     path = tmp_path / f"x.{kind}"
     if kind == "folder":
         write_folder(path, images)
@@ -88,7 +88,7 @@ def test_every_source_gives_the_same_images(tmp_path, kind):
 
 
 def test_grey_images_have_three_channels(tmp_path):
-    grey = pictures(9)[..., 0]
+    grey = random_images(9)[..., 0]
     expected = np.repeat(grey[..., None], 3, axis=3)
     np.save(tmp_path / "x.npy", grey)
     np.testing.assert_array_equal(all_of(open_images(tmp_path / "x.npy")), expected)
@@ -98,10 +98,10 @@ def test_grey_images_have_three_channels(tmp_path):
 
 
 def test_corrupt_images_are_left_out_or_refused(tmp_path):
-    images = pictures(12, 16)
+    images = random_images(12, 16)
     folder = write_folder(tmp_path / "f", images)
     (folder / "0003.png").write_bytes((folder / "0003.png").read_bytes()[:100])
-    (folder / "0007.png").write_bytes(b"no picture")
+    (folder / "0007.png").write_bytes(b"no image")
     source = open_images(folder)
     np.testing.assert_array_equal(all_of(source), np.delete(images, [3, 7], axis=0))
     assert ["0003.png" in source.skipped[0], "0007.png" in source.skipped[1]] == [True, True]
@@ -110,23 +110,23 @@ def test_corrupt_images_are_left_out_or_refused(tmp_path):
 
 
 def test_a_folder_of_nothing_but_corrupt_images(tmp_path):
-    (tmp_path / "x.png").write_bytes(b"no picture")
+    (tmp_path / "x.png").write_bytes(b"no image")
     assert "0 readable images" in refusal(tmp_path, tmp_path)
 
 
 def test_bad_arrays_are_refused(tmp_path):
     path = tmp_path / "x.npz"
     for array, words in [
-        (pictures(5).astype(np.float32), "float32"),
-        (pictures(5).transpose(0, 3, 1, 2), "channels come last"),
-        (pictures(5)[..., :2], "channels"),
-        (pictures(5)[:0], "shape"),
+        (random_images(5).astype(np.float32), "float32"),
+        (random_images(5).transpose(0, 3, 1, 2), "channels come last"),
+        (random_images(5)[..., :2], "channels"),
+        (random_images(5)[:0], "shape"),
         (np.array([{}], object), "shape"),
     ]:
         with pytest.raises(UserError, match=words) as raised:
             open_images(write_npz(path, array))
         assert str(path) in str(raised.value)
-    np.savez(path, one=pictures(5), two=pictures(5))
+    np.savez(path, one=random_images(5), two=random_images(5))
     with pytest.raises(UserError, match="one, two"):
         open_images(path)
     path.write_bytes(b"PK nothing")
@@ -147,9 +147,9 @@ def test_an_archive_that_ends_early(tmp_path):
 
 
 def test_images_in_memory():
-    images = pictures(9)
+    images = random_images(9)
     np.testing.assert_array_equal(all_of(from_array(images)), images)
-    result = compare(from_array(images, "mine"), from_array(pictures(9, seed=1)), QUICK)
+    result = compare(from_array(images, "mine"), from_array(random_images(9, seed=1)), QUICK)
     assert result["samples"]["path"] == "mine"
     assert result["reference"]["n"] == 9
     with pytest.raises(UserError, match=r"mine: shape .*, entries of type float64"):
@@ -161,26 +161,26 @@ def test_images_in_memory():
 
 def summing(dims=2):
     """An extractor of two numbers an image, which remembers the shapes that it was given."""
-    seen = set()
+    input_shapes = set()
 
     def apply(x):
-        seen.add(x.shape)
+        input_shapes.add(x.shape)
         return {"features": jnp.asarray(x).reshape(len(x), dims, -1).sum(axis=2)}
 
-    return Extractor(Identity("sums", dims), lambda images: jnp.asarray(images, jnp.float32), apply), seen
+    return Extractor(Identity("sums", dims), lambda images: jnp.asarray(images, jnp.float32), apply), input_shapes
 
 
 @pytest.mark.parametrize("n", [2, 9, 10, 11, 30])
 def test_features_of_all_images_in_order(tmp_path, n):
-    images = pictures(n)
-    extractor, seen = summing()
+    images = random_images(n)
+    extractor, input_shapes = summing()
     np.save(tmp_path / "x.npy", images)
     done = []
-    found = extract(open_images(tmp_path / "x.npy"), extractor, batch_size=10, keep=True, advance=done.append)
+    result = extract(open_images(tmp_path / "x.npy"), extractor, batch_size=10, keep=True, advance=done.append)
     expected = images.astype(np.float32).reshape(n, 2, -1).sum(axis=2)
-    np.testing.assert_allclose(found.rows, expected)
-    np.testing.assert_allclose(found.moments.statistics().covariance, np.cov(expected, rowvar=False), rtol=1e-9)
-    assert seen == {(min(n, 10), 4, 4, 3)}  # one compilation, whatever the number
+    np.testing.assert_allclose(result.rows, expected)
+    np.testing.assert_allclose(result.moments.statistics().covariance, np.cov(expected, rowvar=False), rtol=1e-9)
+    assert input_shapes == {(min(n, 10), 4, 4, 3)}  # one compilation, whatever the number
     assert done[-1] == n
 
 
@@ -204,14 +204,14 @@ def test_memory_is_that_of_a_batch():
             del batch
 
     extractor, _ = summing()
-    found = extract(Images(Path("x"), 200, batches), extractor, batch_size=10)
-    assert found.moments.count == 200
-    assert found.rows is None
+    result = extract(Images(Path("x"), 200, batches), extractor, batch_size=10)
+    assert result.moments.count == 200
+    assert result.rows is None
     assert most <= 3
 
 
 def test_hash_is_of_the_images_and_not_of_the_files(tmp_path):
-    images = pictures(10)
+    images = random_images(10)
     extractor, _ = summing()
     clear = images[..., 0] > 127
     images[clear] = 255
@@ -232,17 +232,17 @@ def test_hash_is_of_the_images_and_not_of_the_files(tmp_path):
 def test_images_of_many_sizes_are_resized_together(tmp_path):
     """A network with a resizing takes any; one without needs one size."""
     folder = tmp_path / "f"
-    write_folder(folder, pictures(3, 4))
+    write_folder(folder, random_images(3, 4))
     for k, size in enumerate((5, 4, 6, 6), 3):
-        Image.fromarray(pictures(1, size, seed=k)[0]).save(folder / f"{k:04d}.png")
+        Image.fromarray(random_images(1, size, seed=k)[0]).save(folder / f"{k:04d}.png")
     extractor, _ = summing()
     with pytest.raises(UserError, match="different sizes; sums needs one"):
         extract(open_images(folder), extractor)
     shrinking = dataclasses.replace(extractor, prepare=lambda images: jnp.asarray(images[:, :4, :4], jnp.float32))
-    found = extract(open_images(folder), shrinking, batch_size=3, keep=True)
-    assert found.rows.shape == (7, 2)
+    result = extract(open_images(folder), shrinking, batch_size=3, keep=True)
+    assert result.rows.shape == (7, 2)
     last = np.asarray(Image.open(folder / "0006.png"))[:4, :4]
-    np.testing.assert_allclose(found.rows[6], last.reshape(2, -1).sum(axis=1))
+    np.testing.assert_allclose(result.rows[6], last.reshape(2, -1).sum(axis=1))
 
 
 # ---------------------------------------------------------------------------------------------------------- the weights
@@ -344,7 +344,7 @@ def test_weights_that_are_refused(tmp_path, state, resnet, monkeypatch):
 
 
 def test_every_score_of_the_pixels(tmp_path):
-    a, b = pictures(60, 3), pictures(50, 3, seed=1, high=200)
+    a, b = random_images(60, 3), random_images(50, 3, seed=1, high=200)
     result = compare(write_npz(tmp_path / "a.npz", a), write_folder(tmp_path / "b", b), QUICK)
     x, y = (images.reshape(len(images), -1) / 255.0 for images in (a, b))
     values = {name: score["value"] for name, score in result["scores"].items()}
@@ -363,12 +363,12 @@ def test_every_score_of_the_pixels(tmp_path):
 
 
 def test_scores_of_a_network_with_classes(tmp_path, resnet):
-    a, b = (write_npz(tmp_path / f"{seed}.npz", pictures(40, 32, seed)) for seed in (0, 1))
+    a, b = (write_npz(tmp_path / f"{seed}.npz", random_images(40, 32, seed)) for seed in (0, 1))
     result = compare(a, b, Options(weights=str(resnet), bootstrap=3, batch_size=16))
-    found = extract(open_images(a), open_extractor(str(resnet)), keep=True)
-    assert found.logits is not None
+    scores = extract(open_images(a), open_extractor(str(resnet)), keep=True)
+    assert scores.logits is not None
     score = result["scores"]["class score (small 64)"]
-    np.testing.assert_allclose(score["value"], inception_score(found.logits)[0].value, rtol=1e-4)
+    np.testing.assert_allclose(score["value"], inception_score(scores.logits)[0].value, rtol=1e-4)
     assert not result["left_out"]
     for score in result["scores"].values():
         low, high = score["interval"]
@@ -377,7 +377,7 @@ def test_scores_of_a_network_with_classes(tmp_path, resnet):
 
 
 def test_statistics_stand_for_images(tmp_path):
-    a, b = write_npz(tmp_path / "a.npz", pictures(60)), write_npz(tmp_path / "b.npz", pictures(50, seed=1))
+    a, b = write_npz(tmp_path / "a.npz", random_images(60)), write_npz(tmp_path / "b.npz", random_images(50, seed=1))
     whole = compare(a, b, dataclasses.replace(QUICK, save=tmp_path / "stats.npz"))
     again = compare(a, tmp_path / "stats.npz", QUICK)
     name = "Fréchet distance (pixels 48)"
@@ -390,7 +390,7 @@ def test_statistics_stand_for_images(tmp_path):
 
 
 def test_two_layouts_of_the_published_weights_have_the_same_features(tmp_path):
-    for k, sha256 in enumerate(GENUINE):
+    for k, sha256 in enumerate(INCEPTION_HASHES):
         statistics = Statistics(np.zeros(3), np.eye(3), 50_000, Identity("inception", 768, "tensorflow", sha256))
         statistics.save(tmp_path / f"{k}.npz")
     assert list(compare(tmp_path / "0.npz", tmp_path / "1.npz", QUICK)["scores"]) == ["FID-768"]
@@ -406,7 +406,7 @@ def test_statistics_of_an_unnamed_extractor(tmp_path):
 
 
 def test_sides_that_do_not_belong_together(tmp_path, resnet):
-    a = write_npz(tmp_path / "a.npz", pictures(30, 32))
+    a = write_npz(tmp_path / "a.npz", random_images(30, 32))
     stats = Moments.of(np.random.default_rng(0).normal(size=(80, 64))).statistics(Identity("other", 64))
     stats.save(tmp_path / "s.npz")
     message = refusal(a, tmp_path / "s.npz", weights=str(resnet))
@@ -416,12 +416,12 @@ def test_sides_that_do_not_belong_together(tmp_path, resnet):
     dataclasses.replace(stats, extractor=None).save(tmp_path / "s.npz")
     assert "3072 and 64" in refusal(a, tmp_path / "s.npz")
     assert "no such file" in refusal(a, tmp_path / "nothing.npz")
-    assert "up to 32x32" in refusal(write_npz(tmp_path / "l.npz", pictures(9, 40)), a)
-    assert "32x32 only" in refusal(write_npz(tmp_path / "l.npz", pictures(9, 16)), a, weights=str(resnet))
+    assert "up to 32x32" in refusal(write_npz(tmp_path / "l.npz", random_images(9, 40)), a)
+    assert "32x32 only" in refusal(write_npz(tmp_path / "l.npz", random_images(9, 16)), a, weights=str(resnet))
 
 
 def test_few_images_are_warned_about(tmp_path):
-    a, b = write_npz(tmp_path / "a.npz", pictures(20)), write_npz(tmp_path / "b.npz", pictures(60, seed=1))
+    a, b = write_npz(tmp_path / "a.npz", random_images(20)), write_npz(tmp_path / "b.npz", random_images(60, seed=1))
     lines = compare(a, b, QUICK)["warnings"]
     assert len(lines) == 2
     assert "20 images for 48 features: their covariance is singular" in lines[0]
@@ -435,16 +435,16 @@ def test_the_bias_that_the_warning_speaks_of(tmp_path):
     """Both halves of one law: the distance falls about as 1/n."""
     values = []
     for n in (200, 800):
-        sides = [write_npz(tmp_path / f"{n}-{seed}.npz", pictures(n, 3, seed)) for seed in (0, 1)]
+        sides = [write_npz(tmp_path / f"{n}-{seed}.npz", random_images(n, 3, seed)) for seed in (0, 1)]
         options = dataclasses.replace(QUICK, kid=False, precision_recall=False)
         values.append(next(iter(compare(*sides, options)["scores"].values()))["value"])
     assert 2.5 < values[0] / values[1] < 6
 
 
 def test_the_receipt_is_complete(tmp_path):
-    a, b = write_folder(tmp_path / "a", pictures(30)), write_npz(tmp_path / "b.npz", pictures(30, seed=1))
+    a, b = write_folder(tmp_path / "a", random_images(30)), write_npz(tmp_path / "b.npz", random_images(30, seed=1))
     (a / "samples.json").write_text(json.dumps({"nfe": 1, "guidance": 1.5, "ema": 0.9999, "seed": 7, "more": 0}))
-    (a / "0005.png").write_bytes(b"no picture")
+    (a / "0005.png").write_bytes(b"no image")
     result = compare(a, b, Options(weights="pixels", bootstrap=2, seed=5))
     samples = result["samples"]
     assert {key: samples[key] for key in ("nfe", "guidance", "ema", "seed")} == {
@@ -463,7 +463,7 @@ def test_the_receipt_is_complete(tmp_path):
 
 
 def test_results_repeat(tmp_path):
-    a, b = (write_npz(tmp_path / f"{seed}.npz", pictures(40, 4, seed)) for seed in (0, 1))
+    a, b = (write_npz(tmp_path / f"{seed}.npz", random_images(40, 4, seed)) for seed in (0, 1))
     options = Options(weights="pixels", bootstrap=4)
     assert compare(a, b, options) == compare(a, b, options)
     other = compare(a, b, dataclasses.replace(options, seed=1))
@@ -473,14 +473,14 @@ def test_results_repeat(tmp_path):
 
 
 def test_the_command_prints_and_writes(tmp_path, capsys):
-    a, b = (write_npz(tmp_path / f"{seed}.npz", pictures(40, 4, seed)) for seed in (0, 1))
-    receipt = tmp_path / "receipt.json"
-    command.run(command.Fid(a=a, b=b, weights="pixels", bootstrap=2, receipt=receipt))
-    said = capsys.readouterr()
-    assert "Fréchet distance (pixels 48)" in said.out.replace("\n", " ")
-    assert "warning: " in said.err
-    written = json.loads(receipt.read_text())
-    command.run(command.Fid(a=a, b=b, weights="pixels", bootstrap=2, receipt=receipt, json=True))
+    a, b = (write_npz(tmp_path / f"{seed}.npz", random_images(40, 4, seed)) for seed in (0, 1))
+    metadata = tmp_path / "metadata.json"
+    cli.run(cli.Fid(a=a, b=b, weights="pixels", bootstrap=2, metadata=metadata))
+    message = capsys.readouterr()
+    assert "Fréchet distance (pixels 48)" in message.out.replace("\n", " ")
+    assert "warning: " in message.err
+    written = json.loads(metadata.read_text())
+    cli.run(cli.Fid(a=a, b=b, weights="pixels", bootstrap=2, metadata=metadata, json=True))
     assert json.loads(capsys.readouterr().out) == written
     assert set(written) == {
         "scores", "extractor", "samples", "reference", "left_out", "warnings", "bootstrap", "seed", "vamf",
@@ -510,15 +510,15 @@ def test_documented_values(record_property):
     """
     extractor = open_extractor(str(FOLDED), 768)
     parts = {"test": sheet(50)} | {f"train {k}": sheet(k) for k in range(6)}
-    found = {name: extract(from_array(images), extractor, keep=True) for name, images in parts.items()}
+    result = {name: extract(from_array(images), extractor, keep=True) for name, images in parts.items()}
 
     def distance(a, b):
         one, two = a.statistics(), b.statistics()
         return frechet_distance(one.mean, one.covariance, two.mean, two.covariance)
 
-    test, *train = (features.moments for features in found.values())
+    test, *train = (features.moments for features in result.values())
     first, second = train[0] + train[1] + train[2], train[3] + train[4] + train[5]
-    rows = np.concatenate([found[f"train {k}"].rows for k in range(6)])
+    rows = np.concatenate([result[f"train {k}"].rows for k in range(6)])
     machines = np.isin(labels()[:6000], [0, 8])  # airplanes and ships
     control = distance(Moments.of(rows[machines]), Moments.of(rows[~machines]))
     values = {"test": distance(test, first + second), "halves": distance(first, second), "control": control}

@@ -45,11 +45,11 @@ def test_covariances_without_full_rank(n, m):
     x, y = sample(n, 64), sample(m, 64, seed=1)
     deviations = [(points - points.mean(axis=0)) / np.sqrt(len(points) - 1) for points in (x, y)]
     cross = np.linalg.svd(deviations[0] @ deviations[1].T, compute_uv=False).sum()
-    spread = sum(np.sum(part**2) for part in deviations)
-    expected = np.sum((x.mean(axis=0) - y.mean(axis=0)) ** 2) + spread - 2 * cross
-    found = frechet_distance(*gaussian(x), *gaussian(y))
-    np.testing.assert_allclose(found, expected, rtol=1e-9)
-    np.testing.assert_allclose(found, by_square_root(*gaussian(x), *gaussian(y)), rtol=1e-6)
+    std = sum(np.sum(part**2) for part in deviations)
+    expected = np.sum((x.mean(axis=0) - y.mean(axis=0)) ** 2) + std - 2 * cross
+    result = frechet_distance(*gaussian(x), *gaussian(y))
+    np.testing.assert_allclose(result, expected, rtol=1e-9)
+    np.testing.assert_allclose(result, by_square_root(*gaussian(x), *gaussian(y)), rtol=1e-6)
 
 
 @settings(max_examples=25, deadline=None)
@@ -58,8 +58,8 @@ def test_commuting_covariances(d, seed, move, factor):
     """N(m, C) and N(m + s, f^2 C): |s|^2 + (1 - f)^2 tr C, whatever C."""
     mean, cov = gaussian(np.atleast_2d(sample(d + 3, d, seed)))
     cov = cov.reshape(d, d)
-    found = frechet_distance(mean, cov, mean + move, factor**2 * cov)
-    np.testing.assert_allclose(found, d * move**2 + (1 - factor) ** 2 * np.trace(cov), rtol=1e-9, atol=1e-9)
+    result = frechet_distance(mean, cov, mean + move, factor**2 * cov)
+    np.testing.assert_allclose(result, d * move**2 + (1 - factor) ** 2 * np.trace(cov), rtol=1e-9, atol=1e-9)
 
 
 def test_is_a_distance():
@@ -106,9 +106,9 @@ def test_parts_add_up(cuts, offset):
         for part in order[1:]:
             total = total + part
         assert total.count == 100
-        found = total.statistics()
-        np.testing.assert_allclose(found.mean, x.mean(axis=0), rtol=1e-12)
-        np.testing.assert_allclose(found.covariance, expected, atol=1e-9 * (1 + offset) * np.abs(expected).max())
+        result = total.statistics()
+        np.testing.assert_allclose(result.mean, x.mean(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(result.covariance, expected, atol=1e-9 * (1 + offset) * np.abs(expected).max())
 
 
 def test_any_tree_of_processes():
@@ -122,9 +122,9 @@ def test_any_tree_of_processes():
 
 def test_float32_features_lose_nothing():
     x = (sample(1000, 3) + 500).astype(np.float32)
-    found = Moments.of(x).statistics()
-    assert found.covariance.dtype == np.float64
-    np.testing.assert_allclose(found.covariance, np.cov(x.astype(np.float64), rowvar=False), rtol=1e-12)
+    result = Moments.of(x).statistics()
+    assert result.covariance.dtype == np.float64
+    np.testing.assert_allclose(result.covariance, np.cov(x.astype(np.float64), rowvar=False), rtol=1e-12)
 
 
 def test_one_sample_has_no_covariance():
@@ -134,18 +134,18 @@ def test_one_sample_has_no_covariance():
 
 def test_statistics_files(tmp_path):
     identity = Identity("network", 3, "clean", "abc")
-    found = Moments.of(sample(50, 3)).statistics(identity)
-    found.save(tmp_path / "s.npz")
+    result = Moments.of(sample(50, 3)).statistics(identity)
+    result.save(tmp_path / "s.npz")
     again = Statistics.load(tmp_path / "s.npz")
-    np.testing.assert_array_equal(again.mean, found.mean)
-    np.testing.assert_array_equal(again.covariance, found.covariance)
+    np.testing.assert_array_equal(again.mean, result.mean)
+    np.testing.assert_array_equal(again.covariance, result.covariance)
     assert (again.count, again.extractor) == (50, identity)
     joined = again.moments() + Moments.of(sample(20, 3, seed=1))
     both = np.concatenate([sample(50, 3), sample(20, 3, seed=1)])
     np.testing.assert_allclose(joined.statistics().covariance, np.cov(both, rowvar=False), rtol=1e-10)
     with np.load(tmp_path / "s.npz", allow_pickle=False) as archive:
-        np.testing.assert_array_equal(archive["mu"], found.mean)
-        np.testing.assert_array_equal(archive["sigma"], found.covariance)
+        np.testing.assert_array_equal(archive["mu"], result.mean)
+        np.testing.assert_array_equal(archive["sigma"], result.covariance)
 
 
 @pytest.mark.parametrize("prefix", ["", "ref_"])
@@ -154,13 +154,13 @@ def test_statistics_of_other_tools(tmp_path, prefix):
     path = tmp_path / "s.npz"
     np.savez(path, **{f"{prefix}mu": mean.astype(np.float32), f"{prefix}sigma": cov}, arr_0=np.zeros((2, 4, 4, 3)))
     assert holds_statistics(path)
-    found = Statistics.load(path)
-    assert found.mean.dtype == np.float64
-    assert found.count is None
-    assert found.extractor is None
-    np.testing.assert_array_equal(found.covariance, cov)
+    result = Statistics.load(path)
+    assert result.mean.dtype == np.float64
+    assert result.count is None
+    assert result.extractor is None
+    np.testing.assert_array_equal(result.covariance, cov)
     with pytest.raises(UserError, match="count"):
-        found.moments()
+        result.moments()
 
 
 def test_bad_statistics(tmp_path):
@@ -192,19 +192,19 @@ def test_bad_statistics(tmp_path):
 def test_replicates_are_distances_of_resamples(n, rank, monkeypatch):
     monkeypatch.setattr(frechet, "BLOCK", 64)
     x, reference = sample(n, 8), gaussian(sample(rank + 1, 8, seed=1))
-    found = frechet.replicates(x, *reference, count=3, seed=7)
+    result = frechet.replicates(x, *reference, count=3, seed=7)
     expected = [frechet_distance(*gaussian(x[rows]), *reference) for rows in bootstrap.resamples(n, 3, 7)]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
 
 
 def test_standard_error_of_a_mean():
     x = np.random.default_rng(0).normal(size=400)
-    found = bootstrap.mean(x, 2000, seed=0)
-    np.testing.assert_allclose(found.error, x.std() / 20, rtol=0.06)
-    assert found.value == x.mean()
-    assert abs(found.bias) < 4 * found.error / np.sqrt(2000)
-    low, high = found.interval
-    np.testing.assert_allclose([low, high], [found.value - 1.96 * found.error, found.value + 1.96 * found.error])
+    result = bootstrap.mean(x, 2000, seed=0)
+    np.testing.assert_allclose(result.error, x.std() / 20, rtol=0.06)
+    assert result.value == x.mean()
+    assert abs(result.bias) < 4 * result.error / np.sqrt(2000)
+    low, high = result.interval
+    np.testing.assert_allclose([low, high], [result.value - 1.96 * result.error, result.value + 1.96 * result.error])
 
 
 def test_intervals_cover_the_truth():
@@ -228,5 +228,5 @@ def test_resampling_adds_the_bias_of_small_samples():
 
 
 def test_without_replicates_there_is_no_interval():
-    found = bootstrap.Estimate.of(3.0, [])
-    assert (found.value, found.error, found.bias, found.interval) == (3.0, None, None, None)
+    result = bootstrap.Estimate.of(3.0, [])
+    assert (result.value, result.error, result.bias, result.interval) == (3.0, None, None, None)

@@ -124,15 +124,15 @@ def test_published_rules_of_the_mix(scale):
     w, k = max(1.0, scale - 1), 1 - max(1.0, scale - 1) / scale
     targets = {"unit": v_c + (1 - 1 / scale) * (shown - hidden), "capped": w * v_c + k * shown + (1 - w - k) * hidden}
     for rule, target in targets.items():
-        # the largest scale is 2.5, and the batch's lies where share_of_scale says
+        # the largest scale is 2.5, and the batch's lies where scale_fraction says
         objective = objectives.create("meanflow", guidance=Guidance(2.5, rule, per_batch=True, dropout=0.1))
         share = jnp.full(8, (scale - 1) / 1.5)
-        found = objective.loss_at(NETWORK, x, e, t, t, label, draws={"guidance": {"share_of_scale": share}})
+        found = objective.loss_at(NETWORK, x, e, t, t, label, draws={"guidance": {"scale_fraction": share}})
         np.testing.assert_allclose(found, np.sum((shown - target) ** 2, axis=1), rtol=1e-8)
 
 
 def test_re_meanflow_s_guided_run():
-    """Its scale: none in the first half of the training, then one for each batch, uniform on [1, 2.5]; its code guides
+    """Its scale: none in the first half of the run, then one for each batch, uniform on [1, 2.5]; its code guides
     the rows without a label too, with the label hidden in both passes."""
     scale = Schedule("step", 1.0, 2.5, 0, 100)
     guidance = Guidance(scale, "capped", per_batch=True, unlabelled=True, dropout=0.1)
@@ -140,14 +140,14 @@ def test_re_meanflow_s_guided_run():
     x, e, _, t, label = batch()
     z, v_c = x + t[:, None] * (e - x), e - x
     samples = jax.vmap(lambda key: objective.sample(key, x))(jax.random.split(jax.random.key(0), 400))
-    shares = samples.draws["guidance"]["share_of_scale"]
+    shares = samples.draws["guidance"]["scale_fraction"]
     np.testing.assert_array_equal(np.ptp(shares, axis=1), 0.0)  # one number a batch
     assert abs(shares.mean() - 0.5) < 5 / np.sqrt(12 * 400)
     objective = objectives.create("rectified_meanflow", guidance=guidance, weighting=Power(), reduction="sum")
     share, dropped = jnp.full(8, 0.8), jnp.arange(8) < 3
     seen = jnp.where(dropped, -1, label)
     shown, hidden = NETWORK(z, t, t, seen), NETWORK(z, t, t, jnp.full(8, -1))
-    draws = {"guidance": {"share_of_scale": share, "dropped": dropped}}
+    draws = {"guidance": {"scale_fraction": share, "dropped": dropped}}
     for step, scale in ((0, 1.0), (99, 1 + 0.8 * 1.5)):
         w = max(1.0, scale - 1)
         k = 1 - w / scale

@@ -1,4 +1,4 @@
-"""Every format of pictures: written here byte by byte, read back pixel for pixel."""
+"""Every format of images: written here byte by byte, read back pixel for pixel."""
 
 import gzip
 import io
@@ -49,8 +49,8 @@ def refusal(path, **options):
 
 def save(folder, x, suffix="png", start=0):
     folder.mkdir(parents=True, exist_ok=True)
-    for at, picture in enumerate(x, start):
-        Image.fromarray(picture.squeeze()).save(folder / f"{at:04d}.{suffix}")
+    for at, image in enumerate(x, start):
+        Image.fromarray(image.squeeze()).save(folder / f"{at:04d}.{suffix}")
 
 
 def write_idx(path, array):
@@ -65,7 +65,7 @@ def write_mnist(folder, x, y, prefix="train", end=""):
 
 
 def channel_rows(x):
-    """Pictures as CIFAR-10 stores them: all red bytes, all green ones, all blue ones."""
+    """Images as CIFAR-10 stores them: all red bytes, all green ones, all blue ones."""
     return x.transpose(0, 3, 1, 2).reshape(len(x), -1)
 
 
@@ -110,10 +110,10 @@ def test_class_folders(tmp_path, suffix):
     x = pixels()
     for at, animal in enumerate(["zebra", "ant", "cat"]):
         save(tmp_path / "pets" / animal, x[10 * at : 10 * at + 10], suffix)
-    (tmp_path / "pets" / "ant" / "notes.txt").write_text("not a picture")
+    (tmp_path / "pets" / "ant" / "notes.txt").write_text("not an image")
     (tmp_path / "pets" / ".cache").mkdir()
-    found = image_files.read(tmp_path / "pets")
-    assert (found.num_classes, found.classes, found.test) == (3, ("ant", "cat", "zebra"), None)
+    result = image_files.read(tmp_path / "pets")
+    assert (result.num_classes, result.classes, result.test) == (3, ("ant", "cat", "zebra"), None)
     decoded = read(tmp_path / "pets")
     # Classes in the order of their names: ant, cat, zebra.
     np.testing.assert_array_equal(decoded.pixels, np.concatenate([x[10:20], x[20:30], x[:10]]))
@@ -136,15 +136,15 @@ def test_jpeg_is_what_its_decoder_says(tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "photos").pixels, expected)
 
 
-@pytest.mark.parametrize("held", ["test", "val", "validation"])
-def test_an_official_test_set_beside_the_training_set(tmp_path, held):
+@pytest.mark.parametrize("test_folder", ["test", "val", "validation"])
+def test_an_official_test_set_beside_the_training_set(tmp_path, test_folder):
     x = pixels()
     for at, animal in enumerate(["ant", "cat"]):
         save(tmp_path / "train" / animal, x[10 * at : 10 * at + 10])
-        save(tmp_path / held / animal, x[20 + 10 * at : 30 + 10 * at])
-    found = image_files.read(tmp_path)
+        save(tmp_path / test_folder / animal, x[20 + 10 * at : 30 + 10 * at])
+    result = image_files.read(tmp_path)
     np.testing.assert_array_equal(read(tmp_path).pixels, x[:20])
-    np.testing.assert_array_equal(images.decode(found.test, ImageConfig(), "test").pixels, x[20:])
+    np.testing.assert_array_equal(images.decode(result.test, ImageConfig(), "test").pixels, x[20:])
 
 
 def test_a_photograph_is_turned_upright(tmp_path):
@@ -163,7 +163,7 @@ def test_hidden_folders_and_links(tmp_path):
     for hidden in (".ipynb_checkpoints", "deeper/.cache", "__MACOSX", "@eaDir", "deeper/.cache/deeper"):
         save(cat / hidden, x[10:12])
     save(tmp_path / "pets" / ".thumbnails", x[12:14])
-    (cat / "._0000.png").write_bytes(b"not a picture")
+    (cat / "._0000.png").write_bytes(b"not an image")
     save(cat / "deeper", x[2:4])
     save(elsewhere / "more", x[4:6])
     (cat / "linked").symlink_to(elsewhere)
@@ -175,15 +175,15 @@ def test_hidden_folders_and_links(tmp_path):
     decoded = read(tmp_path / "pets")
     np.testing.assert_array_equal(decoded.pixels, x[[0, 1, 2, 3, 4, 5, 6, 7, 4, 5]])
     np.testing.assert_array_equal(decoded.label, [0] * 8 + [1] * 2)
-    assert [damage.split(":")[0] for damage in decoded.damaged] == [str(cat / "zoo" / "gone.png")]
-    judged = open_images(tmp_path / "pets")
-    np.testing.assert_array_equal(np.concatenate(list(judged.batches(4))), decoded.pixels)
-    assert judged.skipped == decoded.damaged
+    assert [damage.split(":")[0] for damage in decoded.corrupt] == [str(cat / "zoo" / "gone.png")]
+    opened_images = open_images(tmp_path / "pets")
+    np.testing.assert_array_equal(np.concatenate(list(opened_images.batches(4))), decoded.pixels)
+    assert opened_images.skipped == decoded.corrupt
     (tmp_path / "pets" / "cow").symlink_to(tmp_path / "nowhere")
     assert "cow: a link that leads nowhere" in refusal(tmp_path / "pets")
     (tmp_path / "self").mkdir()
     (tmp_path / "self" / "cat").symlink_to(tmp_path / "self")
-    assert "no pictures in this folder" in refusal(tmp_path / "self")
+    assert "no images in this folder" in refusal(tmp_path / "self")
 
 
 def test_hidden_files_beside_other_formats(tmp_path):
@@ -196,15 +196,15 @@ def test_hidden_files_beside_other_formats(tmp_path):
 
 def test_refusals_of_folders(tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "no pictures" in refusal(tmp_path / "empty")
+    assert "no images" in refusal(tmp_path / "empty")
     (tmp_path / "empty" / "notes.txt").write_text("")
     assert ".png" in refusal(tmp_path / "empty")
     save(tmp_path / "pets" / "cat", pixels(3))
     (tmp_path / "pets" / "dog").mkdir()
-    assert "dog: no pictures in this class's folder" in refusal(tmp_path / "pets")
+    assert "dog: no images in this class's folder" in refusal(tmp_path / "pets")
     save(tmp_path / "mixed", pixels(2))
     save(tmp_path / "mixed" / "cat", pixels(3))
-    assert "2 pictures lie beside folders" in refusal(tmp_path / "mixed")
+    assert "2 images lie beside folders" in refusal(tmp_path / "mixed")
     assert "no such file or folder" in refusal(tmp_path / "nowhere")
     (tmp_path / "film.mp4").write_bytes(b"film")
     assert ".npz" in refusal(tmp_path / "film.mp4")
@@ -228,16 +228,16 @@ def test_npz(tmp_path, images_name, labels_name):
 def test_npz_with_its_test_set_and_npy(tmp_path):
     x = pixels(channels=1)
     np.savez(tmp_path / "m.npz", x_train=x[:30, ..., 0], y_train=labels(30)[:, None], x_test=x[30:, ..., 0])
-    found = image_files.read(tmp_path / "m.npz")
-    np.testing.assert_array_equal(found.items, x[:30])
-    np.testing.assert_array_equal(found.label, labels(30))
-    np.testing.assert_array_equal(found.test.items, x[30:])
+    result = image_files.read(tmp_path / "m.npz")
+    np.testing.assert_array_equal(result.items, x[:30])
+    np.testing.assert_array_equal(result.label, labels(30))
+    np.testing.assert_array_equal(result.test.items, x[30:])
     np.save(tmp_path / "m.npy", x)
     np.testing.assert_array_equal(read(tmp_path / "m.npy").pixels, x)
 
 
 @pytest.mark.parametrize(
-    ("array", "said"),
+    ("array", "message"),
     [
         (np.zeros((40, 6, 5), np.float32), "uint8"),
         (np.zeros((40, 6), np.uint8), "(40, 6)"),
@@ -246,23 +246,23 @@ def test_npz_with_its_test_set_and_npy(tmp_path):
         (np.zeros((0, 6, 5, 3), np.uint8), "(0, 6, 5, 3)"),
     ],
 )
-def test_arrays_that_are_no_pictures(tmp_path, array, said):
+def test_arrays_that_are_no_images(tmp_path, array, message):
     np.savez(tmp_path / "x.npz", images=array)
-    assert said in refusal(tmp_path / "x.npz")
+    assert message in refusal(tmp_path / "x.npz")
 
 
 @pytest.mark.parametrize(
-    ("label", "said"),
+    ("label", "message"),
     [
         (labels(39), "(39,) for 40"),
-        (labels() - 1, "label -1 of picture 1"),
+        (labels() - 1, "label -1 of image 1"),
         (labels() / 2, "integers"),
-        (np.where(np.arange(COUNT) == 7, 2**31, labels()), "label 2147483648 of picture 8"),
+        (np.where(np.arange(COUNT) == 7, 2**31, labels()), "label 2147483648 of image 8"),
     ],
 )
-def test_labels_that_are_no_classes(tmp_path, label, said):
+def test_labels_that_are_no_classes(tmp_path, label, message):
     np.savez(tmp_path / "x.npz", images=pixels(), labels=label)
-    assert said in refusal(tmp_path / "x.npz")
+    assert message in refusal(tmp_path / "x.npz")
 
 
 def test_damaged_archives_of_arrays(tmp_path):
@@ -307,13 +307,13 @@ def test_refusals_of_idx_files(tmp_path):
     write_idx(path, x)
     assert "labels are missing" in refusal(tmp_path)
     whole = path.read_bytes()
-    for content, said in [
+    for content, message in [
         (whole[:-1], "truncated"), (whole + b"\0", "longer"), (b"", "nothing"), (b"PNG" + whole, "not an IDX"),
         (whole[:9], "header"), (whole[:2] + b"\x0d" + whole[3:], "not an IDX"),
         (whole[:4] + b"\xff" * 12 + whole[16:], "truncated"),
     ]:  # fmt: skip
         path.write_bytes(content)
-        assert said in refusal(path)
+        assert message in refusal(path)
     zipped = tmp_path / "other-images-idx3-ubyte.gz"
     write_idx(zipped, x)
     zipped.write_bytes(zipped.read_bytes()[:-30])
@@ -359,37 +359,37 @@ def test_cifar10(tmp_path, version, kind):
         for file, content in files.items():
             (tmp_path / inner / file).write_bytes(content)
         path = tmp_path / inner if kind == "folder" else tmp_path
-    found = image_files.read(path)
-    assert found.num_classes == 10
-    np.testing.assert_array_equal(found.items, x[:50])
-    np.testing.assert_array_equal(found.label, np.tile(y[:10], 5))
-    np.testing.assert_array_equal(found.test.items, x[50:])
+    result = image_files.read(path)
+    assert result.num_classes == 10
+    np.testing.assert_array_equal(result.items, x[:50])
+    np.testing.assert_array_equal(result.label, np.tile(y[:10], 5))
+    np.testing.assert_array_equal(result.test.items, x[50:])
 
 
 @pytest.mark.parametrize("file", ["data_batch_2.bin", "test_batch.bin"])
 def test_one_batch(tmp_path, file):
     x, _, files = cifar(binary_batch, ".bin")
     (tmp_path / file).write_bytes(files[file])
-    found = image_files.read(tmp_path / file)
-    np.testing.assert_array_equal(found.items, x[10:20] if "data" in file else x[50:])
-    assert found.test is None
+    result = image_files.read(tmp_path / file)
+    np.testing.assert_array_equal(result.items, x[10:20] if "data" in file else x[50:])
+    assert result.test is None
 
 
 def test_the_old_pickle_is_one(tmp_path):
     """What Python makes of it, trusting it: the file that these tests write is a faithful one."""
     x, y = pixels(10, 32, 32), labels(10, 10)
-    found = pickle.loads(old_batch(x, y), encoding="bytes")
-    np.testing.assert_array_equal(found[b"data"], channel_rows(x))
-    assert found[b"labels"] == y.tolist()
+    result = pickle.loads(old_batch(x, y), encoding="bytes")
+    np.testing.assert_array_equal(result[b"data"], channel_rows(x))
+    assert result[b"labels"] == y.tolist()
 
 
 def test_damaged_batches(tmp_path):
     path = tmp_path / "data_batch_1.bin"
     x, y = pixels(10, 32, 32), labels(10, 10)
     whole = binary_batch(x, y)
-    for content, said in [(whole[:-1], "truncated"), (b"", "0 bytes"), (b"\x0a" + whole[1:], "label 10 of picture 1")]:
+    for content, message in [(whole[:-1], "truncated"), (b"", "0 bytes"), (b"\x0a" + whole[1:], "label 10 of image 1")]:
         path.write_bytes(content)
-        assert said in refusal(path)
+        assert message in refusal(path)
     path = tmp_path / "data_batch_1"
     rows = channel_rows(x)
     numbers = y.tolist()
@@ -440,9 +440,9 @@ def write_parquet(path, x, y=None, column="image", nested=True):
     from pyarrow import parquet
 
     encoded = []
-    for picture in x:
+    for image in x:
         buffer = io.BytesIO()
-        Image.fromarray(picture.squeeze()).save(buffer, "PNG")
+        Image.fromarray(image.squeeze()).save(buffer, "PNG")
         encoded.append({"bytes": buffer.getvalue(), "path": None} if nested else buffer.getvalue())
     columns = {column: encoded} | ({} if y is None else {"label": y})
     parquet.write_table(arrow.table(columns), path)
@@ -461,9 +461,9 @@ def test_parquet(tmp_path, nested, column):
     np.testing.assert_array_equal(read(tmp_path).pixels, x[:30])
     assert image_files.read(tmp_path).test is None
     write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", x[30:], labels(10).tolist(), column, nested)
-    found = image_files.read(tmp_path)
-    np.testing.assert_array_equal(found.label, np.concatenate([labels(20), labels(10)]))
-    np.testing.assert_array_equal(images.decode(found.test, ImageConfig(), "test").pixels, x[30:])
+    result = image_files.read(tmp_path)
+    np.testing.assert_array_equal(result.label, np.concatenate([labels(20), labels(10)]))
+    np.testing.assert_array_equal(images.decode(result.test, ImageConfig(), "test").pixels, x[30:])
 
 
 def test_refusals_of_parquet(tmp_path):
@@ -471,7 +471,7 @@ def test_refusals_of_parquet(tmp_path):
     write_parquet(path, pixels(5), [0, 1, None, 2, 1])
     assert "row 3 has no label" in refusal(path)
     write_parquet(path, pixels(5), [0, 1, -3, 2, 1])
-    assert "label -3 of picture 3" in refusal(path)
+    assert "label -3 of image 3" in refusal(path)
     write_parquet(path, pixels(5), column="photo")
     assert "photo" in refusal(path)
     whole = path.read_bytes()
@@ -481,7 +481,7 @@ def test_refusals_of_parquet(tmp_path):
     from pyarrow import parquet
 
     parquet.write_table(pyarrow.table({"image": ["https://example.org/a.png"]}), path)
-    assert "row 1 holds no encoded picture" in refusal(path)
+    assert "row 1 holds no encoded image" in refusal(path)
 
 
 def test_parquet_without_pyarrow(tmp_path, monkeypatch):
@@ -494,14 +494,14 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
 # -------------------------------------------------------------------------------------------------------- recognition
 
 
-def test_what_is_a_source_of_pictures(tmp_path):
-    np.savez(tmp_path / "pictures.npz", x=pixels())
+def test_what_is_a_source_of_images(tmp_path):
+    np.savez(tmp_path / "images.npz", x=pixels())
     np.savez(tmp_path / "table.npz", x=np.zeros((40, 3)))
-    np.save(tmp_path / "pictures.npy", pixels(channels=1)[..., 0])
+    np.save(tmp_path / "images.npy", pixels(channels=1)[..., 0])
     np.save(tmp_path / "table.npy", np.zeros((40, 3)))
     (tmp_path / "damaged.npz").write_bytes(b"PK")
     names = {
-        "pictures.npz": True, "pictures.npy": True, "table.npz": False, "table.npy": False, "damaged.npz": False,
+        "images.npz": True, "images.npy": True, "table.npz": False, "table.npy": False, "damaged.npz": False,
         "table.csv": False, "a.parquet": True, "train-images-idx3-ubyte.gz": True, "data_batch_1.bin": True,
         "cifar-10-python.tar.gz": True, "nowhere.npz": False, ".": True, "swiss_roll": False,
     }  # fmt: skip
@@ -515,11 +515,11 @@ def test_real_fashion_mnist():
     folder = SHARED / "fashion-mnist"
     if not folder.exists():
         pytest.skip(f"no fashion-mnist under {SHARED}")
-    found = image_files.read(folder)
-    assert found.items.shape == (60_000, 28, 28, 1)
-    assert found.test.items.shape == (10_000, 28, 28, 1)
-    np.testing.assert_array_equal(np.bincount(found.label), np.full(10, 6000))
-    np.testing.assert_array_equal(found.label[:8], [9, 0, 0, 3, 0, 2, 7, 2])
+    result = image_files.read(folder)
+    assert result.items.shape == (60_000, 28, 28, 1)
+    assert result.test.items.shape == (10_000, 28, 28, 1)
+    np.testing.assert_array_equal(np.bincount(result.label), np.full(10, 6000))
+    np.testing.assert_array_equal(result.label[:8], [9, 0, 0, 3, 0, 2, 7, 2])
 
 
 @pytest.mark.slow
@@ -527,14 +527,14 @@ def test_real_cifar10(tmp_path):
     if not (SHARED / "cifar10").exists():
         pytest.skip(f"no cifar10 under {SHARED}")
     subprocess.run([sys.executable, SHARED / "unpack.py", tmp_path, "--folder", "2000"], check=True)
-    found = image_files.read(tmp_path)
-    assert found.items.shape == (50_000, 32, 32, 3)
-    assert found.test.items.shape == (1000, 32, 32, 3)
-    np.testing.assert_array_equal(np.bincount(found.label), np.full(10, 5000))
+    result = image_files.read(tmp_path)
+    assert result.items.shape == (50_000, 32, 32, 3)
+    assert result.test.items.shape == (1000, 32, 32, 3)
+    np.testing.assert_array_equal(np.bincount(result.label), np.full(10, 5000))
     sheet = np.asarray(Image.open(SHARED / "cifar10" / "cifar10_batch_3.png").convert("RGB"))
-    np.testing.assert_array_equal(found.items[3000:4000], sheet.reshape(-1, 32, 32, 3))
-    # The same pictures as a folder of classes, in the order of class and number.
+    np.testing.assert_array_equal(result.items[3000:4000], sheet.reshape(-1, 32, 32, 3))
+    # The same images as a folder of classes, in the order of class and number.
     decoded = read(tmp_path / "cifar10-folder")
-    order = np.argsort(found.label[:2000], kind="stable")
-    np.testing.assert_array_equal(decoded.pixels, found.items[:2000][order])
-    np.testing.assert_array_equal(decoded.label, found.label[:2000][order])
+    order = np.argsort(result.label[:2000], kind="stable")
+    np.testing.assert_array_equal(decoded.pixels, result.items[:2000][order])
+    np.testing.assert_array_equal(decoded.label, result.label[:2000][order])

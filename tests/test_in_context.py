@@ -26,7 +26,7 @@ from vamf.average_velocity import total_derivative
 from vamf.conditioning import Conditioning, GuidanceScale
 from vamf.errors import UserError
 from vamf.networks.in_context import InContextConfig, InContextTransformer
-from vamf.optimisers.kernels import is_kernel
+from vamf.optimizers.kernels import is_kernel
 
 EVENT = (4, 6, 3)
 SMALL = functools.partial(InContextConfig, depth=2, width=12, heads=2, patch=2, head_depth=1)

@@ -50,22 +50,22 @@ def oracle():
 def test_every_feature_equals_another_implementation(oracle):
     state, x, expected = oracle
     parameters = inception.load(state, 2048, Path("random"))
-    found = jax.jit(inception.features, static_argnums=2)(parameters, x, 2048)
-    assert set(found) == {"64", "192", "768", "1280", "2048", "logits"}
+    result = jax.jit(inception.features, static_argnums=2)(parameters, x, 2048)
+    assert set(result) == {"64", "192", "768", "1280", "2048", "logits"}
     for name, values in expected.items():
-        assert found[name].shape == values.shape
+        assert result[name].shape == values.shape
         assert values.std() > 0.05  # a network that has died would agree with anything
-        np.testing.assert_allclose(found[name], values, atol=1e-4 * np.abs(values).max())
+        np.testing.assert_allclose(result[name], values, atol=1e-4 * np.abs(values).max())
 
 
 @pytest.mark.parametrize("dims", [64, 192])
 def test_shallow_features_need_shallow_weights(oracle, dims):
     state, x, expected = oracle
-    wanted = inception.shapes(dims)
-    shallow = {name: array for name, array in state.items() if name.rsplit(".", 2)[0] in wanted}
-    found = inception.features(inception.load(shallow, dims, Path("random")), x, dims)
-    np.testing.assert_allclose(found[str(dims)], expected[str(dims)], atol=1e-4)
-    assert list(found)[-1] == str(dims)
+    kernels = inception.shapes(dims)
+    shallow = {name: array for name, array in state.items() if name.rsplit(".", 2)[0] in kernels}
+    result = inception.features(inception.load(shallow, dims, Path("random")), x, dims)
+    np.testing.assert_allclose(result[str(dims)], expected[str(dims)], atol=1e-4)
+    assert list(result)[-1] == str(dims)
 
 
 def test_the_layout_is_the_published_one(oracle):
@@ -116,10 +116,10 @@ def test_torch_fidelity_agrees(oracle, tmp_path):
 
     parameters = inception.load(tensors.read(tmp_path / "w.pth"), 2048, tmp_path / "w.pth")
     x = (resize(images, 299, "tensorflow") - 128) / 128
-    found = jax.jit(inception.features, static_argnums=2)(parameters, x, 2048)
-    found["logits_unbiased"] = found["logits"]
+    result = jax.jit(inception.features, static_argnums=2)(parameters, x, 2048)
+    result["logits_unbiased"] = result["logits"]
     for name in names:
-        np.testing.assert_allclose(found[name], expected[name].numpy(), atol=1e-4)
+        np.testing.assert_allclose(result[name], expected[name].numpy(), atol=1e-4)
 
 
 # ----------------------------------------------------------------------------------------------------- the real weights
@@ -131,9 +131,9 @@ def test_golden_features_of_the_real_weights():
         golden = {name: archive[name][:3] for name in archive.files}
     parameters = inception.load(tensors.read(FOLDED), 1280, FOLDED)
     x = (resize(sheet(0)[:3], 299, "tensorflow") - 128) / 128
-    found = jax.jit(inception.features, static_argnums=2)(parameters, x, 1280)
+    result = jax.jit(inception.features, static_argnums=2)(parameters, x, 1280)
     for dims in (64, 192, 768, 1280):
-        np.testing.assert_allclose(found[str(dims)], golden[f"f{dims}"], atol=1e-3)
+        np.testing.assert_allclose(result[str(dims)], golden[f"f{dims}"], atol=1e-3)
 
 
 @needs_inception
@@ -177,19 +177,19 @@ def test_clean_is_pillows_bicubic_on_floats(h, w):
     image = noise(h, w)
     channels = [Image.fromarray(image[0, :, :, c].astype(np.float32)) for c in range(3)]
     resized = [np.asarray(channel.resize((299, 299), Image.Resampling.BICUBIC)) for channel in channels]
-    found = np.asarray(resize(image, 299, "clean"))[0]
-    np.testing.assert_allclose(found, np.clip(np.stack(resized, axis=-1), 0, 255), atol=1e-3)
-    assert found.min() >= 0
-    assert found.max() <= 255
+    result = np.asarray(resize(image, 299, "clean"))[0]
+    np.testing.assert_allclose(result, np.clip(np.stack(resized, axis=-1), 0, 255), atol=1e-3)
+    assert result.min() >= 0
+    assert result.max() <= 255
 
 
 @pytest.mark.parametrize("method", ["tensorflow", "clean"])
 @pytest.mark.parametrize("length", [1, 20, 299, 1000])
-def test_a_grey_picture_stays_what_it_is(method, length):
+def test_a_grey_image_stays_what_it_is(method, length):
     np.testing.assert_allclose(matrix(length, 299, method).sum(axis=1), 1, atol=1e-5)
 
 
-def test_the_methods_differ_where_pictures_shrink():
+def test_the_methods_differ_where_images_shrink():
     """A fine chessboard: antialiasing makes it grey, reading every third pixel does not."""
     board = np.tile((np.indices((600, 600)).sum(axis=0) % 2 * 255).astype(np.uint8)[None, :, :, None], (1, 1, 1, 3))
     assert np.asarray(resize(board, 200, "clean")).std() < 2
@@ -247,13 +247,13 @@ def residual_network(state, image, depth):
 def test_residual_network_equals_another_implementation(depth):
     state = residual_state(depth)
     images = jnp.asarray(np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3)), jnp.float32)
-    found = cifar_resnet.features(cifar_resnet.load(state, Path("random")), images)
+    result = cifar_resnet.features(cifar_resnet.load(state, Path("random")), images)
     for row, image in enumerate(np.asarray(images, np.float64)):
         features, logits = residual_network(state, image, depth)
-        np.testing.assert_allclose(found["64"][row], features, atol=1e-4)
-        np.testing.assert_allclose(found["logits"][row], logits, atol=1e-3)
+        np.testing.assert_allclose(result["64"][row], features, atol=1e-4)
+        np.testing.assert_allclose(result["logits"][row], logits, atol=1e-3)
     classes = cifar_resnet.classify(cifar_resnet.load(state, Path("random")), np.asarray(images, np.uint8), 1)
-    np.testing.assert_array_equal(classes, found["logits"].argmax(axis=1))
+    np.testing.assert_array_equal(classes, result["logits"].argmax(axis=1))
 
 
 def test_missing_weights_of_a_residual_network_are_named():

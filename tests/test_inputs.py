@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from test_cli import run as vamf
-from vamf.data import arrays, load, whitening
+from vamf.data import load, tables, whitening
 from vamf.errors import UserError
 from vamf.networks import MLPConfig
 from vamf.progress import Progress
 from vamf.training.config import CheckpointConfig, LogConfig, TrainConfig
 from vamf.training.config_file import identity, to_json
-from vamf.training.couplings import CouplingConfig
-from vamf.training.inputs import FILE, LEFT_OUT, Inputs
+from vamf.training.inputs import EXCLUDED, FILE, Inputs
+from vamf.training.reflow import ReflowConfig
 from vamf.training.run import Run
 
 QUIET = Progress(show=False)
@@ -30,9 +30,9 @@ def write(path, table=TABLE, columns=("height", "mass")):
 
 
 def config(data, **changes) -> TrainConfig:
-    given = {"method": "flow_matching", "steps": 4, "batch_size": 8, "checkpoint_every": 2}
+    options = {"method": "flow_matching", "steps": 4, "batch_size": 8, "checkpoint_every": 2}
     log, network = LogConfig(every=2, variance_every=0), MLPConfig(width=16, depth=2)
-    return TrainConfig(str(data), network=network, log=log, **given | changes)
+    return TrainConfig(str(data), network=network, log=log, **options | changes)
 
 
 @pytest.fixture(scope="module")
@@ -63,25 +63,25 @@ def assert_equal(ours, theirs):
 @pytest.mark.parametrize("source", ["table", "digits", "white"])
 def test_all_that_is_no_row_is_remembered(tmp_path, source):
     """To the last bit and in its type; a data set without rows draws classes and goes back to its units."""
-    dataset = load("digits") if source == "digits" else arrays.from_file(write(tmp_path / "x" / "t.csv"), 0.1)
+    dataset = load("digits") if source == "digits" else tables.from_file(write(tmp_path / "x" / "t.csv"), 0.1)
     if source == "white":
         dataset = whitening.whiten(dataset, 0.01)
     inputs = Inputs.of("here", dataset, {"teacher": "abc"})
     inputs.write(tmp_path)
-    found = Inputs.read(tmp_path)
-    assert found.digests == inputs.digests
-    assert found.digest == inputs.digest
-    bare = found.dataset()
+    result = Inputs.read(tmp_path)
+    assert result.digests == inputs.digests
+    assert result.digest == inputs.digest
+    bare = result.dataset()
     for field in dataclasses.fields(dataset):
-        if field.name not in (*LEFT_OUT, "restore"):
+        if field.name not in (*EXCLUDED, "inverse_transform"):
             assert_equal(getattr(bare, field.name), getattr(dataset, field.name))
     points = np.random.default_rng(1).normal(size=(5, *dataset.event_shape))
     np.testing.assert_array_equal(bare.to_original(points), dataset.to_original(points))
     if source == "digits":
         label = bare.draw_labels((), jax.random.key(0), 20_000)
         np.testing.assert_array_equal(label, dataset.draw_labels(dataset.arrays, jax.random.key(0), 20_000))
-        share = np.bincount(np.asarray(dataset.arrays["label"])) / len(dataset.arrays["label"])
-        np.testing.assert_allclose(np.bincount(label) / 20_000, share, atol=0.01)
+        frequencies = np.bincount(np.asarray(dataset.arrays["label"])) / len(dataset.arrays["label"])
+        np.testing.assert_allclose(np.bincount(label) / 20_000, frequencies, atol=0.01)
     with pytest.raises(UserError, match="not at hand"):
         bare.reference(3, 0)
 
@@ -98,7 +98,7 @@ def one_changed(row):
 
 
 @pytest.mark.parametrize(
-    ("table", "columns", "said"),
+    ("table", "columns", "message"),
     [
         (
             1000 * TABLE,
@@ -113,13 +113,13 @@ def one_changed(row):
         (TABLE, ("height", "mass"), ""),
     ],
 )
-def test_other_data_are_told_apart(tmp_path, table, columns, said):
+def test_other_data_are_told_apart(tmp_path, table, columns, message):
     """By what differs, in a line; the same contents under another name are the same."""
-    inputs = Inputs.of("here", arrays.from_file(write(tmp_path / "a" / "a.csv"), 0.1))
-    other = arrays.from_file(write(tmp_path / "b" / "b.csv", table, columns), 0.1)
-    if not said:
+    inputs = Inputs.of("here", tables.from_file(write(tmp_path / "a" / "a.csv"), 0.1))
+    other = tables.from_file(write(tmp_path / "b" / "b.csv", table, columns), 0.1)
+    if not message:
         return inputs.check("there", other)
-    with pytest.raises(UserError, match=f"^there: other data than those of the run: {said}"):
+    with pytest.raises(UserError, match=f"^there: other data than those of the run: {message}"):
         inputs.check("there", other)
 
 
@@ -129,27 +129,27 @@ def test_rows_to_train_on_count_to_the_last(tmp_path):
     table = np.round(TABLE * 64) / 64  # whose sums are exact in any order
     swapped = table.copy()
     swapped[train[:2]] = table[train[1::-1]]
-    inputs = Inputs.of("here", arrays.from_table("a", table))
+    inputs = Inputs.of("here", tables.from_table("a", table))
     with pytest.raises(UserError, match="other rows to train on"):
-        inputs.check("there", arrays.from_table("a", swapped))
+        inputs.check("there", tables.from_table("a", swapped))
 
 
 def test_a_run_is_sampled_without_its_data(made, moved, capsys):
     """The very samples; and goes on, is evaluated and diagnosed with data that have moved, if they are those."""
     state, step = Run.open(moved / "run").load(QUIET)
     assert step == 4
-    drawn = Run.open(moved / "run").draw(state, 20)[0]
-    kept = np.load(made / "run" / "samples" / "step-00000004.npy")
-    np.testing.assert_array_equal(Run.open(moved / "run").draw(state, len(kept))[0], kept)
+    samples = Run.open(moved / "run").draw(state, 20)[0]
+    stored_samples = np.load(made / "run" / "samples" / "step-00000004.npy")
+    np.testing.assert_array_equal(Run.open(moved / "run").draw(state, len(stored_samples))[0], stored_samples)
     status, _, err = vamf("evaluate", moved / "run", capsys=capsys)
     assert status == 2
     assert err.startswith(f"vamf: {made / 'data' / 'table.csv'}: the data of {moved / 'run'} are not there; name their")
     status, out, _ = vamf("evaluate", moved / "run", "--data", moved / "renamed.csv", capsys=capsys)
-    assert (status, "floor" in out) == (0, True)
+    assert (status, "baseline" in out) == (0, True)
     shutil.rmtree(moved / "run" / "checkpoints" / "4")
     run = Run.open(moved / "run", data=moved / "renamed.csv")
     again = run.train(QUIET).state
-    np.testing.assert_array_equal(run.draw(again, 20)[0], drawn)
+    np.testing.assert_array_equal(run.draw(again, 20)[0], samples)
     write(moved / "renamed.csv", 1000 * TABLE, ("mass", "height"))
     for command in (["evaluate"], ["diagnose"], ["sample", "--out", moved / "s.npy"]):
         options = [moved / "run", "--data", moved / "renamed.csv", *command[1:]]
@@ -174,7 +174,7 @@ def test_data_with_a_name_have_no_place(tmp_path):
     run = Run.create(config("swiss_roll"), tmp_path / "run")
     with pytest.raises(UserError, match="was trained on swiss_roll, which has no file"):
         Run.open(run.folder, data=tmp_path)
-    with pytest.raises(UserError, match="has no such run behind it"):
+    with pytest.raises(UserError, match="uses no such run"):
         Run.open(run.folder, teacher=tmp_path)
 
 
@@ -184,12 +184,12 @@ def test_other_runs_may_move_and_must_stay_what_they_were(made, tmp_path):
     shutil.copytree(made / "run", tmp_path / "first")
     table = made / "data" / "table.csv"
     other = str(tmp_path / "first")
-    student = config(table, method="rectified_meanflow", couplings=CouplingConfig(64, 2), teacher=other, initial=other)
+    student = config(table, method="rectified_meanflow", reflow=ReflowConfig(64, 2), teacher=other, init_from=other)
     run = Run.create(student, tmp_path / "student")
     (tmp_path / "first").rename(tmp_path / "second")
     with pytest.raises(UserError, match=r"teacher = .*first: holds no run .*--teacher"):
         Run.open(run.folder).train(QUIET)
-    places = {"teacher": tmp_path / "second", "initial": tmp_path / "second"}
+    places = {"teacher": tmp_path / "second", "init_from": tmp_path / "second"}
     Run.open(run.folder, **places).train(QUIET)
     assert Run.open(run.folder).load(QUIET)[1] == 4  # alone
     Run.open(run.folder, teacher=tmp_path / "second").train(QUIET)  # what it started from is behind it
@@ -199,7 +199,9 @@ def test_other_runs_may_move_and_must_stay_what_they_were(made, tmp_path):
 
 
 def test_the_place_of_files_tells_no_training_from_another():
-    first, second = (config(name, teacher=run, initial=run) for name, run in (("/a/t.csv", "/a/run"), ("/b.csv", "/b")))
+    first, second = (
+        config(name, teacher=run, init_from=run) for name, run in (("/a/t.csv", "/a/run"), ("/b.csv", "/b"))
+    )
     assert identity(first) == identity(second)
     assert to_json(first) != to_json(second)
     assert identity(config("two_moons")) != identity(config("swiss_roll"))
@@ -234,15 +236,15 @@ def test_samples_replace_nothing_that_is_needed(made, tmp_path, capsys):
     (tmp_path / "link.csv").symlink_to(table)
     (tmp_path / "hard.csv").hardlink_to(table)
     before = table.read_bytes()
-    for out, said in [
-        (table, "would be written over what is read"),
-        (tmp_path / "link.csv", "would be written over what is read"),
-        (tmp_path / "hard.csv", "would be written over what is read"),
+    for out, message in [
+        (table, "would overwrite an input"),
+        (tmp_path / "link.csv", "would overwrite an input"),
+        (tmp_path / "hard.csv", "would overwrite an input"),
         (made / "run" / "samples" / "step-00000004.npy", "inside the run"),
         (made / "run" / "config.npy", "inside the run"),
     ]:
         status, _, err = vamf("sample", made / "run", "--n", 3, "--out", out, capsys=capsys)
-        assert (status, err.count("\n"), said in err) == (2, 1, True)
+        assert (status, err.count("\n"), message in err) == (2, 1, True)
     assert table.read_bytes() == before
     assert [path.name for path in (made / "data").iterdir()] == ["table.csv"]
     for seed in (0, 1):

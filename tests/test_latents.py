@@ -15,9 +15,9 @@ from test_image_files import labels, pixels, save
 from test_images import damage
 from vamf import autoencoders, data
 from vamf.autoencoders import Autoencoder
-from vamf.autoencoders.pictures import from_bytes, psnr
+from vamf.autoencoders.images import from_bytes, psnr
 from vamf.commands.runs import print_distances
-from vamf.data import LatentScale, command, encoding, latents
+from vamf.data import LatentScale, cli, encoding, latents
 from vamf.data.encoding import LatentConfig
 from vamf.errors import UserError
 from vamf.networks import MLPConfig
@@ -70,8 +70,8 @@ def write(path, n=36, classes=3):
 
 
 def expected(x, function=channels, dtype=np.float16):
-    found = function(jnp.asarray(from_bytes(x)))
-    return jax.tree.map(lambda part: np.asarray(part).astype(dtype), found)
+    result = function(jnp.asarray(from_bytes(x)))
+    return jax.tree.map(lambda part: np.asarray(part).astype(dtype), result)
 
 
 def contents(folder):
@@ -105,12 +105,12 @@ def test_round_trip(tmp_path, dtype):
     dataset = latents.load(tmp_path / "out", holdout=0.0)
     assert (dataset.event_shape, dataset.num_classes) == ((2, 2, 4), 3)
     assert dataset.arrays["mean"].dtype == dtype
-    wanted = expected(x, dtype=dtype)
-    kept = np.asarray(dataset.arrays["mean"]).reshape(wanted.shape)
-    np.testing.assert_allclose(kept, wanted, rtol=1e-3 if dtype == "float16" else 1e-5, atol=1e-6)
+    options = expected(x, dtype=dtype)
+    stored = np.asarray(dataset.arrays["mean"]).reshape(options.shape)
+    np.testing.assert_allclose(stored, options, rtol=1e-3 if dtype == "float16" else 1e-5, atol=1e-6)
     np.testing.assert_array_equal(dataset.arrays["label"], y)
-    found, label = drawn(dataset)
-    nearest = np.abs(found[:, None] - wanted[None].astype(np.float32)).max(axis=(2, 3, 4))
+    result, label = drawn(dataset)
+    nearest = np.abs(result[:, None] - options[None].astype(np.float32)).max(axis=(2, 3, 4))
     assert nearest.min(axis=1).max() < 1e-3
     np.testing.assert_array_equal(y[nearest.argmin(axis=1)], label)
     assert len(np.unique(nearest.argmin(axis=1))) == 36
@@ -133,9 +133,9 @@ def test_statistics(tmp_path, certain, flip):
     np.testing.assert_allclose(np.array(index["std"])[~constant], scale[~constant], rtol=1e-6 if certain else 0.01)
     np.testing.assert_array_equal(np.array(index["std"])[constant], 1)
     dataset = latents.load(tmp_path / "out", holdout=0.0)
-    seen = np.asarray(dataset.draw(dataset.arrays, jax.random.key(0), 20_000)[0])
-    np.testing.assert_allclose(seen.mean(axis=(0, 1, 2)), 0, atol=0.05)
-    np.testing.assert_allclose(seen.std(axis=(0, 1, 2))[~constant], 1, atol=0.03)
+    values = np.asarray(dataset.draw(dataset.arrays, jax.random.key(0), 20_000)[0])
+    np.testing.assert_allclose(values.mean(axis=(0, 1, 2)), 0, atol=0.05)
+    np.testing.assert_allclose(values.std(axis=(0, 1, 2))[~constant], 1, atol=0.03)
 
 
 def test_latents_keep_the_names_of_classes(tmp_path):
@@ -153,13 +153,13 @@ def test_random_latents_are_drawn_anew(tmp_path):
     encoding.encode(tmp_path / "x.npz", autoencoder(certain=False), tmp_path / "out", CONFIG)
     dataset = latents.load(tmp_path / "out", holdout=0.0)
     one = dataclasses.replace(dataset, arrays={name: array[:1] for name, array in dataset.arrays.items()})
-    found, _ = drawn(one, 4000)
+    result, _ = drawn(one, 4000)
     mean, std = expected(x[:1], spread)
-    np.testing.assert_allclose(found.mean(axis=0), mean[0], atol=0.03)
-    np.testing.assert_allclose(found.std(axis=0), std[0], rtol=0.1)
-    held = dataset.reference(36, 0)
-    assert held.shape == (36, 2, 2, 4)
-    assert not np.array_equal(held, dataset.reference(36, 1)[np.argsort(np.random.default_rng(1).permutation(36))])
+    np.testing.assert_allclose(result.mean(axis=0), mean[0], atol=0.03)
+    np.testing.assert_allclose(result.std(axis=0), std[0], rtol=0.1)
+    held_out = dataset.reference(36, 0)
+    assert held_out.shape == (36, 2, 2, 4)
+    assert not np.array_equal(held_out, dataset.reference(36, 1)[np.argsort(np.random.default_rng(1).permutation(36))])
 
 
 def test_mirror_images(tmp_path):
@@ -167,17 +167,17 @@ def test_mirror_images(tmp_path):
     encoding.encode(tmp_path / "x.npz", autoencoder(), tmp_path / "out", dataclasses.replace(CONFIG, flip=True))
     dataset = latents.load(tmp_path / "out", holdout=0.25)
     assert dataset.arrays["mean"].shape == (27, 2, 16)
-    found, _ = drawn(dataset, 3000)
+    result, _ = drawn(dataset, 3000)
     both = np.stack([expected(x), expected(x[:, :, ::-1])], axis=1).astype(np.float32)
-    distance = np.abs(found[:, None, None] - both[None]).max(axis=(3, 4, 5)).reshape(3000, -1)
+    distance = np.abs(result[:, None, None] - both[None]).max(axis=(3, 4, 5)).reshape(3000, -1)
     assert distance.min(axis=1).max() < 1e-3
     row, view = np.divmod(distance.argmin(axis=1), 2)
     assert abs(view.sum() - 1500) < 5 * np.sqrt(750)
     # What is held out is held out with its mirror image.
-    held = dataset.reference(100, 0)
-    kept = np.abs(held[:, None] - both[None, :, 0]).max(axis=(2, 3, 4)).argmin(axis=1)
-    assert set(row) | set(kept) == set(range(36))
-    assert not set(row) & set(kept)
+    held_out = dataset.reference(100, 0)
+    stored = np.abs(held_out[:, None] - both[None, :, 0]).max(axis=(2, 3, 4)).argmin(axis=1)
+    assert set(row) | set(stored) == set(range(36))
+    assert not set(row) & set(stored)
 
 
 RAW = np.array([1.0, -2.0, 3.0, 0.5])
@@ -201,10 +201,10 @@ def test_published_units_of_the_network(tmp_path, streamed):
     write(tmp_path / "x.npz")
     stable = autoencoder()._replace(name="kl", encode=lambda x: jnp.tile(0.18215 * RAW, (len(x), 2, 2, 1)))
     encoding.encode(tmp_path / "x.npz", stable, tmp_path / "out", dataclasses.replace(CONFIG, dtype="float32"))
-    for units, seen in PUBLISHED.items():
-        dataset = latents.load(tmp_path / "out", units=units, streamed=streamed)
+    for units, values in PUBLISHED.items():
+        dataset = latents.load(tmp_path / "out", units=units, from_disk=streamed)
         x = np.asarray(dataset.batch(dataset.arrays, jax.random.key(0), 0, 8)[0])
-        np.testing.assert_allclose(x, np.broadcast_to(seen, (8, 2, 2, 4)), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(x, np.broadcast_to(values, (8, 2, 2, 4)), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(dataset.to_original(x)[0, 0, 0] / 0.18215, RAW, rtol=1e-5)  # what is decoded
         np.testing.assert_allclose(dataset.reference(3, 0)[0, 0, 0] / 0.18215, RAW, rtol=1e-5)
     assert {name: preset.latents for name, preset in PRESETS.items() if name.startswith("imagenet")} == {
@@ -214,23 +214,25 @@ def test_published_units_of_the_network(tmp_path, streamed):
 
 
 def test_units_that_do_not_fit(tmp_path):
-    for bad, said in [
+    for bad, message in [
         ({"scale": "own"}, "latents.std"),
         ({"scale": "own", "std": (1.0, 0.0)}, "above 0"),
         ({"scale": "own", "std": (math.inf,)}, "finite"),
         ({"mean": (1.0,)}, "latents.mean = (1.0,): allowed is none, unless latents.scale = own"),
     ]:
-        assert said in refusal(LatentScale, **bad)
+        assert message in refusal(LatentScale, **bad)
     write(tmp_path / "x.npz")
     wide = autoencoder()._replace(channels=8, encode=lambda x: jnp.concatenate([channels(x)] * 2, axis=3))
     encoding.encode(tmp_path / "x.npz", wide, tmp_path / "out", CONFIG)
-    said = refusal(latents.load, tmp_path / "out", units=LatentScale("fixed"))
-    assert "latents of 8 channels (stand-in); latents.scale = fixed has 4 for mean" in said
+    message = refusal(latents.load, tmp_path / "out", units=LatentScale("fixed"))
+    assert "latents of 8 channels (stand-in); latents.scale = fixed has 4 for mean" in message
     assert latents.load(tmp_path / "out", units=LatentScale("factor")).scale.shape == (8,)
-    own = LatentScale("own", std=(1.0,) * 3)
-    assert "has 3 for std" in refusal(latents.load, tmp_path / "out", units=own)
-    said = refusal(TrainConfig(str(tmp_path / "x.npz"), latents=dataclasses.replace(own, std=(2.0,))).load_data)
-    assert said == "latents.scale = own: x holds no latents"
+    custom_scale = LatentScale("own", std=(1.0,) * 3)
+    assert "has 3 for std" in refusal(latents.load, tmp_path / "out", units=custom_scale)
+    message = refusal(
+        TrainConfig(str(tmp_path / "x.npz"), latents=dataclasses.replace(custom_scale, std=(2.0,))).load_data
+    )
+    assert message == "latents.scale = own: x holds no latents"
 
 
 def test_runs_keep_their_units(tmp_path):
@@ -248,25 +250,25 @@ def test_runs_keep_their_units(tmp_path):
     x = np.asarray(run.dataset.draw(run.dataset.arrays, jax.random.key(0), 500)[0])
     assert np.abs(x[..., 1].mean()) < 0.5
     np.testing.assert_allclose(run.dataset.to_original(x)[..., 1].mean(), 20, atol=0.5)
-    other = dataclasses.replace(old, latents=LatentScale("factor"), initial=str(tmp_path / "run"))
+    other = dataclasses.replace(old, latents=LatentScale("factor"), init_from=str(tmp_path / "run"))
     assert identity(other) != identity(dataclasses.replace(other, latents=LatentScale()))
-    said = refusal(Run.create, other, tmp_path / "other")
-    assert "latents.scale = standardise, this training's with factor" in said
+    message = refusal(Run.create, other, tmp_path / "other")
+    assert "latents.scale = standardise, this run's with factor" in message
 
 
-@pytest.mark.parametrize("kind", ["latents", "pictures", "table"])
+@pytest.mark.parametrize("kind", ["latents", "images", "table"])
 def test_whether_the_reference_is_unseen(tmp_path, kind):
     """Nothing is held out of a preset's ImageNet, as published; what is measured then is said."""
     x, _ = write(tmp_path / "x.npz")
     if kind == "latents":
         encoding.encode(tmp_path / "x.npz", autoencoder(), tmp_path / "data", CONFIG)
-    path = {"latents": tmp_path / "data", "pictures": tmp_path / "x.npz", "table": tmp_path / "t.npy"}[kind]
+    path = {"latents": tmp_path / "data", "images": tmp_path / "x.npz", "table": tmp_path / "t.npy"}[kind]
     np.save(tmp_path / "t.npy", x.reshape(len(x), -1)[:, :3].astype(float))
     for holdout in (0.0, 0.1):
         config = TrainConfig(str(path), holdout=holdout, steps=1, batch_size=4, network=MLPConfig(8, 1))
         dataset = config.load_data()
-        seen = {point.tobytes() for point in dataset.reference(100, 0)}
-        assert len(seen) == (36 if holdout == 0 else 4)
+        values = {point.tobytes() for point in dataset.reference(100, 0)}
+        assert len(values) == (36 if holdout == 0 else 4)
         assert dataset.unseen == (holdout > 0)
     np.savez(tmp_path / "both.npz", x_train=x[:32], x_test=x[32:])
     assert data.load(str(tmp_path / "both.npz"), 0.0).unseen
@@ -274,7 +276,7 @@ def test_whether_the_reference_is_unseen(tmp_path, kind):
 
 
 def test_what_an_evaluation_without_held_out_data_says(capsys):
-    result = {"run": "r", "step": 1, "ema": 0.999, "distances": {"floor": {"sw1": 1.0, "sw2": 2.0}}}
+    result = {"run": "r", "step": 1, "ema": 0.999, "distances": {"baseline": {"sw1": 1.0, "sw2": 2.0}}}
     for unseen in (True, False):
         print_distances(result | {"unseen": unseen})
         assert ("to the training data, since none were held out" in capsys.readouterr().out) != unseen
@@ -332,22 +334,22 @@ def test_a_deleted_shard_is_made_again_and_nothing_else(tmp_path):
     before = contents(tmp_path / "out")
     (tmp_path / "out" / "latents-00002.npz").unlink()
     assert "latents-00002.npz: this shard is missing" in refusal(latents.load, tmp_path / "out")
-    seen = []
-    counting = autoencoder()._replace(encode=lambda x: seen.append(len(x)) or channels(x))
+    values = []
+    counting = autoencoder()._replace(encode=lambda x: values.append(len(x)) or channels(x))
     encoding.encode(tmp_path / "x.npz", counting, tmp_path / "out", CONFIG)
     assert contents(tmp_path / "out") == before
-    assert seen == [4] * (3 + 4)  # ten pictures of the shard, then sixteen for the reconstruction
+    assert values == [4] * (3 + 4)  # ten images of the shard, then sixteen for the reconstruction
     encoding.encode(tmp_path / "x.npz", counting, tmp_path / "out", CONFIG)
-    assert len(seen) == 7
+    assert len(values) == 7
 
 
 def test_the_rate_and_the_time_left_are_said(tmp_path, capsys):
     write(tmp_path / "x.npz")
     encoding.encode(tmp_path / "x.npz", autoencoder(), tmp_path / "out", CONFIG, Progress(every_seconds=0.0))
-    said = capsys.readouterr().err
-    assert "encoding x.npz: 4/36 pictures" in said
-    assert "36/36 pictures" in said
-    assert "s left" in said
+    message = capsys.readouterr().err
+    assert "encoding x.npz: 4/36 images" in message
+    assert "36/36 images" in message
+    assert "s left" in message
 
 
 # ---------------------------------------------------------------------------------------------------- damaged and bad
@@ -371,7 +373,7 @@ def test_a_damaged_shard_is_named(tmp_path, kind):
     assert "latents-00001.npz: damaged shard" in refusal(latents.load, tmp_path / "out")
 
 
-def test_damaged_pictures_are_left_out_and_counted(tmp_path):
+def test_damaged_images_are_left_out_and_counted(tmp_path):
     save(tmp_path / "photos", pixels(40, 24, 20))
     for at in (0, 13):
         damage(tmp_path / "photos" / f"{at:04d}.png", "truncated")
@@ -389,10 +391,10 @@ def test_other_settings_are_refused(tmp_path):
     write(path)
     encoding.encode(path, autoencoder(), out, CONFIG)
     other = dataclasses.replace(CONFIG, shard=12)
-    assert "holds latents with shard = 10, asked is 12" in refusal(encoding.encode, path, autoencoder(), out, other)
+    assert "holds latents with shard = 10, requested is 12" in refusal(encoding.encode, path, autoencoder(), out, other)
     assert "autoencoder_sha256" in refusal(encoding.encode, path, autoencoder(sha256="1" * 64), out, CONFIG)
     write(path, 37)
-    assert "pictures = 36, asked is 37" in refusal(encoding.encode, path, autoencoder(), out, CONFIG)
+    assert "images = 36, requested is 37" in refusal(encoding.encode, path, autoencoder(), out, CONFIG)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     assert "is not empty" in refusal(encoding.encode, path, autoencoder(), tmp_path / "full", CONFIG)
@@ -404,8 +406,8 @@ def test_other_settings_are_refused(tmp_path):
 def test_latents_that_are_not_finite(tmp_path):
     write(tmp_path / "x.npz")
     broken = autoencoder()._replace(encode=lambda x: 1e6 * channels(x))
-    said = refusal(encoding.encode, tmp_path / "x.npz", broken, tmp_path / "out", CONFIG)
-    assert "not finite in float16" in said
+    message = refusal(encoding.encode, tmp_path / "x.npz", broken, tmp_path / "out", CONFIG)
+    assert "not finite in float16" in message
 
 
 def test_folders_that_cannot_be_loaded(tmp_path):
@@ -413,36 +415,36 @@ def test_folders_that_cannot_be_loaded(tmp_path):
     (tmp_path / latents.INDEX).write_text("{}")
     assert "not a readable index" in refusal(latents.load, tmp_path)
     whole = {"settings": {"format": 1}, "num_classes": 0, "shards": {}, "complete": False}
-    for index, said in [
+    for index, message in [
         (whole | {"settings": {"format": 99}}, "format 99"),
         (whole | {"complete": True}, "without count, mean, shape, std"),
         (whole, "not finished"),
     ]:
         (tmp_path / latents.INDEX).write_text(json.dumps(index))
-        assert said in refusal(latents.load, tmp_path)
+        assert message in refusal(latents.load, tmp_path)
     write(tmp_path / "x.npz", 31)
     encoding.encode(tmp_path / "x.npz", autoencoder(), tmp_path / "few", CONFIG)
-    assert "31 pictures; at least 32" in refusal(latents.load, tmp_path / "few")
+    assert "31 images; at least 32" in refusal(latents.load, tmp_path / "few")
     write(tmp_path / "x.npz")
     encoding.encode(tmp_path / "x.npz", autoencoder(), tmp_path / "out", CONFIG)
     assert "holdout" in refusal(latents.load, tmp_path / "out", holdout=0.7)
     latents.check_autoencoder(latents.load(tmp_path / "out"), autoencoder())
     wrong = refusal(latents.check_autoencoder, latents.load(tmp_path / "out"), autoencoder(sha256="1" * 64))
-    assert "made by stand-in of sha256 000000000000" in wrong
+    assert "encoded by stand-in of sha256 000000000000" in wrong
 
 
-# ------------------------------------------------------------------------------------------------ pictures and command
+# ------------------------------------------------------------------------------------------------ images and command
 
 
-def test_pictures_come_back(tmp_path):
+def test_images_come_back(tmp_path):
     blocks = np.random.default_rng(0).integers(0, 256, (36, 2, 2, 3), np.uint8)
     blocks = blocks.repeat(8, axis=1).repeat(8, axis=2)
     np.savez(tmp_path / "x.npz", images=blocks)
     config = dataclasses.replace(CONFIG, dtype="float32")
     index = encoding.encode(tmp_path / "x.npz", autoencoder(), tmp_path / "out", config)
     dataset = latents.load(tmp_path / "out", holdout=0.0)
-    found = latents.decode(autoencoder(), drawn(dataset, 50)[0])
-    assert {picture.tobytes() for picture in found} <= {picture.tobytes() for picture in blocks}
+    result = latents.decode(autoencoder(), drawn(dataset, 50)[0])
+    assert {image.tobytes() for image in result} <= {image.tobytes() for image in blocks}
     assert index["psnr"] is None  # infinite: nothing is lost
 
 
@@ -451,12 +453,12 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     save(tmp_path / "photos" / "b", pixels(20, 24, 20))
     damage(tmp_path / "photos" / "b" / "0003.png", "empty")
     monkeypatch.setattr(autoencoders, "load", lambda path, kind: autoencoder())
-    wanted = command.Latents(tmp_path / "photos", tmp_path / "vae.safetensors", tmp_path / "out", CONFIG)
-    command.encode(wanted, Progress(every_seconds=0.0))
-    said = capsys.readouterr()
-    assert "39 latents of 2x2x4" in said.out
-    assert "1 damaged and left out" in said.err
-    assert "dB PSNR" in said.out
+    options = cli.Latents(tmp_path / "photos", tmp_path / "vae.safetensors", tmp_path / "out", CONFIG)
+    cli.encode(options, Progress(every_seconds=0.0))
+    message = capsys.readouterr()
+    assert "39 latents of 2x2x4" in message.out
+    assert "1 damaged and left out" in message.err
+    assert "dB PSNR" in message.out
     assert latents.load(tmp_path / "out").num_classes == 2
 
 
@@ -469,24 +471,24 @@ def test_real_latents(tmp_path):
     assert (index["count"], index["shape"]) == (49, [8, 8, 32])
     assert 0.3 < np.mean(index["std"]) < 3
     dataset = latents.load(tmp_path / "out", holdout=0.0)
-    kept = np.asarray(dataset.arrays["mean"]).reshape(49, 8, 8, 32)
+    stored = np.asarray(dataset.arrays["mean"]).reshape(49, 8, 8, 32)
     config = encoding.ImageConfig(size=64, channels="rgb")
     x = encoding.images.decode(encoding.image_files.read(SHARED / "imagenet_sample"), config, "photographs").pixels
-    found = psnr(latents.decode(model, kept.astype(np.float32), 7), x)
-    np.testing.assert_allclose(found[:16].mean(), index["psnr"], atol=0.05)
+    result = psnr(latents.decode(model, stored.astype(np.float32), 7), x)
+    np.testing.assert_allclose(result[:16].mean(), index["psnr"], atol=0.05)
 
 
-def test_pictures_as_training_sees_them(tmp_path, capsys):
+def test_images_as_training_sees_them(tmp_path, capsys):
     save(tmp_path / "photos" / "a", pixels(3, 24, 20))
     save(tmp_path / "photos" / "b", pixels(2, 30, 40))
     damage(tmp_path / "photos" / "b" / "0001.png", "empty")
-    wanted = command.Pictures(tmp_path / "photos", tmp_path / "x.npz", size=20)
-    command.prepare(wanted, Progress())
-    said = capsys.readouterr()
-    assert "4 pictures of 20x20x3" in said.out
-    assert "1 damaged and left out" in said.err
+    options = cli.Images(tmp_path / "photos", tmp_path / "x.npz", size=20)
+    cli.prepare(options, Progress())
+    message = capsys.readouterr()
+    assert "4 images of 20x20x3" in message.out
+    assert "1 damaged and left out" in message.err
     written = np.load(tmp_path / "x.npz")
     np.testing.assert_array_equal(written["images"][:3], pixels(3, 24, 20)[:, 2:22])
     np.testing.assert_array_equal(written["labels"], ["a", "a", "a", "b"])
     with pytest.raises(UserError, match=r"ends in \.npz"):
-        dataclasses.replace(wanted, out=tmp_path / "x.png")
+        dataclasses.replace(options, out=tmp_path / "x.png")

@@ -1,4 +1,4 @@
-"""Trainings of a study on other machines: processes here, stand-ins of SLURM and Ray."""
+"""Runs of a study on other machines: processes here, stand-ins of SLURM and Ray."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from vamf.errors import UserError
 from vamf.progress import Progress
 from vamf.studies import launcher
 from vamf.studies.launcher import Failed, Local
-from vamf.training.signals import Interrupted
+from vamf.training.preemption import Preempted
 
 QUIET = Progress(show=False)
 TINY = ("tiny", ("two_moons",), 20, (0,), 10, 1e-3, (0.0, 0.5, 1.0))
@@ -33,7 +33,7 @@ COUNT = "at = len(os.listdir()); open(str(at), 'w').close(); print('attempt', at
 
 
 def test_failures_are_tried_again_and_then_named(tmp_path):
-    """One that fails once succeeds in the end; one that fails always is named with what it said last."""
+    """One that fails once succeeds in the end; one that always fails is named with its last line of output."""
     twice = scripts(tmp_path / "twice", flaky=COUNT + "sys.exit(at < 1)")
     always = scripts(tmp_path / "always", broken=COUNT + "sys.exit(3)")
     with pytest.raises(Failed, match=r"^failed 3 times: broken: attempt 2 \(.*logs/broken\.log\)$"):
@@ -62,37 +62,37 @@ def test_workers_are_so_many_at_once(tmp_path):
 def test_workers_share_the_cores(tmp_path, monkeypatch):
     monkeypatch.setattr(launcher, "_gpus", list)
     cores = len(os.sched_getaffinity(0))
-    seen = "time.sleep(0.5); print(len(os.sched_getaffinity(0)))"
-    launcher.complete(scripts(tmp_path / "jobs", a=seen), tmp_path / "logs", Local(cores), QUIET)
+    code = "time.sleep(0.5); print(len(os.sched_getaffinity(0)))"
+    launcher.complete(scripts(tmp_path / "jobs", a=code), tmp_path / "logs", Local(cores), QUIET)
     assert (tmp_path / "logs" / "a.log").read_text().strip() == "1"
 
 
 def test_workers_have_a_gpu_each(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    seen = "print(os.environ['CUDA_VISIBLE_DEVICES']); time.sleep(1)"
+    code = "print(os.environ['CUDA_VISIBLE_DEVICES']); time.sleep(1)"
     local = Local()
     assert local.workers == 2
-    launcher.complete(scripts(tmp_path / "jobs", a=seen, b=seen), tmp_path / "logs", local, QUIET)
+    launcher.complete(scripts(tmp_path / "jobs", a=code, b=code), tmp_path / "logs", local, QUIET)
     assert {(tmp_path / "logs" / f"{name}.log").read_text().strip() for name in "ab"} == {"4", "7"}
 
 
 def test_interruption_ends_the_jobs(tmp_path, monkeypatch):
     jobs = scripts(tmp_path / "jobs", a="print(os.getpid(), flush=True); time.sleep(600)")
-    said = tmp_path / "logs" / "a.log"
+    log = tmp_path / "logs" / "a.log"
 
     sleep = time.sleep
 
     def interrupt(seconds):
         sleep(seconds)
-        if said.exists() and said.read_text():
+        if log.exists() and log.read_text():
             os.kill(os.getpid(), signal.SIGTERM)
             monkeypatch.setattr(time, "sleep", sleep)
 
     monkeypatch.setattr(time, "sleep", interrupt)
-    with pytest.raises(Interrupted, match="all that is done is kept"):
+    with pytest.raises(Preempted, match="finished runs are kept"):
         launcher.complete(jobs, tmp_path / "logs", Local(1), QUIET)
     with pytest.raises(ProcessLookupError):
-        os.kill(int(said.read_text()), 0)
+        os.kill(int(log.read_text()), 0)
 
 
 @pytest.mark.slow
@@ -102,11 +102,11 @@ def test_parts_of_a_study(tmp_path):
 
     study = STUDY.at(tmp_path / "study", Budget(*TINY))
     launcher.part(study, "plan")
-    names = json.loads((study.folder / "plan.json").read_text())["trainings"]
+    names = json.loads((study.folder / "plan.json").read_text())["runs"]
     assert names == ["two_moons-sweep", "two_moons-corner"]
     for name in names:
         launcher.part(study, name)
-        assert (study.folder / "trainings" / name / "result.json").exists()
+        assert (study.folder / "runs" / name / "result.json").exists()
     with pytest.raises(UserError, match="only = moons: allowed are plan, two_moons-sweep, two_moons-corner"):
         launcher.part(study, "moons")
 
@@ -120,12 +120,12 @@ folder = Path(words[words.index("--out") + 1])
 part = words[words.index("--only") + 1] if "--only" in words else "report"
 if part == "plan":
     (folder / "study.json").write_text("{}")
-    (folder / "plan.json").write_text('{"trainings": ["one", "two"]}')
+    (folder / "plan.json").write_text('{"runs": ["one", "two"]}')
 elif part == "report":
-    assert all((folder / "trainings" / name / "result.json").exists() for name in ("one", "two"))
+    assert all((folder / "runs" / name / "result.json").exists() for name in ("one", "two"))
     (folder / "report.html").write_text("done")
 else:
-    place = folder / "trainings" / part
+    place = folder / "runs" / part
     place.mkdir(parents=True, exist_ok=True)
     (place / "result.json").open("x").close()  # fails where it is done twice
 print(part)
@@ -133,7 +133,7 @@ print(part)
 
 
 @pytest.fixture
-def stand_in(tmp_path, monkeypatch):
+def synthetic_dataset(tmp_path, monkeypatch):
     """A program that does of a study only what the launcher sees."""
     program = tmp_path / "program"
     program.write_text(f"#!{sys.executable}\n{STAND_IN}")
@@ -150,10 +150,10 @@ class Submitit(types.ModuleType):
         self.parameters, self.submitted = {}, 0
         self.AutoExecutor = lambda folder: self
 
-    def update_parameters(self, **given):
-        if "gpu" in given:
+    def update_parameters(self, **options):
+        if "gpu" in options:
             raise NameError("Unknown argument(s): gpu")
-        self.parameters |= given
+        self.parameters |= options
 
     def submit(self, function, *arguments):
         self.submitted += 1
@@ -196,40 +196,43 @@ class RayModule(types.ModuleType):
 
 
 @pytest.mark.parametrize(("name", "resource"), [("slurm", "gpus_per_node=1"), ("ray", "num_gpus=0.5")])
-def test_schedulers(name, resource, stand_in, monkeypatch, capsys):
-    """Plan, two trainings, one of whose jobs is lost and comes again, report: by the command line, to a path."""
+def test_schedulers(name, resource, synthetic_dataset, monkeypatch, capsys):
+    """Plan, two runs, one of whose jobs is lost and comes again, report: by the command line, to a path."""
     module = Submitit() if name == "slurm" else RayModule()
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    command = ["study", "toys", "--quick", "--launcher", name, "--resources", resource, "--out", str(stand_in)]
+    command = ["study", "toys", "--quick", "--launcher", name, "--resources", resource, "--out", str(synthetic_dataset)]
     main(command)
-    assert capsys.readouterr().out == f"report: {stand_in / 'report.html'}\n"
+    assert capsys.readouterr().out == f"report: {synthetic_dataset / 'report.html'}\n"
     assert module.submitted == 5
-    given = module.parameters if name == "slurm" else module.options
-    assert given[resource.split("=")[0]] == float(resource.split("=")[1])
-    main(command)  # trainings are found done: plan and report only
+    resources = module.parameters if name == "slurm" else module.options
+    assert resources[resource.split("=")[0]] == float(resource.split("=")[1])
+    main(command)  # all runs are done: plan and report only
     assert module.submitted == 7
 
 
-def test_local_study_by_the_command_line(stand_in, capsys):
-    main(["study", "toys", "--quick", "--launcher", "local", "--workers", "2", "--out", str(stand_in)])
-    assert capsys.readouterr().out == f"report: {stand_in / 'report.html'}\n"
-    assert (stand_in / "logs" / "two.log").read_text() == "two\n"
+def test_local_study_by_the_command_line(synthetic_dataset, capsys):
+    main(["study", "toys", "--quick", "--launcher", "local", "--workers", "2", "--out", str(synthetic_dataset)])
+    assert capsys.readouterr().out == f"report: {synthetic_dataset / 'report.html'}\n"
+    assert (synthetic_dataset / "logs" / "two.log").read_text() == "two\n"
 
 
 @pytest.mark.slow
-def test_submitit_itself(stand_in, monkeypatch):
+def test_submitit_itself(synthetic_dataset, monkeypatch):
     submitit = pytest.importorskip("submitit", reason="submitit is not installed: pip install 'vamf[slurm]'")
-    auto, folder = submitit.AutoExecutor, stand_in
+    auto, folder = submitit.AutoExecutor, synthetic_dataset
     monkeypatch.setattr(submitit, "AutoExecutor", lambda folder: auto(folder, cluster="local"))
     assert launcher.run(["study", "toys", "--out", str(folder)], folder, launcher.Slurm(folder), QUIET).exists()
 
 
 @pytest.mark.slow
-def test_ray_itself(stand_in):
+def test_ray_itself(synthetic_dataset):
     ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'vamf[ray]'")
     try:
         done = launcher.run(
-            ["study", "toys", "--out", str(stand_in)], stand_in, launcher.Ray(2, {"num_cpus": 0}), QUIET
+            ["study", "toys", "--out", str(synthetic_dataset)],
+            synthetic_dataset,
+            launcher.Ray(2, {"num_cpus": 0}),
+            QUIET,
         )
         assert done.exists()
     finally:
@@ -268,7 +271,7 @@ def test_missing_package_is_one_line(name, module, tmp_path, monkeypatch, capsys
 
 @pytest.mark.slow
 def test_real_trainings_in_processes(tmp_path, monkeypatch):
-    """The quick 2-D study made tiny, by processes on this machine: what they leave is a whole study."""
+    """The quick 2-D study made tiny, by processes on this machine: their results are a complete study."""
     program = tmp_path / "program"
     code = (
         f"#!{sys.executable}\nimport sys\nfrom vamf.studies import toys\n"

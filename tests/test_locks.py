@@ -17,7 +17,7 @@ from vamf.errors import UserError
 from vamf.progress import Progress
 from vamf.studies import runner
 from vamf.training.config import TrainConfig
-from vamf.training.folders import claim
+from vamf.training.folders import new_run_folder
 from vamf.training.logs import read
 from vamf.training.run import Run
 
@@ -29,9 +29,9 @@ def claims(config: TrainConfig, folder: Path | None, count: int) -> list[Path | 
     def attempt(_) -> Path | str:
         start.wait()
         try:
-            with claim(config, folder) as found:
+            with new_run_folder(config, folder) as new_folder:
                 end.wait()
-                return found
+                return new_folder
         except UserError as error:
             end.wait()
             return str(error)
@@ -43,18 +43,18 @@ def claims(config: TrainConfig, folder: Path | None, count: int) -> list[Path | 
 def test_a_folder_is_claimed_once(tmp_path, monkeypatch):
     """Eight at once: numbers of their own without --out, one of them with it. Of what fails nothing stays."""
     monkeypatch.chdir(tmp_path)
-    found = claims(TrainConfig("swiss_roll"), None, 8)
-    assert sorted(map(str, found)) == [f"runs/swiss_roll-vamf-{number}" for number in range(1, 9)]
+    result = claims(TrainConfig("swiss_roll"), None, 8)
+    assert sorted(map(str, result)) == [f"runs/swiss_roll-vamf-{number}" for number in range(1, 9)]
     assert list(tmp_path.glob("runs/*")) == []
     (tmp_path / "empty").mkdir()
     for folder in (Path("new") / "run", Path("empty")):
-        found = claims(TrainConfig("swiss_roll"), folder, 8)
+        result = claims(TrainConfig("swiss_roll"), folder, 8)
         refused = {f"{folder}: is being trained by process {os.getpid()}; wait until that has ended"}
-        assert set(found) - {folder} == refused
-        assert found.count(folder) == 1
+        assert set(result) - {folder} == refused
+        assert result.count(folder) == 1
         assert list(folder.glob("*")) == []  # who made it may not have been who got it: it may stay, empty
     for folder in (Path("fresh") / "run", Path("empty")):
-        with pytest.raises(ZeroDivisionError), claim(TrainConfig("swiss_roll"), folder):
+        with pytest.raises(ZeroDivisionError), new_run_folder(TrainConfig("swiss_roll"), folder):
             raise ZeroDivisionError
         assert folder.parent.exists() == folder.exists() == (folder.name == "empty")
 
@@ -71,10 +71,10 @@ def test_another_process_keeps_us_out_until_it_ends(tmp_path):
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        said = f"{folder}: is being trained by process {other.pid}; wait"
-        with pytest.raises(UserError, match=said):
+        message = f"{folder}: is being trained by process {other.pid}; wait"
+        with pytest.raises(UserError, match=message):
             Run.open(folder).train(Progress(show=False))
-        with pytest.raises(UserError, match=said), locks.folder_lock(folder, "trained", shared=True):
+        with pytest.raises(UserError, match=message), locks.folder_lock(folder, "trained", shared=True):
             pass
     finally:
         other.kill()
@@ -115,8 +115,8 @@ def test_file_systems_without_locks(tmp_path, monkeypatch):
     with locks.folder_lock(tmp_path, "trained"):
         pass
     (tmp_path / locks.LOCK).write_text(f"{dead.pid} elsewhere\n")
-    said = f"by process {dead.pid} on elsewhere;"
-    with pytest.raises(UserError, match=said), locks.folder_lock(tmp_path, "trained"):
+    message = f"by process {dead.pid} on elsewhere;"
+    with pytest.raises(UserError, match=message), locks.folder_lock(tmp_path, "trained"):
         pass
 
 
@@ -146,6 +146,6 @@ def test_two_trainings_started_together(tmp_path):
     main(["train", "swiss_roll", *options, "--out", str(tmp_path / "run")])
     for path in (tmp_path / "run" / "checkpoints").iterdir():
         path.rename(tmp_path / path.name)
-    (done, _), (status, said) = together(["--resume", "run"])
+    (done, _), (status, message) = together(["--resume", "run"])
     assert (done, status) == (0, 2)
-    assert "vamf: run: is being trained by process" in said
+    assert "vamf: run: is being trained by process" in message

@@ -1,4 +1,4 @@
-"""What a training writes down, and where it goes."""
+"""What a run writes down, and where it goes."""
 
 import dataclasses
 import gzip
@@ -21,10 +21,10 @@ from vamf.progress import Progress
 from vamf.training import loop
 from vamf.training.config import LogConfig, TrainConfig
 from vamf.training.config_file import identity, read_json, to_json
-from vamf.training.grid import Grid
+from vamf.training.ensemble import Ensemble
 from vamf.training.logs import read, scalars
 from vamf.training.run import Run
-from vamf.training.step import cells
+from vamf.training.step import binned_residuals
 
 QUIET = Progress(show=False)
 
@@ -43,7 +43,7 @@ def resumed(folder: Path, config: TrainConfig) -> Run:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        loop.train(run.grid, run.folder, QUIET, kill)
+        loop.train(run.ensemble, run.folder, QUIET, kill)
     run = Run.open(folder)
     run.train(QUIET)
     return run
@@ -57,23 +57,23 @@ def test_cells_are_those_of_a_histogram():
     r[:100] = t[:100]
     t[-1], r[-1] = 1, 0
     residual = rng.exponential(size=500).astype(np.float32)
-    total, count = np.asarray(cells(*map(jnp.asarray, (residual, r, t)))).reshape(2, 4, 5)
+    total, count = np.asarray(binned_residuals(*map(jnp.asarray, (residual, r, t)))).reshape(2, 4, 5)
     edges = [np.linspace(0, 1, 5), [-1e-9, 1e-9, 0.25, 0.5, 0.75, 1]]
     np.testing.assert_array_equal(count, np.histogram2d(t, t - r, edges)[0])
     np.testing.assert_allclose(total, np.histogram2d(t, t - r, edges, weights=residual)[0], rtol=1e-5)
 
 
 def test_one_bad_row_spoils_its_own_cell_only():
-    total = np.asarray(cells(jnp.array([1.0, jnp.nan]), jnp.array([0.1, 0.2]), jnp.array([0.1, 0.9])))[0]
+    total = np.asarray(binned_residuals(jnp.array([1.0, jnp.nan]), jnp.array([0.1, 0.2]), jnp.array([0.1, 0.9])))[0]
     assert np.isnan(total).sum() == 1
     assert np.nansum(total) == 1
 
 
 def test_table_keeps_the_mean_residual():
     """Weighted by their numbers of rows, the cells' means are the residual itself, step by step, member by member."""
-    grid = Grid(small(), data.load("swiss_roll"), [1, 2])
-    _, metrics = grid.advance(grid.init(), 10)
-    total, count = metrics.cells[:, :, 0], metrics.cells[:, :, 1]
+    ensemble = Ensemble(small(), data.load("swiss_roll"), [1, 2])
+    _, metrics = ensemble.advance(ensemble.init(), 10)
+    total, count = metrics.binned_residuals[:, :, 0], metrics.binned_residuals[:, :, 1]
     np.testing.assert_array_equal(count.sum(axis=-1), 32)
     np.testing.assert_allclose(total.sum(axis=-1) / 32, metrics.residual, rtol=1e-5)
 
@@ -93,17 +93,17 @@ def test_line_of_the_log(tmp_path):
         assert 10e6 < memory < 1e12
 
 
-def test_pictures_are_kept_as_pictures(tmp_path):
+def test_images_are_kept_as_images(tmp_path):
     config = dataclasses.replace(small(), data="digits", network=MLPConfig(), steps=20)
     run = Run.create(config, tmp_path / "run")
     run.train(QUIET)
-    (samples,), (picture,) = ((run.folder / "samples").glob(f"*.{kind}") for kind in ("npy", "png"))
+    (samples,), (path,) = ((run.folder / "samples").glob(f"*.{kind}") for kind in ("npy", "png"))
     drawn = np.load(samples)[0].reshape(8, 8)
-    with Image.open(picture) as image:
+    with Image.open(path) as image:
         sheet = np.asarray(image.convert("L"), float)
     scale = (sheet.shape[1]) // (10 * 9 + 1)
     first = sheet[scale : 9 * scale : scale, scale : 9 * scale : scale]
-    np.testing.assert_allclose(first, np.clip(drawn * 255 / run.dataset.white, 0, 255), atol=1)
+    np.testing.assert_allclose(first, np.clip(drawn * 255 / run.dataset.max_value, 0, 255), atol=1)
 
 
 def test_where_the_log_goes_is_not_what_the_training_is(tmp_path):
@@ -172,7 +172,7 @@ def test_tensorboard_after_resumption(tmp_path):
 
 
 def test_tensorboard_reads_the_files_itself(tmp_path):
-    """The reader of TensorBoard finds every point once, and the picture."""
+    """The reader of TensorBoard finds every point once, and the image."""
     pytest.importorskip("tensorboardX", reason="tensorboardX is not installed: pip install 'vamf[tensorboard]'")
     name = "tensorboard.backend.event_processing.event_accumulator"
     reader = pytest.importorskip(name, reason="tensorboard, which reads the files, is not installed")

@@ -65,7 +65,7 @@ def test_no_message_names_an_option_otherwise_in_its_middle():
         ({"guidance": {"scale": 2.0}}, "guidance.scale: needs guidance.dropout above 0"),
         ({"bank": {"t_min": 2.0}}, "bank.t-min = 2.0"),
         ({"bank": {"memory": 2, "size": 3}}, "bank.memory: not with bank.size"),
-        ({"bank_ema_share": 0.5}, "bank-ema-share: only with the proxy bank"),
+        ({"bank_ema_fraction": 0.5}, "bank-ema-fraction: only with the proxy bank"),
         ({"gap_weight": 2.0}, "gap-weight = 2.0"),
         ({"gap_weight": "fast"}, "gap-weight = 'fast': allowed is a number or KIND:START"),
         ({"diagonal_weight": "most"}, "diagonal-weight = 'most'"),

@@ -440,12 +440,12 @@ def test_mid_training_regresses_the_teachers_trajectory(points, shift, told, pai
     label, own = np.arange(8) % 3, np.arange(8) // pairs * pairs
     start, end = np.array([1, 2, 3, 4, 4, 4, 2, 3]), np.array([0, 0, 2, 0, 1, 3, 1, 1])
     even = np.arange(points) / (points - 1)
-    grid = shift * even / (1 + (shift - 1) * even)
-    slopes = instant(grid[1:]) + 0.1 * np.arange(3)[:, None]
-    factor = 1 - np.diff(grid) * slopes
+    ensemble = shift * even / (1 + (shift - 1) * even)
+    slopes = instant(ensemble[1:]) + 0.1 * np.arange(3)[:, None]
+    factor = 1 - np.diff(ensemble) * slopes
     path = np.array([np.prod(factor[:, k:], axis=1) for k in range(points)])
     z, z_end = (path[at, label[own], None] * e[own] for at in (start, end))
-    t, r = (grid if told == "shifted" else even)[np.stack([start, end])]
+    t, r = (ensemble if told == "shifted" else even)[np.stack([start, end])]
     expected = NETWORK(z, r, t, label[own]) - (z - z_end) / (t - r)[:, None]
 
     def teacher(z, r, t, label):
@@ -453,7 +453,7 @@ def test_mid_training_regresses_the_teachers_trajectory(points, shift, told, pai
 
     times = TeacherGrid(points=points, shift=shift)
     objective = plain("mid_training", times=times, pairs=pairs, student_times=told)
-    asked = [jnp.asarray(a) for a in (x, e, grid[end], grid[start])]
+    asked = [jnp.asarray(a) for a in (x, e, ensemble[end], ensemble[start])]
     found = residuals(objective, NETWORK, *asked, label=jnp.asarray(label), proxy=teacher)
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
@@ -608,7 +608,7 @@ def test_consistency_draws_the_noise_levels_of_trigflow(deviation):
     angle = np.arctan(np.exp(-1.0 + 1.4 * rng.normal(size=100_000)) / 0.5)
     relative = (np.sin(angle) * 0.5) / (np.cos(angle) * 0.5)
     times = objectives.create("consistency").times
-    if deviation == 0.5:  # pictures in [-1, 1]
+    if deviation == 0.5:  # images in [-1, 1]
         times = dataclasses.replace(times, mean=-1.0)
     r, t = times.draw(jax.random.key(0), 20_000)
     assert np.all(r == 0)
@@ -808,12 +808,12 @@ def test_a_method_can_be_added_from_outside():
             return ResidualOutput(ctx.u(rows.z, rows.r, rows.t, rows.cond) - landing)
 
     def end_point(common: Common = Common()):
-        """lands with the moving average"""
+        """lands with the EMA"""
         return compose(EndPoint(), common, roles(common))
 
     try:
         METHODS["end_point"] = Method(end_point)
-        assert METHODS["end_point"].summary == "lands with the moving average"
+        assert METHODS["end_point"].summary == "lands with the EMA"
         objective = objectives.create("end_point", weighting={"power": 0.5})
         assert "ema" in objective.needs
         u = exact_average(GAUSSIAN)

@@ -411,7 +411,7 @@ def test_toys_are_the_mixtures_they_are_said_to_be(name):
     """Distances between draws of the toy and of the mixture against the floor: draws of the toy and of the toy."""
     n, repeats = 10_000, 5
     dataset = data.load(name)
-    assert dataset.mixture is mixtures.of_toy(name)
+    assert dataset.mixture is mixtures.toy_mixture(name)
     keys = [jax.random.key(seed) for seed in range(3 * repeats)]
     toy = [np.asarray(toys.sample(name, key, n)) for key in keys[: 2 * repeats]]
     law = [np.asarray(dataset.mixture.sample(key, n)) for key in keys[2 * repeats :]]
@@ -434,4 +434,4 @@ def test_toys_are_the_mixtures_they_are_said_to_be(name):
 
 def test_unknown_toys_have_no_law():
     with pytest.raises(UserError, match="swiss_roll"):
-        mixtures.of_toy("swiss")
+        mixtures.toy_mixture("swiss")

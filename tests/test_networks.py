@@ -11,8 +11,8 @@ from vamf.conditioning import Conditioning, GuidanceScale
 from vamf.errors import UserError
 from vamf.networks import KINDS, DiTConfig, InContextConfig, MLPConfig, UNetConfig, build, kind_of, overlay
 from vamf.networks.embeddings import sinusoidal
-from vamf.training.config import OptimiserConfig, TrainConfig
-from vamf.training.grid import Grid
+from vamf.training.config import OptimizerConfig, TrainConfig
+from vamf.training.ensemble import Ensemble
 
 EVENTS = [(2,), (64,), (8, 8)]
 
@@ -231,12 +231,12 @@ def test_kinds_are_called_alike(config):
         u = network.bind(params)
         return u(z, r, t, label), u.velocity(z, t, label), u.fake(z, t, label), u.log_variance(r, t)
 
-    *pictures, scale = outputs(params)
+    *images, scale = outputs(params)
     assert scale.shape == (5,)
-    for one in pictures:
+    for one in images:
         assert one.shape == z.shape
         assert np.all(np.isfinite(one))
-    assert all(np.max(np.abs(one - pictures[0])) > 1e-6 for one in pictures[1:])
+    assert all(np.max(np.abs(one - images[0])) > 1e-6 for one in images[1:])
 
 
 @pytest.mark.parametrize("config", SMALL, ids=kind_of)
@@ -245,7 +245,7 @@ def test_parameters_of_another_training_take_their_places(config):
     found = overlay(more.init(jax.random.key(0)), plain.init(jax.random.key(1)))
     z, r, t = arguments((8, 8, 1))
     np.testing.assert_array_equal(more.bind(found)(z, r, t), plain.bind(plain.init(jax.random.key(1)))(z, r, t))
-    with pytest.raises(UserError, match=r"initial: its \S+ has shape"):
+    with pytest.raises(UserError, match=r"init-from: its \S+ has shape"):
         overlay(plain.init(jax.random.key(0)), build(config, (8, 8, 3)).init(jax.random.key(0)))
 
 
@@ -262,9 +262,9 @@ def test_drawn_scales_of_guidance_reach_the_network(tmp_path):
         batch_size=8,
         steps=20,
         learning_rate=0.03,
-        optimiser=OptimiserConfig(ema_decay=0.5),
+        optimizer=OptimizerConfig(ema_decay=0.5),
     )
-    grid = Grid(config, config.load_data(), [0])
+    grid = Ensemble(config, config.load_data(), [0])
     state, metrics = grid.advance(grid.init(), 20)
     assert np.all(np.isfinite(metrics.loss))
     u = grid.network.bind(jax.tree.map(lambda leaf: leaf[0], state.params))

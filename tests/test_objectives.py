@@ -147,7 +147,7 @@ def test_single_precision_is_enough(beta):
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (2, 2, 2)])
-def test_pictures_are_summed_over_all_axes(shape):
+def test_images_are_summed_over_all_axes(shape):
     rng = np.random.default_rng(0)
     x, e = rng.normal(size=(2, 8, *shape))
     r, t = batch()[2:]
@@ -353,7 +353,7 @@ def test_a_point_mass_is_learned_without_noise(name):
     assert np.max(loss) < 1e-12
 
 
-# ------------------------------------------------------------------------------------------------- the training path
+# ------------------------------------------------------------------------------------------------- the run path
 
 TRAINED = {
     "meanflow": {},
@@ -441,7 +441,7 @@ def test_whatever_training_draws_loss_at_has(name):
         "guidance": {
             "dropped": jnp.zeros(n, bool),
             "scale": conditioning.GuidanceScale(jnp.full(n, 4.0), 0 * t, 1 + 0 * t),
-            "share_of_scale": middle,
+            "scale_fraction": middle,
         },
     }
     given = {part: values[part] for part in sample.draws}

@@ -13,9 +13,9 @@ from vamf.errors import UserError
 from vamf.networks import MLPConfig, build
 from vamf.objectives import METHODS, create
 from vamf.objectives.batch import BankSamples
-from vamf.objectives.posterior_mean import posterior
+from vamf.objectives.posterior_mean import posterior_mean
 from vamf.path import Path, conditional_velocity, expand, interpolate
-from vamf.sampling import named
+from vamf.sampling import registry
 
 SHAPES = [(5,), (5, 2), (5, 3, 4), (5, 2, 3, 4)]
 
@@ -99,9 +99,9 @@ PATH = Trigonometric()
 def test_samples_of_the_exact_velocity_are_the_data():
     e = jax.random.normal(jax.random.key(0), (20_000, 2))
     np.testing.assert_allclose(sampling.sample(exact, e, path=PATH), SD * e, rtol=1e-5)
-    again, _ = named.draw("restart", exact, e, 3, jax.random.key(1), path=PATH)
+    again, _ = registry.draw("restart", exact, e, 3, jax.random.key(1), path=PATH)
     assert np.std(again) == pytest.approx(SD, rel=0.02)
-    assert np.std(named.draw("restart", exact, e, 3, jax.random.key(1))[0]) < 0.8 * SD  # on the straight line
+    assert np.std(registry.draw("restart", exact, e, 3, jax.random.key(1))[0]) < 0.8 * SD  # on the straight line
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_posterior_means_over_a_bank():
     with jax.enable_x64(True):
         rng = np.random.default_rng(1)
         x, e, t = rng.normal(size=(6, 2)), rng.normal(size=(6, 2)), rng.uniform(0.2, 0.9, 6)
-        found = posterior(*(jnp.asarray(part) for part in (x, e, t, x)), path=PATH)
+        found = posterior_mean(*(jnp.asarray(part) for part in (x, e, t, x)), path=PATH)
         c, s = np.cos(np.pi / 2 * t), np.sin(np.pi / 2 * t)
         z = c[:, None] * x + s[:, None] * e
         for row in range(6):
@@ -144,7 +144,7 @@ def test_posterior_means_over_a_bank():
 def test_the_diagnosis_sees_the_flow_of_the_path():
     """S = s_r / s_t of a Gaussian, so that the amplification of each cell is its square."""
     x = SD * jax.random.normal(jax.random.key(0), (256, 2))
-    found = diagnose(exact, x, average=exact, path=PATH, cells=2, samples=32, replicas=4)
+    found = diagnose(exact, x, proxy=exact, path=PATH, cells=2, samples=32, replicas=4)
     for cell in found.cells:
         factor = float(scale(cell.t - cell.gap) / scale(cell.t)) ** 2
         assert cell.amplification.value == pytest.approx(factor, rel=1e-3)
@@ -269,7 +269,7 @@ def test_jumps_along_great_circles_stay_on_the_sphere():
     turned = np.stack([-z[:, 1], z[:, 0]], axis=1)
     for found in (
         sampling.sample(rotation, z, 3, path=Sphere()),
-        named.draw("euler", rotation, z, 4, jax.random.key(0), path=Sphere())[0],
+        registry.draw("euler", rotation, z, 4, jax.random.key(0), path=Sphere())[0],
     ):
         np.testing.assert_allclose(found, turned, atol=1e-5)
 
@@ -283,4 +283,4 @@ def test_what_is_written_for_the_straight_line_says_so():
         with pytest.raises(UserError, match=r"path = Trigonometric: allowed .* straight_line with \w+"):
             create("vamf", path=PATH, **options)
     with pytest.raises(UserError, match="sampler = ddim: on the straight line only"):
-        named.draw("ddim", exact, jnp.zeros((1, 2)), 4, jax.random.key(0), path=PATH)
+        registry.draw("ddim", exact, jnp.zeros((1, 2)), 4, jax.random.key(0), path=PATH)

@@ -17,7 +17,7 @@ from vamf.progress import Progress
 from vamf.training import stored
 from vamf.training.config import TrainConfig
 from vamf.training.config_file import CONFIG
-from vamf.training.grid import Grid
+from vamf.training.ensemble import Ensemble
 from vamf.training.run import Run
 
 GAUSSIAN = oracles.Gaussian(2.0)
@@ -123,16 +123,16 @@ def test_it_trains(method, objective):
     config = TrainConfig(
         "dgmm2", method, objective, steps=150, batch_size=64, learning_rate=1e-2, network=SMALL, prediction="data"
     )
-    grid = Grid(config, config.load_data(), [0])
-    state = grid.init()
+    ensemble = Ensemble(config, config.load_data(), [0])
+    state = ensemble.init()
     z, _, t = (np.asarray(part, np.float32) for part in rows(64))
-    exact = np.asarray(grid.dataset.mixture.velocity(z, t))
+    exact = np.asarray(ensemble.dataset.mixture.velocity(z, t))
 
     def error(state):
-        return np.mean((grid.velocity(state, z, t, t) - exact) ** 2)
+        return np.mean((ensemble.velocity(state, z, t, t) - exact) ** 2)
 
     before = error(state)
-    state, metrics = grid.advance(state, 150)
+    state, metrics = ensemble.advance(state, 150)
     assert np.all(np.isfinite(metrics.loss))
     assert error(state) < 0.5 * before
 
@@ -161,16 +161,16 @@ def test_other_runs_predict_what_they_predict(run, tmp_path):
     """A teacher's velocity is its own; a start from another run needs the same prediction."""
     state, _ = run.load(Progress(show=False))
     z, r, t = (np.asarray(part, np.float32) for part in rows(4))
-    own = run.grid.velocity(state, z, r, t)[0]
+    own = run.ensemble.velocity(state, z, r, t)[0]
     student = TrainConfig("two_moons", "mid_training", network=SMALL, teacher=str(run.folder))
     teacher = stored.load_teacher(student, student.load_data()).velocity
     np.testing.assert_allclose(teacher(*map(jnp.asarray, (z, r, t)), None), own, rtol=1e-5, atol=1e-6)
     classes = dataclasses.replace(student.load_data(), num_classes=3)
-    with pytest.raises(UserError, match="its network is told no condition; two_moons has 3 classes"):
+    with pytest.raises(UserError, match="its network takes no condition; two_moons has 3 classes"):
         stored.load_teacher(student, classes)
-    begun = dataclasses.replace(run.config, method="meanflow", initial=str(run.folder))
-    grid = stored.open_grid(begun, begun.load_data(), [0])
-    np.testing.assert_allclose(grid.velocity(grid.init(), z, r, t)[0], own, rtol=1e-5, atol=1e-6)
+    begun = dataclasses.replace(run.config, method="meanflow", init_from=str(run.folder))
+    ensemble = stored.open_ensemble(begun, begun.load_data(), [0])
+    np.testing.assert_allclose(ensemble.velocity(ensemble.init(), z, r, t)[0], own, rtol=1e-5, atol=1e-6)
     with pytest.raises(UserError, match="its network predicts data, this one average_velocity"):
         Run.create(dataclasses.replace(begun, prediction="average_velocity"), tmp_path / "other")
     assert not (tmp_path / "other").exists()

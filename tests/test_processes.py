@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from vamf.distributed import LAST_WORDS, LOST
+from vamf.distributed import ABORT_MESSAGE, LOST
 from vamf.files import write_array
 from vamf.progress import Progress
 from vamf.training.logs import read
@@ -112,7 +112,7 @@ def test_two_processes_judge_as_one(together, tmp_path):
     for name, count in {"a": 45, "b": 39}.items():  # batches of 8: six, of which the last is not full, and five
         write_array(tmp_path / f"{name}.npy", rng.integers(0, 256, (count, 4, 4, 3), np.uint8))
     words = [*VAMF, "fid", *(str(tmp_path / f"{name}.npy") for name in "ab"), "--weights", "pixels"]
-    words += ["--batch-size", "8", "--receipt"]
+    words += ["--batch-size", "8", "--metadata"]
     finish(*pair(*words, str(tmp_path / "two.json")))
     finish(start((*words, str(tmp_path / "one.json"))))
     two, one = (json.loads((tmp_path / f"{name}.json").read_text()) for name in distances)
@@ -145,6 +145,6 @@ def test_one_process_killed(killed, tmp_path):
     assert other.returncode in (LOST, -signal.SIGABRT), (
         said
     )  # its own way out, or that of JAX's runtime if it was first
-    assert said.splitlines()[-1] == LAST_WORDS
+    assert said.splitlines()[-1] == ABORT_MESSAGE
     _, step = Run.open(folder).load(QUIET)
     assert step > 0

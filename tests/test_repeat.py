@@ -44,7 +44,7 @@ CONFIGS = {
             "mix_at_diagonal": False,
             "gamma": "linear:0:1",
         },
-        initial="/some where/it's",
+        init_from="/some where/it's",
         prediction="data",
     ),
     "as it is": dataclasses.replace(TOY, method="vamf", objective={"beta": 1.0, "proxy": "bank"}),
@@ -65,10 +65,10 @@ def test_python_and_the_command_line_start_from_the_same(tmp_path):
     """`for_data` is what `vamf train` starts from, and one option says no more than it says there."""
     table = tmp_path / "table.csv"
     table.write_text("\n".join(f"{i},{i % 7}" for i in range(64)))
-    ours = presets.for_data(str(table), steps=7, optimiser={"b2": 0.9}, network={"width": 32})
-    theirs = parsed([str(table), "--steps", "7", "--optimiser.b2", "0.9", "--network.width", "32"])
+    ours = presets.for_data(str(table), steps=7, optimizer={"b2": 0.9}, network={"width": 32})
+    theirs = parsed([str(table), "--steps", "7", "--optimizer.b2", "0.9", "--network.width", "32"])
     assert ours == theirs
-    assert (ours.network, ours.optimiser.clip_norm) == (MLPConfig(width=32), 10)
+    assert (ours.network, ours.optimizer.clip_norm) == (MLPConfig(width=32), 10)
     with pytest.raises(UserError, match="speed: no such field of TrainConfig; allowed are data, method"):
         presets.for_data("swiss_roll", speed=3)
     with pytest.raises(UserError, match=r"network: where none is named .*presets\.for_data\(.*table\.csv'\)"):

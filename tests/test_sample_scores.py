@@ -41,9 +41,9 @@ def test_discrepancy_pair_by_pair(n, m, d):
 
 def test_one_subset_of_everything_is_the_discrepancy():
     x, y = normal(30, 4), normal(30, 4, seed=1) * 1.5
-    estimate, spread = kid(x, y, subsets=3)
+    estimate, std = kid(x, y, subsets=3)
     np.testing.assert_allclose(estimate.value, mmd2(x, y), rtol=1e-10)
-    assert spread < 1e-12
+    assert std < 1e-12
 
 
 def test_unbiased():
@@ -88,8 +88,8 @@ def test_sure_and_even_classes_score_their_number():
 
 def test_alike_images_score_one():
     logits = np.tile(normal(1, 10), (50, 1))
-    estimate, spread = inception_score(logits)
-    np.testing.assert_allclose([estimate.value, spread], [1, 0], atol=1e-9)
+    estimate, std = inception_score(logits)
+    np.testing.assert_allclose([estimate.value, std], [1, 0], atol=1e-9)
 
 
 def test_score_of_one_split_by_the_definition():
@@ -110,9 +110,9 @@ def test_a_shift_of_all_logits_is_nothing():
 def test_splits_are_drawn_at_random():
     """Sorted by class, splits in order would each see one class and score 1."""
     logits = 1e3 * np.eye(10)[np.repeat(np.arange(10), 100)]
-    estimate, spread = inception_score(logits, splits=10)
+    estimate, std = inception_score(logits, splits=10)
     assert estimate.value > 9
-    assert spread < 0.3
+    assert std < 0.3
 
 
 def test_error_of_the_score_is_that_of_new_samples():
@@ -154,8 +154,10 @@ def by_pairs(generated, real, k, k_density):
 @pytest.mark.parametrize(("k", "k_density"), [(3, 5), (1, 2)])
 def test_point_by_point(n, m, move, k, k_density):
     generated, real = normal(n, 3) * 0.8 + move, normal(m, 3, seed=1)
-    found = precision_recall(generated, real, k, k_density)
-    np.testing.assert_allclose([values.mean() for values in found], by_pairs(generated, real, k, k_density), atol=1e-12)
+    result = precision_recall(generated, real, k, k_density)
+    np.testing.assert_allclose(
+        [values.mean() for values in result], by_pairs(generated, real, k, k_density), atol=1e-12
+    )
 
 
 def test_blocks_change_nothing(monkeypatch):

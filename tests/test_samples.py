@@ -1,4 +1,4 @@
-"""Samples in files: pictures as bytes, latents decoded in parts, and the way on to `vamf fid`."""
+"""Samples in files: images as bytes, latents decoded in parts, and the way on to `vamf fid`."""
 
 import json
 
@@ -20,9 +20,9 @@ from vamf.training.run import Run
 
 
 @pytest.fixture(scope="module")
-def pictures_run(tmp_path_factory):
+def images_run(tmp_path_factory):
     """Three in four are of class 3, the others of class 7."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     np.savez(folder / "x.npz", images=test_latents.pixels(40, 8, 8), targets=np.array([3, 7, 3, 3] * 10))
     train(folder / "x.npz", folder / "run")
     return folder / "run"
@@ -61,8 +61,8 @@ def pixels_in(path):
 
 
 @pytest.mark.parametrize("kind", ["s.npz", "s.npy", "folder"])
-def test_pictures_are_bytes_that_can_be_judged(pictures_run, tmp_path, capsys, kind):
-    status, out, _ = vamf("sample", pictures_run, "--n", 20, "--seed", 3, "--out", tmp_path / kind, capsys=capsys)
+def test_images_are_bytes_that_can_be_judged(images_run, tmp_path, capsys, kind):
+    status, out, _ = vamf("sample", images_run, "--n", 20, "--seed", 3, "--out", tmp_path / kind, capsys=capsys)
     assert (status, out.startswith("20 samples in 1 step")) == (0, True)
     found = pixels_in(tmp_path / kind)
     assert (found.shape, found.dtype) == ((20, 8, 8, 3), np.uint8)
@@ -70,19 +70,19 @@ def test_pictures_are_bytes_that_can_be_judged(pictures_run, tmp_path, capsys, k
     note = json.loads((tmp_path / ("folder/samples.json" if kind == "folder" else "s.json")).read_text())
     assert (note["nfe"], note["seed"], note["ema"], note["guidance"]) == (1, 3, 0.999, 1)
     receipt = tmp_path / "fid.json"
-    command = ["fid", tmp_path / kind, pictures_run.parent / "x.npz", "--weights", "pixels", "--receipt", receipt]
+    command = ["fid", tmp_path / kind, images_run.parent / "x.npz", "--weights", "pixels", "--metadata", receipt]
     assert vamf(*command, capsys=capsys)[0] == 0
     assert json.loads(receipt.read_text())["samples"]["nfe"] == 1
 
 
-def test_classes_are_called_as_in_the_data(pictures_run, tmp_path, capsys):
-    run = Run.open(pictures_run)
+def test_classes_are_called_as_in_the_data(images_run, tmp_path, capsys):
+    run = Run.open(images_run)
     assert (run.dataset.num_classes, run.dataset.classes) == (2, (3, 7))
     state, _ = run.load(Progress(show=False))
     found = {}
     for label in ("7", "each", None):
         options = [] if label is None else ["--label", label]
-        status, _, err = vamf("sample", pictures_run, "--n", 60, *options, "--out", tmp_path / "s.npz", capsys=capsys)
+        status, _, err = vamf("sample", images_run, "--n", 60, *options, "--out", tmp_path / "s.npz", capsys=capsys)
         assert status == 0, err
         with np.load(tmp_path / "s.npz") as written:
             found[label] = written["labels"].tolist()
@@ -90,35 +90,35 @@ def test_classes_are_called_as_in_the_data(pictures_run, tmp_path, capsys):
     assert found["each"] == [3, 7] * 30
     assert 30 < found[None].count(3) < 60  # drawn as often as the data have it
     numbers = np.searchsorted([3, 7], found[None])
-    samples, again, other = (run.grid.draw(state, 60, seed=0, label=k)[0][0] for k in (None, numbers, 1 - numbers))
+    samples, again, other = (run.ensemble.draw(state, 60, seed=0, label=k)[0][0] for k in (None, numbers, 1 - numbers))
     own = np.abs(again - samples).reshape(60, -1).max(axis=1)
     assert np.all(100 * own < np.abs(other - samples).reshape(60, -1).max(axis=1))  # these labels are the samples' own
-    assert vamf("sample", pictures_run, "--n", 9, "--out", tmp_path / "one.npy", capsys=capsys)[0] == 0
+    assert vamf("sample", images_run, "--n", 9, "--out", tmp_path / "one.npy", capsys=capsys)[0] == 0
     assert json.loads((tmp_path / "one.json").read_text())["labels"] == run.labels(9, 0).tolist()
     for label in ("0", "1", "cat", "-3"):
-        status, _, err = vamf("sample", pictures_run, "--label", label, "--out", tmp_path / "t.npz", capsys=capsys)
+        status, _, err = vamf("sample", images_run, "--label", label, "--out", tmp_path / "t.npz", capsys=capsys)
         assert (status, err.count("\n")) == (2, 1)
         assert f"label = {label}: allowed is 3, 7, or each" in err
 
 
-def test_files_do_not_share_what_is_said_of_them(pictures_run, tmp_path, capsys):
+def test_files_do_not_share_what_is_said_of_them(images_run, tmp_path, capsys):
     """`h.json` tells of one file: another of that name is refused, and a comparison does not take it for its own."""
-    assert vamf("sample", pictures_run, "--n", 9, "--seed", 1, "--out", tmp_path / "h.npz", capsys=capsys)[0] == 0
-    status, _, err = vamf("sample", pictures_run, "--n", 9, "--seed", 9, "--out", tmp_path / "h.npy", capsys=capsys)
+    assert vamf("sample", images_run, "--n", 9, "--seed", 1, "--out", tmp_path / "h.npz", capsys=capsys)[0] == 0
+    status, _, err = vamf("sample", images_run, "--n", 9, "--seed", 9, "--out", tmp_path / "h.npy", capsys=capsys)
     assert (status, err.count("\n")) == (2, 1)
     assert "says how h.npz was made" in err
     assert json.loads((tmp_path / "h.json").read_text())["seed"] == 1
     (tmp_path / "k.json").write_text('{"mine": 1}')
-    status, _, err = vamf("sample", pictures_run, "--n", 9, "--out", tmp_path / "k.npy", capsys=capsys)
+    status, _, err = vamf("sample", images_run, "--n", 9, "--out", tmp_path / "k.npy", capsys=capsys)
     assert (status, err.count("\n")) == (2, 1)
     assert "says something else" in err
     (tmp_path / "h.npz").rename(tmp_path / "k.npz")
-    assert vamf("sample", pictures_run, "--n", 9, "--seed", 9, "--out", tmp_path / "h.npy", capsys=capsys)[0] == 0
+    assert vamf("sample", images_run, "--n", 9, "--seed", 9, "--out", tmp_path / "h.npy", capsys=capsys)[0] == 0
 
 
-def test_all_files_hold_the_same_pictures(pictures_run, tmp_path, capsys):
+def test_all_files_hold_the_same_images(images_run, tmp_path, capsys):
     for name in ("a.npz", "b.npy", "c", "d.png", "e.csv"):
-        assert vamf("sample", pictures_run, "--n", 12, "--out", tmp_path / name, capsys=capsys)[0] == 0
+        assert vamf("sample", images_run, "--n", 12, "--out", tmp_path / name, capsys=capsys)[0] == 0
     first, *others = (pixels_in(tmp_path / name) for name in ("a.npz", "b.npy", "c"))
     for other in others:
         np.testing.assert_array_equal(first, other)
@@ -129,18 +129,18 @@ def test_all_files_hold_the_same_pictures(pictures_run, tmp_path, capsys):
     np.testing.assert_array_equal(first.reshape(12, -1), np.clip(np.rint(numbers), 0, 255))
 
 
-def test_many_samples_are_drawn_in_parts(pictures_run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(samples, "NUMBERS", 8 * 192)
-    assert vamf("sample", pictures_run, "--n", 21, "--steps", 2, "--out", tmp_path / "s.npy", capsys=capsys)[0] == 0
+def test_many_samples_are_drawn_in_parts(images_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(samples, "MAX_NUMBERS", 8 * 192)
+    assert vamf("sample", images_run, "--n", 21, "--steps", 2, "--out", tmp_path / "s.npy", capsys=capsys)[0] == 0
     found = np.load(tmp_path / "s.npy")
-    assert len({picture.tobytes() for picture in found}) == 21
+    assert len({image.tobytes() for image in found}) == 21
     assert json.loads((tmp_path / "s.json").read_text())["nfe"] == 2
-    vamf("sample", pictures_run, "--n", 7, "--steps", 2, "--out", tmp_path / "t.npy", capsys=capsys)
+    vamf("sample", images_run, "--n", 7, "--steps", 2, "--out", tmp_path / "t.npy", capsys=capsys)
     np.testing.assert_array_equal(found[:7], np.load(tmp_path / "t.npy"))  # the first of three parts
 
 
 @pytest.mark.slow
-def test_latents_become_pictures(latents_run, tmp_path, capsys, weights):
+def test_latents_become_images(latents_run, tmp_path, capsys, weights):
     assert vamf("sample", latents_run, "--n", 9, "--out", tmp_path / "z.npy", capsys=capsys)[0] == 0
     latent = np.load(tmp_path / "z.npy")
     assert latent.shape == (9, 2, 2, 4)
@@ -158,7 +158,7 @@ def test_latents_become_pictures(latents_run, tmp_path, capsys, weights):
 
 @pytest.mark.slow
 def test_latents_remember_their_autoencoder(latents_run, tmp_path, capsys, monkeypatch):
-    evaluation = {"samples": 4, "reference": 4, "projections": 4, "floors": 2, "distances": {}}
+    evaluation = {"samples": 4, "reference": 4, "projections": 4, "baselines": 2, "distances": {}}
     assert "Distributions of the first 4 channels" in report.write(Run.open(latents_run), evaluation).read_text()
     weights = latents_run.parent / "vae.safetensors"
     weights.touch()
@@ -169,18 +169,18 @@ def test_latents_remember_their_autoencoder(latents_run, tmp_path, capsys, monke
     weights.unlink()
 
 
-def test_what_cannot_be_written(pictures_run, latents_run, tmp_path, capsys, weights):
+def test_what_cannot_be_written(images_run, latents_run, tmp_path, capsys, weights):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious.txt").touch()
     other = ["--autoencoder", tmp_path / "other"]
     for folder, options, said in [
         (latents_run, ["s.png"], "name its weights with --autoencoder FILE"),
-        (latents_run, ["s.npz", *other], "made by stand-in of sha256 000000000000"),
+        (latents_run, ["s.npz", *other], "encoded by stand-in of sha256 000000000000"),
         (latents_run, ["s.csv", *other], "written as .png, .npz, .npy or a folder"),
-        (pictures_run, ["s.png", *other], "no latents"),
-        (pictures_run, ["full"], "not an empty folder"),
-        (pictures_run, ["s.jpg"], "allowed are .npy"),
-        (pictures_run, ["s.npz", "--n", 0], "n = 0"),
+        (images_run, ["s.png", *other], "no latents"),
+        (images_run, ["full"], "not an empty folder"),
+        (images_run, ["s.jpg"], "allowed are .npy"),
+        (images_run, ["s.npz", "--n", 0], "n = 0"),
     ]:
         status, _, err = vamf("sample", folder, "--out", tmp_path / options[0], *options[1:], capsys=capsys)
         assert (status, err.count("\n")) == (2, 1)

@@ -18,10 +18,10 @@ from vamf.data.stream import Stream
 from vamf.errors import UserError
 from vamf.networks import MLPConfig
 from vamf.progress import Progress
-from vamf.training import loop, windows
+from vamf.training import loop, prefetch
 from vamf.training.config import LogConfig, TrainConfig
 from vamf.training.config_file import identity
-from vamf.training.grid import Grid
+from vamf.training.ensemble import Ensemble
 from vamf.training.run import Run
 
 pytest.importorskip("grain", reason="grain reads what is streamed")
@@ -30,7 +30,7 @@ QUIET = Progress(show=False)
 
 def config(path, images=None, **changes):
     """Thirty steps of six rows, the host busy at every tenth."""
-    given = TrainConfig(
+    train_config = TrainConfig(
         data=str(path),
         images=images or ImageConfig(stream=True, flip=True),
         steps=30,
@@ -39,12 +39,12 @@ def config(path, images=None, **changes):
         network=MLPConfig(width=16, depth=2),
         log=LogConfig(every=10, variance_every=10, variance_replicas=2),
     )
-    return dataclasses.replace(given, **changes)
+    return dataclasses.replace(train_config, **changes)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Forty pictures in four classes; thirty-six of them to train on."""
+    """Forty images in four classes; thirty-six of them to train on."""
     x, y = pixels(40, 4, 4), labels()
     for k in range(4):
         save(tmp_path / "set" / str(k), x[y == k])
@@ -54,11 +54,11 @@ def folder(tmp_path):
 def seen(config, steps):
     """The batches of the first steps as bytes, and their labels, through the windows of training."""
     dataset = config.load_data()
-    window = windows.Windows(dataset.stream, config, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-    found = [
+    window = prefetch.Prefetcher(dataset.stream, config, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    result = [
         dataset.batch(window.at(step).arrays, jax.random.key(step), step, config.batch_size) for step in range(steps)
     ]
-    x, label = (np.concatenate([np.asarray(part) for part in parts]) for parts in zip(*found, strict=True))
+    x, label = (np.concatenate([np.asarray(part) for part in parts]) for parts in zip(*result, strict=True))
     return np.rint(dataset.to_original(x)).astype(np.uint8), label
 
 
@@ -72,19 +72,19 @@ def assert_same(ours, theirs):
 
 
 @pytest.mark.parametrize("window_bytes", [2**27, 1000])
-def test_every_picture_once_an_epoch(folder, monkeypatch, window_bytes):
-    monkeypatch.setattr(windows, "WINDOW_BYTES", window_bytes)
+def test_every_image_once_an_epoch(folder, monkeypatch, window_bytes):
+    monkeypatch.setattr(prefetch, "WINDOW_BYTES", window_bytes)
     x, y = pixels(40, 4, 4), labels()
-    found, label = seen(config(folder, ImageConfig(stream=True)), 12)
-    kind = {picture.tobytes(): k for picture, k in zip(x, y, strict=True)}
-    np.testing.assert_array_equal([kind[picture.tobytes()] for picture in found], label)
-    first, second = found[:36], found[36:]
+    result, label = seen(config(folder, ImageConfig(stream=True)), 12)
+    kind = {image.tobytes(): k for image, k in zip(x, y, strict=True)}
+    np.testing.assert_array_equal([kind[image.tobytes()] for image in result], label)
+    first, second = result[:36], result[36:]
     assert len(as_set(first)) == 36
     assert as_set(first) == as_set(second)
     assert not np.array_equal(first, second)
     in_memory = config(folder, ImageConfig()).load_data()
     stored = np.asarray(in_memory.arrays["pixels"])
-    assert as_set(first) == as_set(stored)  # the same pictures are held out
+    assert as_set(first) == as_set(stored)  # the same images are held out
     unseen = config(folder, ImageConfig(stream=True)).load_data().reference(100, 0)
     assert as_set(unseen) == as_set(in_memory.reference(100, 0))
     other, _ = seen(config(folder, ImageConfig(stream=True), seed=1), 6)
@@ -94,11 +94,11 @@ def test_every_picture_once_an_epoch(folder, monkeypatch, window_bytes):
 
 def test_an_interrupted_training_goes_on(folder, tmp_path, monkeypatch):
     """Windows are of two steps, an epoch is of six, and the interruption after twenty is in the middle of one."""
-    monkeypatch.setattr(windows, "WINDOW_BYTES", 800)
+    monkeypatch.setattr(prefetch, "WINDOW_BYTES", 800)
     options = {"proxy": "bank", "bank.size": 16}
-    wanted = config(folder, objective=options, log=LogConfig(every=10, variance_every=0))
-    whole, cut = (Run.create(wanted, tmp_path / name) for name in ("whole", "cut"))
-    state = loop.train(whole.grid, whole.folder, QUIET).state
+    train_config = config(folder, objective=options, log=LogConfig(every=10, variance_every=0))
+    whole, cut = (Run.create(train_config, tmp_path / name) for name in ("whole", "cut"))
+    state = loop.train(whole.ensemble, whole.folder, QUIET).state
 
     class Killed(BaseException):
         pass
@@ -108,33 +108,33 @@ def test_an_interrupted_training_goes_on(folder, tmp_path, monkeypatch):
             raise Killed
 
     with pytest.raises(Killed):
-        loop.train(cut.grid, cut.folder, QUIET, die)
+        loop.train(cut.ensemble, cut.folder, QUIET, die)
     cut = Run.open(tmp_path / "cut")
     assert cut.load(QUIET)[1] == 20
-    assert_same(loop.train(cut.grid, cut.folder, QUIET).state, state)
+    assert_same(loop.train(cut.ensemble, cut.folder, QUIET).state, state)
     logs = [(run.folder / "metrics.jsonl").read_text().split('"loss"')[1:] for run in (whole, cut)]
     assert [line.split('"steps_per')[0] for line in logs[0]] == [line.split('"steps_per')[0] for line in logs[1]]
 
 
 @pytest.mark.slow
 def test_chunks_do_not_change_the_result(folder, monkeypatch):
-    monkeypatch.setattr(windows, "WINDOW_BYTES", 2000)  # six steps
-    grid = Grid(config(folder), config(folder).load_data(), [1, 2])
-    state, metrics = grid.advance(grid.init(), 17)
-    cut, reported = grid.init(), []
+    monkeypatch.setattr(prefetch, "WINDOW_BYTES", 2000)  # six steps
+    ensemble = Ensemble(config(folder), config(folder).load_data(), [1, 2])
+    state, metrics = ensemble.advance(ensemble.init(), 17)
+    cut, reported = ensemble.init(), []
     for length in (10, 7):
-        cut, part = grid.advance(cut, length)
+        cut, part = ensemble.advance(cut, length)
         reported.append(part.loss)
     assert_same(cut, state)
     np.testing.assert_array_equal(np.concatenate(reported, axis=1), metrics.loss)
     assert metrics.loss.shape == (2, 17)
-    np.testing.assert_array_equal(grid.gradient_variance(state), grid.gradient_variance(cut))
+    np.testing.assert_array_equal(ensemble.gradient_variance(state), ensemble.gradient_variance(cut))
 
 
 def test_windows_are_read_once_and_ahead(folder, monkeypatch):
-    wanted = config(folder)
-    monkeypatch.setattr(windows, "WINDOW_BYTES", 1600)  # five steps
-    dataset, starts = wanted.load_data(), []
+    train_config = config(folder)
+    monkeypatch.setattr(prefetch, "WINDOW_BYTES", 1600)  # five steps
+    dataset, starts = train_config.load_data(), []
 
     def noted(source, seed, first, count):
         starts.append((first, count))
@@ -142,9 +142,9 @@ def test_windows_are_read_once_and_ahead(folder, monkeypatch):
 
     read = streams.window
     monkeypatch.setattr(streams, "window", noted)
-    grid = Grid(wanted, dataset, [1])
-    state, _ = grid.advance(grid.init(), 10)
-    grid.advance(state, 20)
+    ensemble = Ensemble(train_config, dataset, [1])
+    state, _ = ensemble.advance(ensemble.init(), 10)
+    ensemble.advance(state, 20)
     assert starts == [(30 * k, 30) for k in range(6)]
 
 
@@ -169,31 +169,31 @@ def test_length_of_a_window(count, size, periods, steps, expected):
     source = Rows([{"pixels": np.empty(size, np.uint8)}])
     every, checkpoint, variance = periods
     log = LogConfig(every=every, variance_every=variance)
-    wanted = TrainConfig("", steps=steps, batch_size=64, checkpoint_every=checkpoint, log=log)
-    assert windows.steps_of_window(Stream(source, lambda *_: None, ""), wanted) == expected
+    train_config = TrainConfig("", steps=steps, batch_size=64, checkpoint_every=checkpoint, log=log)
+    assert prefetch.window_steps(Stream(source, lambda *_: None, ""), train_config) == expected
 
 
 def test_what_is_streamed(folder):
     assert data.load(str(folder)).stream is None
-    small = data.load(str(folder), pictures=ImageConfig(memory=1e-7))
-    assert "36 pictures of 4x4x3 in 4 classes to train on, streamed from disk, 4 held out" in small.summary
+    small = data.load(str(folder), image_config=ImageConfig(memory=1e-7))
+    assert "36 images of 4x4x3 in 4 classes to train on, streamed from disk, 4 held out" in small.summary
     assert small.stream is not None
     assert identity(config("x")) != identity(config("x", ImageConfig(flip=True)))  # streamed rows come in another order
 
 
 def test_labels_of_samples_are_those_of_all(tmp_path, monkeypatch):
     """Few rows stay in memory, and their labels are not all."""
-    monkeypatch.setattr(streams, "KEPT", 32)
+    monkeypatch.setattr(streams, "MAX_ROWS", 32)
     y = np.repeat([0, 1, 2], [10, 30, 60])
     np.savez(tmp_path / "x.npz", images=pixels(100, 2, 2), labels=y)
     dataset = data.load(str(tmp_path / "x.npz"), 0.0, ImageConfig(stream=True))
     assert len(dataset.arrays["pixels"]) == 32
-    drawn = np.asarray(dataset.draw_labels(dataset.arrays, jax.random.key(0), 20_000))
-    np.testing.assert_allclose(np.bincount(drawn) / 20_000, [0.1, 0.3, 0.6], atol=0.015)
+    samples = np.asarray(dataset.draw_labels(dataset.arrays, jax.random.key(0), 20_000))
+    np.testing.assert_allclose(np.bincount(samples) / 20_000, [0.1, 0.3, 0.6], atol=0.015)
 
 
 def test_whitened_streams(folder):
-    dataset = config(folder, ImageConfig(stream=True), whiten=0.01).load_data()
+    dataset = config(folder, ImageConfig(stream=True), whitening=0.01).load_data()
     rows = np.arange(20)
     x, _ = dataset.stream.take(dataset.arrays, jax.random.key(0), rows)
     stored = np.asarray(dataset.arrays["pixels"])[:20].reshape(-1, 4, 4, 3)
@@ -203,23 +203,23 @@ def test_whitened_streams(folder):
 # ------------------------------------------------------------------------------------------------------ what goes wrong
 
 
-def test_damaged_pictures(folder, tmp_path):
+def test_damaged_images(folder, tmp_path):
     for name in ("0/0003.png", "2/0005.png"):
         damage(folder / name, "truncated")
-    said = []
+    message = []
     progress = Progress(show=False)
-    progress.say = said.append
+    progress.say = message.append
     run = Run.create(config(folder, steps=10), tmp_path / "run")
-    loop.train(run.grid, run.folder, progress)
-    assert said[-1].startswith("2 damaged and left out, the first: ")
+    loop.train(run.ensemble, run.folder, progress)
+    assert message[-1].startswith("2 damaged and left out, the first: ")
     strict = config(folder, ImageConfig(stream=True, strict=True))
-    with pytest.raises(UserError, match=r"000[35]\.png: not a readable picture"):
-        Grid(strict, strict.load_data(), [1])._windows.at(0)
+    with pytest.raises(UserError, match=r"000[35]\.png: not a readable image"):
+        Ensemble(strict, strict.load_data(), [1])._prefetcher.at(0)
 
 
 def test_another_set_is_refused(folder, tmp_path):
     run = Run.create(config(folder, steps=1, log=LogConfig(variance_every=0)), tmp_path / "run")
-    loop.train(run.grid, run.folder, QUIET)
+    loop.train(run.ensemble, run.folder, QUIET)
     (folder / "0" / "0000.png").rename(folder / "0" / "0100.png")
     with pytest.raises(UserError, match="other data"):
         Run.open(run.folder).train(QUIET)
@@ -228,7 +228,7 @@ def test_another_set_is_refused(folder, tmp_path):
 def test_without_grain(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
     with pytest.raises(UserError, match=r"pip install 'vamf\[images\]'"):
-        data.load(str(folder), pictures=ImageConfig(stream=True))
+        data.load(str(folder), image_config=ImageConfig(stream=True))
 
 
 # -------------------------------------------------------------------------------------------------------------- latents
@@ -259,22 +259,22 @@ def test_latents_on_disk_are_those_in_memory(encoded):
 
 @pytest.mark.slow
 def test_training_on_streamed_latents(encoded):
-    wanted = config(encoded, batch_size=8, steps=10)
-    window = streams.window(wanted.load_data().stream.source, wanted.seed, 0, 32)
+    train_config = config(encoded, batch_size=8, steps=10)
+    window = streams.window(train_config.load_data().stream.source, train_config.seed, 0, 32)
     assert len(as_set(window["mean"])) == 32  # all that are trained on, once
-    first, second = (Grid(wanted, wanted.load_data(), [1]) for _ in range(2))
+    first, second = (Ensemble(train_config, train_config.load_data(), [1]) for _ in range(2))
     assert_same(first.advance(first.init(), 10), second.advance(second.init(), 10))
 
 
 def test_a_shard_that_goes_bad(encoded):
     path = encoded / "latents-00001.npz"
     content = path.read_bytes()
-    dataset = latents.load(encoded, streamed=True)
+    dataset = latents.load(encoded, from_disk=True)
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"latents-00001\.npz: damaged shard"):
         streams.window(dataset.stream.source, 0, 0, 32)
     with pytest.raises(UserError, match=r"latents-00001\.npz: damaged shard"):
-        latents.load(encoded, streamed=True)
+        latents.load(encoded, from_disk=True)
     path.unlink()
     with pytest.raises(UserError, match=r"latents-00001\.npz: this shard is missing"):
-        latents.load(encoded, streamed=True)
+        latents.load(encoded, from_disk=True)

@@ -59,7 +59,7 @@ def test_table_agrees_with_members(finished):
     assert row["meanflow_sw1"] == pytest.approx(np.mean(plain))
     assert row["meanflow_sw1_std"] == pytest.approx(np.std(plain, ddof=1))
     reference = toy_data.load("pinwheel").reference(4096, 0)
-    samples = np.load(finished / "trainings" / "pinwheel-sweep" / "samples.npy")
+    samples = np.load(finished / "runs" / "pinwheel-sweep" / "samples.npy")
     assert sliced_wasserstein(samples[0], reference) == pytest.approx(plain[0], rel=1e-4)
 
 
@@ -88,11 +88,11 @@ def test_interrupted_study_continues_where_it_stopped(finished, priced, tmp_path
     folder = tmp_path / "cut"
     train, calls = loop.train, []
 
-    def stop_at_second(grid, place, progress):
+    def stop_at_second(ensemble, place, progress):
         calls.append(place.name)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return train(grid, place, progress)
+        return train(ensemble, place, progress)
 
     monkeypatch.setattr(loop, "train", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
@@ -122,8 +122,8 @@ def test_as_published_limits_gaps_and_drops_the_anchor(tmp_path):
 
 
 def test_budgets_are_the_papers_grid():
-    assert toys.DEFAULT.seeds == toys.FULL.seeds == (42, 0, 1)
-    assert {round(0.1 * index, 1) for index in range(11)} | {0.25, 0.75} == set(toys.FULL.betas)
-    assert toys.FULL.steps == 200_000
-    assert toys.FULL.variance_every == 2000
-    assert toys.FULL.datasets == toys.DEFAULT.datasets == toy_data.NAMES
+    assert toys.DEFAULT.seeds == toys.PAPER.seeds == (42, 0, 1)
+    assert {round(0.1 * index, 1) for index in range(11)} | {0.25, 0.75} == set(toys.PAPER.betas)
+    assert toys.PAPER.steps == 200_000
+    assert toys.PAPER.variance_every == 2000
+    assert toys.PAPER.datasets == toys.DEFAULT.datasets == toy_data.NAMES

@@ -37,10 +37,10 @@ def finished(tmp_path_factory):
 def test_every_variant_is_there_with_every_seed(finished):
     with (finished / "members.csv").open() as handle:
         rows = list(csv.DictReader(handle))
-    found = {(row["arm"], row["equal"], int(row["seed"]), int(row["steps"])) for row in rows}
-    arms = [*adaptive.FIXED, "binned", "rao_blackwell", "oracle"]
-    expected = {(arm, "steps", seed, 200) for arm in arms for seed in TINY.seeds}
-    assert found == expected | {("rao_blackwell", "time", seed, 100) for seed in TINY.seeds}
+    present = {(row["variant"], row["equal"], int(row["seed"]), int(row["steps"])) for row in rows}
+    variants = [*adaptive.FIXED_BETAS, "binned", "rao_blackwell", "oracle"]
+    expected = {(variant, "steps", seed, 200) for variant in variants for seed in TINY.seeds}
+    assert present == expected | {("rao_blackwell", "time", seed, 100) for seed in TINY.seeds}
     for row in rows:
         assert float(row["sw2"]) >= float(row["sw1"]) > 0
         assert float(row["u_error"]) > 0
@@ -51,12 +51,12 @@ def test_every_variant_is_there_with_every_seed(finished):
 @pytest.mark.slow
 def test_means_and_costs_of_the_variants(finished):
     results = json.loads((finished / "results.json").read_text())
-    found = {(row["arm"], row["equal"]): row for row in results["arms"]}
-    values = [m["sw1"] for m in results["members"] if m["arm"] == "binned"]
-    assert found["binned", "steps"]["sw1"] == pytest.approx(np.mean(values))
-    assert found["binned", "steps"]["sw1_std"] == pytest.approx(np.std(values, ddof=1))
-    assert found["rao_blackwell", "time"]["cost"] == found["rao_blackwell", "steps"]["cost"] == 2.0
-    assert found["beta_0.25", "steps"]["cost"] == pytest.approx(1.1)
+    by_variant = {(row["variant"], row["equal"]): row for row in results["variants"]}
+    values = [m["sw1"] for m in results["members"] if m["variant"] == "binned"]
+    assert by_variant["binned", "steps"]["sw1"] == pytest.approx(np.mean(values))
+    assert by_variant["binned", "steps"]["sw1_std"] == pytest.approx(np.std(values, ddof=1))
+    assert by_variant["rao_blackwell", "time"]["cost"] == by_variant["rao_blackwell", "steps"]["cost"] == 2.0
+    assert by_variant["beta_0.25", "steps"]["cost"] == pytest.approx(1.1)
 
 
 @pytest.mark.slow
@@ -78,9 +78,9 @@ def test_finished_trainings_are_not_repeated(finished, monkeypatch):
 def rows(**sw1):
     """Rows of a table, five seeds each with a standard deviation of 0.01; fixed betas have five times the variance."""
     return [
-        {"data": "x", "arm": arm, "equal": "steps", "seeds": 5, "sw1": value, "sw1_std": 0.01,
-         "gradient_variance": 10.0 if arm.startswith("beta") else 2.0}
-        for arm, value in sw1.items()
+        {"data": "x", "variant": variant, "equal": "steps", "seeds": 5, "sw1": value, "sw1_std": 0.01,
+         "gradient_variance": 10.0 if variant.startswith("beta") else 2.0}
+        for variant, value in sw1.items()
     ]  # fmt: skip
 
 
@@ -88,13 +88,13 @@ def test_verdict_counts_differences_above_one_standard_error():
     error = np.hypot(0.01, 0.01) / np.sqrt(5)
     near, far = 0.9 * error, 1.1 * error
     table = rows(**{"beta_0": 0.2, "beta_0.5": 0.1}, binned=0.1 + near, per_sample=0.1 + far, rao_blackwell=0.1 - far)
-    found = adaptive.verdict("x", table)
-    assert found["best_arm"] == "beta_0.5"
-    outcomes = {arm: result["outcome"] for arm, result in found["compared"].items()}
+    verdict = adaptive.verdict("x", table)
+    assert verdict["best_variant"] == "beta_0.5"
+    outcomes = {variant: result["outcome"] for variant, result in verdict["compared"].items()}
     assert outcomes == {"binned": "ties", "per_sample": "loses", "rao_blackwell": "wins"}
-    assert found["compared"]["rao_blackwell"]["error"] == pytest.approx(error)
-    assert found["compared"]["rao_blackwell"]["variance_ratio"] == 5
-    text = adaptive.sentence(found)
+    assert verdict["compared"]["rao_blackwell"]["error"] == pytest.approx(error)
+    assert verdict["compared"]["rao_blackwell"]["variance_ratio"] == 5
+    text = adaptive.sentence(verdict)
     assert "wins: rao blackwell (-7 %)" in text
     assert "loses: per sample (+7 %)" in text
     assert "5.0 times less gradient variance" in text
@@ -102,17 +102,17 @@ def test_verdict_counts_differences_above_one_standard_error():
 
 @pytest.mark.slow
 def test_effective_sizes_are_those_of_bayes_rule():
-    found = adaptive.effective_sizes("two_moons", count=32)
+    sizes_over_time = adaptive.effective_sizes("two_moons", count=32)
     dataset = data.load("two_moons")
     keys = jax.random.split(jax.random.key(7), 3)
     x = np.asarray(dataset.draw((), keys[0], 32)[0], np.float64)
     e = np.asarray(jax.random.normal(keys[2], x.shape), np.float64)
-    known = oracles.Bank(x)
+    bank = oracles.Bank(x)
     for index in (5, 12, 20):
-        t = found["t"][index]
-        sizes = [1 / np.sum(known.weights((1 - t) * a + t * b, t) ** 2) for a, b in zip(x, e, strict=True)]
-        assert found["32"][index] == pytest.approx(np.median(sizes), rel=1e-3)
-    assert found["32"][-1] == pytest.approx(32, rel=1e-3)
+        t = sizes_over_time["t"][index]
+        sizes = [1 / np.sum(bank.weights((1 - t) * a + t * b, t) ** 2) for a, b in zip(x, e, strict=True)]
+        assert sizes_over_time["32"][index] == pytest.approx(np.median(sizes), rel=1e-3)
+    assert sizes_over_time["32"][-1] == pytest.approx(32, rel=1e-3)
 
 
 def test_variants_fit_the_data(tmp_path):
@@ -126,7 +126,7 @@ def test_variants_fit_the_data(tmp_path):
     assert "oracle" not in names["digits"]
 
 
-def test_default_budget_is_the_one_asked_for():
+def test_default_budget_is_the_documented_one():
     assert len(adaptive.DEFAULT.seeds) == 5
     assert len([name for name in adaptive.DEFAULT.datasets if name.startswith("dgmm")]) >= 3
     assert {"digits", "swiss_roll", "dgmm64"} <= set(adaptive.DEFAULT.datasets)

@@ -1,4 +1,4 @@
-"""The image study: arms are the paper's mixes, numbers are closed forms where there are any; complete, resumable."""
+"""The image study: variants are the paper's mixes, numbers match closed forms; complete, resumable."""
 
 import csv
 import dataclasses
@@ -26,7 +26,7 @@ from vamf.objectives.weighting import Power
 from vamf.progress import Progress
 from vamf.studies import dit, dit_results, evaluator, image_noise, paper, runner
 from vamf.studies.dit import STUDY, Budget
-from vamf.studies.image_noise import TIMES, Instrument
+from vamf.studies.image_noise import TIMES, NoiseProbe
 from vamf.theory.estimate import Estimate
 from vamf.training import loop, presets
 from vamf.training.config import TrainConfig
@@ -37,8 +37,8 @@ TINY = Budget(name="tiny", steps=4, seeds=(4, 5), betas=(0.0, 0.5, 1.0), others=
               stops=2, samples=36, epochs=1, rows=8)  # fmt: skip
 
 
-def write_pictures(path, n=90):
-    """Pictures of 8x8 in three classes, told apart by how bright they are."""
+def write_images(path, n=90):
+    """Images of 8x8 in three classes, which differ in brightness."""
     rng = np.random.default_rng(0)
     label = np.arange(n) % 3
     write_arrays(path, {"images": (rng.integers(0, 60, (n, 8, 8)) + 80 * label[:, None, None]).astype(np.uint8),
@@ -47,9 +47,9 @@ def write_pictures(path, n=90):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished study, of pictures made up."""
+    """A finished study, of images made up."""
     folder = tmp_path_factory.mktemp("studies")
-    write_pictures(folder / "shapes.npz")
+    write_images(folder / "shapes.npz")
     with pytest.MonkeyPatch.context() as patch:
         base = TrainConfig(data=str(folder / "shapes.npz"), batch_size=8, network=NETWORK, **presets.guided(0.5, 2.0))
         patch.setitem(presets.PRESETS, "shapes", base)
@@ -65,19 +65,19 @@ def finished(tmp_path_factory):
 def test_every_variant_is_scored_at_equal_steps(finished):
     with (finished.folder / "members.csv").open() as handle:
         rows = list(csv.DictReader(handle))
-    arms = ["beta = 0", "beta = 0.5", "beta = 1", "beta = 0, class-wise bank"]
-    assert [(row["arm"], int(row["seed"]), int(row["step"])) for row in rows] == [
-        (arm, seed, step) for arm in arms for seed in (4, 5) for step in (2, 4)
+    variants = ["beta = 0", "beta = 0.5", "beta = 1", "beta = 0, class-wise bank"]
+    assert [(row["variant"], int(row["seed"]), int(row["step"])) for row in rows] == [
+        (variant, seed, step) for variant in variants for seed in (4, 5) for step in (2, 4)
     ]
-    assert {row["tangent_mix"] for row in rows if row["arm"].startswith("beta = 0.5")} == {"0.5"}
+    assert {row["tangent_mix"] for row in rows if row["variant"].startswith("beta = 0.5")} == {"0.5"}
     for row in rows:
         assert float(row["frechet"]) > 0
         assert 0 <= float(row["accuracy"]) <= 1
     results = json.loads((finished.folder / "results.json").read_text())
-    assert results["judge"]["score"] == "Fréchet distance (shapes-classifier 128)"
-    assert results["judge"]["floor"]["n"] == 8  # pictures that the judge has not seen: a tenth of 81
-    assert [row["step"] for row in results["trail"]] == [2, 4]
-    bank = next(member for member in results["members"] if "bank" in member["arm"])
+    assert results["evaluator"]["score"] == "Fréchet distance (shapes-classifier 128)"
+    assert results["evaluator"]["baseline"]["n"] == 8  # held out from the evaluator: a tenth of 81
+    assert [row["step"] for row in results["bias_history"]] == [2, 4]
+    bank = next(member for member in results["members"] if "bank" in member["variant"])
     assert len(bank["effective_sizes"]["class"]) == len(dit.BANK_TIMES)
 
 
@@ -110,7 +110,7 @@ def test_a_second_run_trains_nothing_and_reports_the_same(finished, monkeypatch)
     assert [(finished.folder / name).read_text() for name in names] == before
 
 
-# --------------------------------------------------------------------------------------------------------------- arms
+# ------------------------------------------------------------------------------------------------------------ variants
 
 
 def sweep(execution, beta):
@@ -135,15 +135,15 @@ def test_the_noise_of_the_tangent_is_the_papers(tmp_path, beta):
 
     def residual(v):
         """||R||^2 of rows that are all at z, with conditional velocity v."""
-        x, e = (jnp.asarray((z + share * v)[:, None], jnp.float32) for share in (-t, 1 - t))
+        x, e = (jnp.asarray((z + weight * v)[:, None], jnp.float32) for weight in (-t, 1 - t))
         sample = LossSample(e, jnp.asarray(r, jnp.float32), jnp.asarray(t, jnp.float32), {})
         u, proxy = (lambda z, r, t, label: k * z), (lambda z, r, t, label: jnp.full_like(z, v_hat))
         return np.asarray(objective.loss(u, x, sample, jnp.zeros(3, jnp.int32), 0, proxy)[1]["residual"], np.float64)
 
     low, middle, high = (residual(np.full(3, v)) for v in (-1.0, 0.0, 1.0))
     coefficient = np.sqrt((low - 2 * middle + high) / 2)
-    moved = (t - r) * k
-    np.testing.assert_allclose(coefficient, np.abs((1 - beta) * moved - 1), rtol=1e-3)
+    factor = (t - r) * k
+    np.testing.assert_allclose(coefficient, np.abs((1 - beta) * factor - 1), rtol=1e-3)
     a, b = objective.noise(0)
     assert (a, b) == pytest.approx((1 - beta, beta))
 
@@ -168,13 +168,13 @@ def test_variants_differ_in_what_they_are_named_for(tmp_path):
 
 
 def test_budgets(tmp_path):
-    default, full = STUDY.at(tmp_path).base(""), STUDY.at(tmp_path, dit.FULL).base("")
+    default, full = STUDY.at(tmp_path).base(""), STUDY.at(tmp_path, dit.PAPER).base("")
     assert default.images.expect == "fashion_mnist"
     assert (full.images.expect, full.steps) == ("cifar10", 40_000)
-    imagenet = STUDY.at(tmp_path, dit.FULL, preset="imagenet_dit_b4").base("")
+    imagenet = STUDY.at(tmp_path, dit.PAPER, preset="imagenet_dit_b4").base("")
     assert imagenet.network == DiTConfig.named("B/4")
-    assert imagenet.optimiser.ema_decay == pytest.approx(0.9999)  # the paper's, constant
-    assert not any(base.optimiser.ema_warmup for base in (default, full, imagenet))
+    assert imagenet.optimizer.ema_decay == pytest.approx(0.9999)  # the paper's, constant
+    assert not any(base.optimizer.ema_warmup for base in (default, full, imagenet))
     assert (imagenet.holdout, default.holdout) == (0.1, 0.1)  # the evaluator needs images that no variant sees
     for base, stops in ((default, 5), (full, 10), (imagenet, 10)):
         assert base.log.variance_every * stops == base.steps
@@ -185,26 +185,26 @@ def test_budgets(tmp_path):
 @pytest.mark.slow
 def test_the_history_of_an_interrupted_training_is_whole(tmp_path):
     base = TrainConfig(data="two_moons", steps=6, batch_size=8, checkpoint_every=2)
-    spec, seen = runner.RunSpec("moons", base, (0, 1)), []
+    spec, steps = runner.RunSpec("moons", base, (0, 1)), []
 
-    def watch(grid, step, state):
-        if step == 4 and 4 not in seen:
-            seen.append(step)
+    def on_checkpoint(ensemble, step, state):
+        if step == 4 and 4 not in steps:
+            steps.append(step)
             raise KeyboardInterrupt
-        seen.append(step)
-        mean = grid.sample(state, 16).mean(axis=(1, 2))
+        steps.append(step)
+        mean = ensemble.sample(state, 16).mean(axis=(1, 2))
         return None if step == 2 else [{"mean": float(value)} for value in mean]
 
-    def finish(grid, state):
-        return grid.sample(state, 3), [{"done": True}] * grid.size
+    def finish(ensemble, state):
+        return ensemble.sample(state, 3), [{"done": True}] * ensemble.size
 
     def run(folder):
-        return runner.run_or_load(spec, folder, runner.Measurement("asked", finish, watch), QUIET)
+        return runner.run_or_load(spec, folder, runner.Measurement("request", finish, on_checkpoint), QUIET)
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut")
     cut = run(tmp_path / "cut")
-    assert seen == [2, 4, 4, 6]
+    assert steps == [2, 4, 4, 6]
     assert cut == run(tmp_path / "cut") == run(tmp_path / "whole")
     assert [entry["step"] for entry in cut[1]["history"]] == [4, 6]
 
@@ -228,9 +228,9 @@ def gaussian(key, n):
 @pytest.fixture(scope="module")
 def measured():
     """A linear network, p = 1.6 and in the average 1.2, on Gaussian data: kappa 0.25, W 2, d 5."""
-    instrument = Instrument(of_draws(lambda arrays, key, n: gaussian(key, n), (5,)), linear(), guided(), 20_000)
+    probe = NoiseProbe(of_draws(lambda arrays, key, n: gaussian(key, n), (5,)), linear(), guided(), 20_000)
     nets = np.full(1, 1.6, np.float32), np.full(1, 1.2, np.float32)
-    return {plain: instrument.at_times(*nets, plain) for plain in (True, False)}, instrument.under_the_law(*nets)
+    return {plain: probe.at_times(*nets, plain) for plain in (True, False)}, probe.at_training_times(*nets)
 
 
 def of_draws(draw, shape):
@@ -254,35 +254,35 @@ def energy(coefficients):
 @pytest.mark.parametrize("plain", [True, False])
 def test_loss_variance_of_a_linear_network(measured, plain):
     tangent, v_hat, u, _, gap = gaussians(plain)
-    found = image_noise.loss_variance(measured[0][plain])
+    variances = image_noise.loss_variance(measured[0][plain])
     for name, w in (("stochastic", tangent), ("deterministic", v_hat)):
         residual = u + gap * 1.6 * w - tangent
         expected = 2 * energy(residual) ** 2 / 5  # chi-squared with 5 degrees of freedom
-        np.testing.assert_allclose([estimate.value for estimate in found[name]], expected, rtol=0.06)
+        np.testing.assert_allclose([estimate.value for estimate in variances[name]], expected, rtol=0.06)
 
 
 def test_the_bias_history_of_a_linear_network(measured):
-    found = image_noise.bias_history(measured[0][True])
+    history = image_noise.bias_history(measured[0][True])
     _, v_hat, u, xi, gap = gaussians(True)
     lag, floor = energy(v_hat - u)[4], energy(xi)[4]
-    assert found["tracking_gap"].value == pytest.approx(lag, rel=0.03)
-    assert found["noise"].value == pytest.approx(floor, rel=0.03)
-    assert found["shrinkage"].value == pytest.approx(floor / (floor + lag), rel=0.01)
-    moved, noise = (gap * 1.6)[::2], energy(xi)[::2]
-    assert found["bound"].value == pytest.approx(
-        np.sum((moved - 1) * moved * noise) / np.sum(moved**2 * noise), rel=0.03
+    assert history["tracking_gap"].value == pytest.approx(lag, rel=0.03)
+    assert history["noise"].value == pytest.approx(floor, rel=0.03)
+    assert history["shrinkage"].value == pytest.approx(floor / (floor + lag), rel=0.01)
+    factor, noise = (gap * 1.6)[::2], energy(xi)[::2]
+    assert history["bound"].value == pytest.approx(
+        np.sum((factor - 1) * factor * noise) / np.sum(factor**2 * noise), rel=0.03
     )
 
 
 def test_the_predicted_curve_is_the_parabola_of_its_terms(measured):
     terms = measured[1]
-    found = image_noise.predicted_mse(terms)
-    moved = np.sqrt(terms["moved"] / terms["floor"])  # M = gap p >= 0 for every row, xi as it is
-    np.testing.assert_allclose(terms["cross"] / terms["floor"], (moved - 1) * moved, rtol=0.01, atol=1e-3)
+    mse = image_noise.predicted_mse(terms)
+    factor = np.sqrt(terms["jvp_energy"] / terms["floor"])  # M = gap p >= 0 for every row, xi as it is
+    np.testing.assert_allclose(terms["cross"] / terms["floor"], (factor - 1) * factor, rtol=0.01, atol=1e-3)
     for index, beta in ((0, 0.0), (5, 0.5), (10, 1.0)):
-        noise = terms["floor"] * ((1 - beta) * moved - 1) ** 2 + beta**2 * terms["biased"]
-        expected = np.mean(noise) / np.mean(terms["floor"] * (moved - 1) ** 2)
-        assert found[index].value == pytest.approx(expected, rel=1e-3)
+        noise = terms["floor"] * ((1 - beta) * factor - 1) ** 2 + beta**2 * terms["bias_energy"]
+        expected = np.mean(noise) / np.mean(terms["floor"] * (factor - 1) ** 2)
+        assert mse[index].value == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_effective_size_of_a_full_memory():
@@ -290,31 +290,31 @@ def test_the_effective_size_of_a_full_memory():
     label = jnp.arange(64) % 2
     memory = ClassMemoryBank.empty(2, 8, (3,)).push(x, label)
     dataset = of_draws(lambda arrays, key, n: (x[:n], label[:n]), (3,))
-    found = image_noise.effective_sizes(dataset, memory, 16, (0.01, 1.0))
-    assert found["class"][1] == pytest.approx(9, rel=1e-4)  # at t = 1 every point is as likely
-    assert found["all"][1] == pytest.approx(9, rel=1e-4)
-    assert 1 <= found["class"][0] <= 2.01  # the row's own point, which the memory may hold too
+    sizes = image_noise.effective_sizes(dataset, memory, 16, (0.01, 1.0))
+    assert sizes["class"][1] == pytest.approx(9, rel=1e-4)  # at t = 1 every point is as likely
+    assert sizes["all"][1] == pytest.approx(9, rel=1e-4)
+    assert 1 <= sizes["class"][0] <= 2.01  # the row's own point, which the memory may hold too
 
 
 # ---------------------------------------------------------------------------------------------------------- the numbers
 
 
 def members(scores, error=0.1):
-    """Members of arms with the given distances, a list over seeds for each arm and two equal steps."""
+    """Members of variants with the given distances, a list over seeds for each variant and two equal steps."""
     return [
-        {"arm": arm, "seed": seed, "gradient_variance": 1.0, "history": [
+        {"variant": variant, "seed": seed, "gradient_variance": 1.0, "history": [
             {"step": step, "frechet": value, "frechet_error": error, "accuracy": 0.5} for step in (1, 2)]}
-        for arm, values in scores.items() for seed, value in enumerate(values)
+        for variant, values in scores.items() for seed, value in enumerate(values)
     ]  # fmt: skip
 
 
 def test_gaps_are_paired_by_seed():
-    known = members({"beta = 0": [10.0, 14.0, 12.0], "beta = 1": [11.0, 16.0, 12.0]}, error=1e-3)
-    found = dit_results.gap(known, "beta = 1", 2)
-    assert found.value == pytest.approx(1.0)
-    assert found.error == pytest.approx(np.std([1, 2, 0], ddof=1) / np.sqrt(3))
-    alone = members({"beta = 0": [10.0], "beta = 1": [11.0]}, error=0.3)
-    assert dit_results.gap(alone, "beta = 1", 2).error == pytest.approx(0.3 * np.sqrt(2))
+    paired = members({"beta = 0": [10.0, 14.0, 12.0], "beta = 1": [11.0, 16.0, 12.0]}, error=1e-3)
+    estimate = dit_results.gap(paired, "beta = 1", 2)
+    assert estimate.value == pytest.approx(1.0)
+    assert estimate.error == pytest.approx(np.std([1, 2, 0], ddof=1) / np.sqrt(3))
+    single = members({"beta = 0": [10.0], "beta = 1": [11.0]}, error=0.3)
+    assert dit_results.gap(single, "beta = 1", 2).error == pytest.approx(0.3 * np.sqrt(2))
     agreeing = members({"beta = 0": [10.0, 14.0], "beta = 1": [11.0, 15.0]}, error=0.3)
     assert dit_results.gap(agreeing, "beta = 1", 2).error == pytest.approx(0.3)  # not 0
     broken = members({"beta = 0": [10.0, 14.0], "beta = 1": [11.0, None]})
@@ -323,11 +323,11 @@ def test_gaps_are_paired_by_seed():
 
 def test_the_quadratic_prediction_of_the_papers_numbers():
     gaps = {beta: Estimate(value, 0.02) for beta, value in paper.IMAGES_GAPS.items()}
-    found = dit_results.prediction(gaps)
-    assert found.anchor.value == pytest.approx(paper.IMAGES_ANCHOR, abs=0.05)
-    assert found.ratio.value == pytest.approx(paper.IMAGES_RATIO, abs=0.05)
-    assert found.at(0.25).value == pytest.approx(1.14 / 4)
-    assert "more than quadratic (the paper: 2.6 times)" in dit_results.of_prediction(found)
+    prediction = dit_results.prediction(gaps)
+    assert prediction.anchor.value == pytest.approx(paper.IMAGES_ANCHOR, abs=0.05)
+    assert prediction.ratio.value == pytest.approx(paper.IMAGES_RATIO, abs=0.05)
+    assert prediction.at(0.25).value == pytest.approx(1.14 / 4)
+    assert "more than quadratic (the paper: 2.6 times)" in dit_results.of_prediction(prediction)
     exact = dit_results.prediction({beta: Estimate(3 * beta**2, 0.01) for beta in (0.25, 0.5, 1.0)})
     assert exact.ratio.value == pytest.approx(1)
     assert exact.ratio.error == pytest.approx(np.hypot(0.01, 0.04) / 3)
@@ -337,9 +337,9 @@ def test_the_quadratic_prediction_of_the_papers_numbers():
 
 def test_without_a_clear_gap_there_is_no_anchor():
     for half in (Estimate(0.1, 0.08), Estimate(-1.0, 0.1)):
-        found = dit_results.prediction({0.5: half, 1.0: Estimate(5.0, 0.1)})
-        assert found.ratio is None
-        assert "no anchor here" in dit_results.of_prediction(found)
+        prediction = dit_results.prediction({0.5: half, 1.0: Estimate(5.0, 0.1)})
+        assert prediction.ratio is None
+        assert "no anchor here" in dit_results.of_prediction(prediction)
 
 
 def test_sentences_follow_the_numbers():
@@ -347,21 +347,21 @@ def test_sentences_follow_the_numbers():
     assert "It rises with beta, as in the paper." in dit_results.of_order(rising)
     assert "Within" not in dit_results.of_order(rising)
     falling = {0.25: Estimate(-0.1, 0.2), 0.5: Estimate(-1.0, 0.1), 1.0: Estimate(-4.0, 0.1)}
-    said = dit_results.of_order(falling)
-    assert "this does not" in said
-    assert "no change: beta = 0.25." in said
-    assert "−4.00 ± 0.10 at beta = 1" in said
-    known = members({"beta = 0": [10.0], "beta = 1": [12.0], "beta = 1, anchor": [11.0], "beta = 1, p = 0": [15.0],
+    text = dit_results.of_order(falling)
+    assert "this does not" in text
+    assert "no change: beta = 0.25." in text
+    assert "−4.00 ± 0.10 at beta = 1" in text
+    rows = members({"beta = 0": [10.0], "beta = 1": [12.0], "beta = 1, anchor": [11.0], "beta = 1, p = 0": [15.0],
                      "beta = 1, p = 0, anchor": [14.5]}, error=0.0)  # fmt: skip
-    said = dit_results.of_confound(known, 2)
-    assert "p = 0 +3.00 ± 0.00; the anchor −1.00 ± 0.00; both, as in the paper's run +2.50 ± 0.00" in said
-    assert "the tangent alone makes +2.00 ± 0.00, with both changes +4.50 ± 0.00" in said
+    text = dit_results.of_confound(rows, 2)
+    assert "p = 0 +3.00 ± 0.00; the anchor −1.00 ± 0.00; both, as in the paper's run +2.50 ± 0.00" in text
+    assert "the tangent alone makes +2.00 ± 0.00, with both changes +4.50 ± 0.00" in text
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals
 
 
-def test_pictures_without_classes_are_refused(tmp_path, monkeypatch):
+def test_images_without_classes_are_refused(tmp_path, monkeypatch):
     write_arrays(tmp_path / "plain.npz", {"images": np.zeros((60, 8, 8), np.uint8)})
     base = TrainConfig(data=str(tmp_path / "plain.npz"), network=NETWORK, **presets.guided(0.5, 2.0))
     monkeypatch.setitem(presets.PRESETS, "plain", base)
@@ -378,7 +378,7 @@ def test_latents_need_an_autoencoder_and_inception(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["study", "toys", "--preset", "cifar10_dit"], "--preset: only the study dit has it, not toys"),
         (["study", "adaptive", "--data", "here"], "--data: only the study dit has it, not adaptive"),
@@ -389,31 +389,31 @@ def test_latents_need_an_autoencoder_and_inception(monkeypatch):
         ),
     ],
 )
-def test_options_that_do_not_fit(arguments, said, tmp_path, monkeypatch, capsys):
+def test_options_that_do_not_fit(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
     assert stop.value.code == 2
-    assert f"vamf: {said}" in capsys.readouterr().err.splitlines()[-1]
+    assert f"vamf: {message}" in capsys.readouterr().err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_hidden_labels_are_hidden():
+def test_dropped_labels_are_dropped():
     """The view without class shows the network no class, the other shows the data's."""
-    seen = []
+    labels = []
 
     def bind(p):
         def u(z, r, t, label):
-            jax.debug.callback(lambda label: seen.append(np.unique(label)), label)
+            jax.debug.callback(lambda label: labels.append(np.unique(label)), label)
             return p * z
 
         return u
 
     dataset = of_draws(lambda arrays, key, n: (jnp.ones((n, 2)), jnp.full(n, 3, jnp.int32)), (2,))
     network = Network(init=lambda key: jnp.ones(1), bind=bind)
-    instrument = Instrument(dataset, network, guided(), 4)
-    for plain, expected in ((True, {NULL_LABEL}), (False, {NULL_LABEL, 3})):  # guidance asks without class too
-        seen.clear()
-        instrument.at_times(np.ones(1, np.float32), np.ones(1, np.float32), plain)
+    probe = NoiseProbe(dataset, network, guided(), 4)
+    for plain, expected in ((True, {NULL_LABEL}), (False, {NULL_LABEL, 3})):  # guidance evaluates without class too
+        labels.clear()
+        probe.at_times(np.ones(1, np.float32), np.ones(1, np.float32), plain)
         jax.effects_barrier()
-        assert {int(value) for values in seen for value in values} == expected
+        assert {int(value) for values in labels for value in values} == expected

@@ -96,7 +96,7 @@ def test_runs_are_variants_of_every_data_set(tmp_path):
     assert [spec.name for spec in specs] == ["two_moons-sweep", "pinwheel-sweep", "pinwheel-meanflow_2"]
     assert list(specs[0].seeds) == [3, 4, 3, 4]
     assert specs[0].values == {"beta": [0.0, 0.0, 1.0, 1.0]}
-    assert [label["arm"] for label in specs[0].labels] == ["beta_0", "beta_0", "beta_1", "beta_1"]
+    assert [label["variant"] for label in specs[0].labels] == ["beta_0", "beta_0", "beta_1", "beta_1"]
     assert (specs[0].config.objective, specs[0].config.method, specs[0].config.steps) == ({"gamma": 0.1}, "vamf", 100)
     assert (list(specs[2].seeds), specs[2].config.method) == ([7], "meanflow")
     with pytest.raises(UserError, match="two runs are called two_moons-ab"):

@@ -38,11 +38,11 @@ def finished(tmp_path_factory):
 def test_every_method_is_there_with_and_without_the_bank(finished):
     with (finished / "members.csv").open() as handle:
         rows = list(csv.DictReader(handle))
-    found = {(row["arm"], row["equal"], int(row["seed"]), int(row["steps"])) for row in rows}
-    arms = ["meanflow", "meanflow + bank", "meanflow_rae"]
-    expected = {(arm, "steps", seed, 60) for arm in arms for seed in (4, 5)}
+    present = {(row["variant"], row["equal"], int(row["seed"]), int(row["steps"])) for row in rows}
+    variants = ["meanflow", "meanflow + bank", "meanflow_rae"]
+    expected = {(variant, "steps", seed, 60) for variant in variants for seed in (4, 5)}
     slow = {("meanflow_rae", "time", seed, 100) for seed in (4, 5)}  # never fewer than 100 steps
-    assert found == expected | slow
+    assert present == expected | slow
     for row in rows:
         assert float(row["sw2"]) >= float(row["sw1"]) > 0
         assert float(row["gradient_variance"]) > 0
@@ -53,9 +53,9 @@ def test_every_method_is_there_with_and_without_the_bank(finished):
 @pytest.mark.slow
 def test_the_bank_changes_nothing_but_the_noise(finished):
     results = json.loads((finished / "results.json").read_text())
-    variance = {row["arm"]: row["gradient_variance"] for row in results["arms"] if row["equal"] == "steps"}
+    variance = {row["variant"]: row["gradient_variance"] for row in results["variants"] if row["equal"] == "steps"}
     assert variance["meanflow + bank"] < variance["meanflow"]
-    config = json.loads((finished / "trainings" / "two_moons-meanflow-bank" / "config.json").read_text())
+    config = json.loads((finished / "runs" / "two_moons-meanflow-bank" / "config.json").read_text())
     assert config["objective"]["rao_blackwell"] is True
 
 
@@ -84,27 +84,27 @@ def test_finished_trainings_are_not_repeated(finished, monkeypatch):
 
 
 def rows(name, **sw1):
-    return [{"data": name, "arm": arm, "equal": "steps", "seeds": 4, "sw1": value, "sw1_std": 0.02}
-            for arm, value in sw1.items()]  # fmt: skip
+    return [{"data": name, "variant": variant, "equal": "steps", "seeds": 4, "sw1": value, "sw1_std": 0.02}
+            for variant, value in sw1.items()]  # fmt: skip
 
 
 def test_ranks_by_hand():
     error = np.hypot(0.02, 0.02) / 2
     table = rows("x", a=0.1, b=0.1 + 0.9 * error, c=0.2) + rows("y", a=0.3, b=0.1, c=0.3 - 1e-6)
-    found = comparison.ranking(table, ("x", "y"), "steps")
-    assert [row["arm"] for row in found] == ["b", "a", "c"]
-    assert [row["mean"] for row in found] == [1.5, 2.0, 2.5]
-    assert found[0]["ranks"] == {"x": "2 =", "y": "1"}
-    assert found[2]["ranks"] == {"x": "3", "y": "2"}
-    # At equal time an entry without a training of its own counts with its equal steps.
-    assert comparison.ranking(table, ("x", "y"), "time") == found
+    ranks = comparison.ranking(table, ("x", "y"), "steps")
+    assert [row["variant"] for row in ranks] == ["b", "a", "c"]
+    assert [row["mean"] for row in ranks] == [1.5, 2.0, 2.5]
+    assert ranks[0]["ranks"] == {"x": "2 =", "y": "1"}
+    assert ranks[2]["ranks"] == {"x": "3", "y": "2"}
+    # At equal time an entry without a run of its own counts with its equal steps.
+    assert comparison.ranking(table, ("x", "y"), "time") == ranks
 
 
 def test_a_table_marks_the_lowest_and_leaves_the_ceiling_aside():
     table = [{**row, "u_error": float("nan")} for row in rows("x", a=0.2, b=0.1, oracle=0.05)]
-    found = comparison.variant_table(table, ["a", "b", "oracle"], ["x"], "sw1", {"x": {"sw1": 0.04}})
-    assert [found.rows[line][column] for line, column in found.best] == ["0.100 ±\u00a00.020"]
-    assert found.rows[-1] == ["real data", "0.040"]
+    result = comparison.variant_table(table, ["a", "b", "oracle"], ["x"], "sw1", {"x": {"sw1": 0.04}})
+    assert [result.rows[line][column] for line, column in result.best] == ["0.100 ±\u00a00.020"]
+    assert result.rows[-1] == ["real data", "0.040"]
     assert comparison.variant_table(table, ["a", "b", "oracle"], ["x"], "u_error") is None  # nothing is known
 
 
@@ -127,13 +127,13 @@ def test_operators_as_text(name, options, text):
 
 @pytest.mark.parametrize(("beta", "gamma"), [(0.0, 0.0), (0.5, 0.4), (1.0, 0.0)])
 def test_predicted_noise_is_that_of_the_residual_at_the_exact_velocity(beta, gamma):
-    """Against a Monte Carlo estimate of E||R||^2, R at the exact u with exact roles, over the same law."""
+    """Against a Monte Carlo estimate of E||R||^2, R at the exact u with exact roles, over the same distribution."""
     import jax
     import jax.numpy as jnp
 
     mixture = exact_noise.three_modes()
     objective = create("vamf", beta=beta, gamma=gamma, proxy="oracle", times=Uniform(eps=0.05))
-    predicted = exact_noise.predicted(mixture, objective, 1000, n=1500)
+    predicted = exact_noise.predict_noise(mixture, objective, 1000, n=1500)
     keys = jax.random.split(jax.random.key(5), 2)
     x = mixture.sample(keys[0], 6000)
     sample = objective.sample(keys[1], x)
@@ -151,7 +151,7 @@ def test_predicted_noise_is_that_of_the_residual_at_the_exact_velocity(beta, gam
 
 def test_every_method_has_a_configuration_for_every_kind_of_data(tmp_path):
     execution = STUDY.at(tmp_path, Budget("compare", ("swiss_roll",), 1000, (0,), 100, 1e-3, methods.ALL))
-    compared = set(METHODS) - {"ddpm"}  # no jump to judge
+    compared = set(METHODS) - {"ddpm"}  # learns no flow map
     assert set(methods.ALL) == compared
     for name in ("swiss_roll", "dgmm16", "digits"):
         entries = {variant.name: variant.configure(execution.base(name)) for variant in execution.variants(name)}
@@ -167,25 +167,25 @@ def _report(table, names, monkeypatch):
     for row in table:
         row |= {
             "steps": 100,
-            **{f"{key}{tail}": float("nan") for key in list(comparison.MEASURED)[1:] for tail in ("", "_std")},
+            **{f"{key}{tail}": float("nan") for key in list(comparison.METRICS)[1:] for tail in ("", "_std")},
         }
-    costed = {name: {row["arm"]: {"ms": 1.0, "bytes": 2**20} for row in table} for name in names}
+    costed = {name: {row["variant"]: {"ms": 1.0, "bytes": 2**20} for row in table} for name in names}
     ranks = {equal: comparison.ranking(table, names, equal) for equal in ("steps", "time")}
     execution = STUDY.at(Path(), Budget("compare", names, 100, (0, 1, 2, 3), 10))
     results = Results(execution, [], {name: {"sw1": 0.05, "sw2": 0.06} for name in names}, costed)
-    results = dataclasses.replace(results, found={"arms": table, "ranks": ranks})
+    results = dataclasses.replace(results, findings={"variants": table, "ranks": ranks})
     monkeypatch.setattr(methods, "_noise", lambda _: None)
     monkeypatch.setattr(Results, "gallery", lambda *_: None)
     return page.render(STUDY.page, results.standard() | methods.content(results))
 
 
 def test_one_data_set_is_one_table_and_several_are_ranked(monkeypatch):
-    alone = _report(rows("x", a=0.2, b=0.1), ("x",), monkeypatch)
-    assert alone.count("<table") == 1
-    assert "Ranking" not in alone
-    assert alone.index(">b<") < alone.index(">a<")  # the lowest first
-    assert re.findall(r"<td class=best>([^<]*)<", alone) == ["0.100 ±\u00a00.020"]
-    assert "0.100 ±\u00a00.020 (100)" in alone
-    together = _report(rows("x", a=0.2, b=0.1) + rows("y", a=0.2, b=0.1), ("x", "y"), monkeypatch)
-    assert "Ranking" in together
-    assert together.count("<table") > 3
+    single = _report(rows("x", a=0.2, b=0.1), ("x",), monkeypatch)
+    assert single.count("<table") == 1
+    assert "Ranking" not in single
+    assert single.index(">b<") < single.index(">a<")  # the lowest first
+    assert re.findall(r"<td class=best>([^<]*)<", single) == ["0.100 ±\u00a00.020"]
+    assert "0.100 ±\u00a00.020 (100)" in single
+    several = _report(rows("x", a=0.2, b=0.1) + rows("y", a=0.2, b=0.1), ("x", "y"), monkeypatch)
+    assert "Ranking" in several
+    assert several.count("<table") > 3

@@ -19,7 +19,7 @@ from vamf.studies import mixtures_page as report
 from vamf.studies.mixtures import STUDY, WIDE, Budget
 from vamf.theory import GaussianMixture
 from vamf.training import loop, presets
-from vamf.training.grid import Grid
+from vamf.training.ensemble import Ensemble
 
 TINY = Budget("tiny", ("dgmm2", WIDE), 20, (4, 5), 10, 1e-3, (0.0, 0.5, 1.0), points=32)
 MEANS = np.array([[1.0, 0.5], [-1.2, 0.3], [0.1, -1.4]])
@@ -33,8 +33,8 @@ ORACLE = oracles.Mixture(np.full(3, 1 / 3), MEANS, 0.4)
 def test_noise_is_the_quadratic_form_of_an_independent_flow():
     rng = np.random.default_rng(0)
     z, r, t = rng.normal(size=(5, 2)), np.array([0.0, 0.2, 0.0, 0.5, 0.7]), np.array([1.0, 0.6, 0.4, 0.9, 0.7])
-    found = exact_noise.noise(MIXTURE, *(jnp.asarray(part, jnp.float32) for part in (z, r, t)))
-    best = found.best()
+    parabola = exact_noise.noise(MIXTURE, *(jnp.asarray(part, jnp.float32) for part in (z, r, t)))
+    best = parabola.best()
     sigma = ORACLE.covariance(z, t)
     for i in range(5):
         one = slice(i, i + 1)
@@ -45,39 +45,39 @@ def test_noise_is_the_quadratic_form_of_an_independent_flow():
             return np.trace(n @ sigma[i] @ n.T)
 
         for beta in (0.0, 0.3, 1.0):
-            assert found.at(beta)[i] == pytest.approx(expected(beta), rel=2e-4)
+            assert parabola.at(beta)[i] == pytest.approx(expected(beta), rel=2e-4)
         if r[i] < t[i]:
             betas = np.linspace(0, 1, 1001)
             assert best[i] == pytest.approx(betas[np.argmin([expected(beta) for beta in betas])], abs=2e-3)
     assert best[4] == 0  # r = t: every beta is as good
 
 
-def test_over_training_averages_over_the_training_law():
+def test_training_noise_averages_over_the_training_times():
     """Gaussian data: noise(beta) = s^2/s_t^2 (S + beta (1 - S))^2, integrated over sorted uniforms, a quarter r = t."""
     n, sd = 768, 2.0
-    found = exact_noise.over_training(GaussianMixture([1.0], [[0.0]], [sd]), n)
+    result = exact_noise.training_noise(GaussianMixture([1.0], [[0.0]], [sd]), n)
     gaussian, nodes = oracles.Gaussian(sd), (np.arange(400) + 0.5) / 400
     r, t = np.minimum(*np.meshgrid(nodes, nodes)), np.maximum(*np.meshgrid(nodes, nodes))
     s = gaussian.expansion(r, t)
 
     def mean(beta):
         off = np.mean(gaussian.variance(t) * (s + beta * (1 - s)) ** 2)
-        return 0.75 * off + 0.25 * np.mean(gaussian.variance(t))  # t has the law of a maximum on the diagonal too
+        return 0.75 * off + 0.25 * np.mean(gaussian.variance(t))  # t is distributed as a maximum on the diagonal too
 
-    for beta, ratio, error in zip(*found["curve"].values(), strict=True):
+    for beta, ratio, error in zip(*result["curve"].values(), strict=True):
         assert abs(ratio - mean(beta) / mean(0.0)) < 5 * error + 1e-5
         assert error < 0.1
     betas = np.linspace(0, 1, 101)
-    assert found["best_beta"] == pytest.approx(betas[np.argmin([mean(beta) for beta in betas])], abs=0.1)
-    share = np.mean(s[r < t] > 1)  # beta* is 1 where the flow map expands and 0 where it contracts
-    assert abs(found["share"] - share) < 5 * np.sqrt(share * (1 - share) / (0.75 * n)) + 1e-3
-    assert found["pointwise_ratio"] <= found["best_ratio"] <= 1
+    assert result["best_beta"] == pytest.approx(betas[np.argmin([mean(beta) for beta in betas])], abs=0.1)
+    fraction = np.mean(s[r < t] > 1)  # beta* is 1 where the flow map expands and 0 where it contracts
+    assert abs(result["fraction"] - fraction) < 5 * np.sqrt(fraction * (1 - fraction) / (0.75 * n)) + 1e-3
+    assert result["pointwise_ratio"] <= result["best_ratio"] <= 1
 
 
 @pytest.mark.parametrize("sd", [2.0, 0.5])
 def test_over_time_of_a_gaussian(sd):
     gaussian = oracles.Gaussian(sd)
-    for name, line in exact_noise.over_time(GaussianMixture([1.0], [[0.0, 0.0]], [sd]), 8).items():
+    for name, line in exact_noise.noise_over_time(GaussianMixture([1.0], [[0.0, 0.0]], [sd]), 8).items():
         t = np.array(line["t"])
         s = gaussian.expansion(np.zeros_like(t) if name == "r = 0" else t - exact_noise.GAP, t)
         np.testing.assert_allclose(line["amplification"], s**2, rtol=1e-5)
@@ -88,46 +88,46 @@ def test_over_time_of_a_gaussian(sd):
 def test_plane_of_three_modes():
     side, reach, t = 4, 2.0, 0.6
     mixture = exact_noise.three_modes()
-    found = exact_noise.plane(mixture, t, reach, side)
+    plane = exact_noise.plane(mixture, t, reach, side)
     line = np.linspace(-reach, reach, side)
     independent = oracles.Normals.isotropic(mixture.weights, mixture.means, mixture.stds)
     for row, column in [(0, 3), (1, 2), (3, 0)]:
         z = np.array([line[column], line[row]])
         sigma, s = independent.covariance(z, t), oracles.jacobian(lambda z: independent.flow(z, 0.0, t), z)
-        assert found.variance[row, column] == pytest.approx(np.trace(sigma), rel=1e-4)
-        assert found.amplified[row, column] == pytest.approx(np.trace(s @ sigma @ s.T), rel=1e-4)
+        assert plane.variance[row, column] == pytest.approx(np.trace(sigma), rel=1e-4)
+        assert plane.amplified[row, column] == pytest.approx(np.trace(s @ sigma @ s.T), rel=1e-4)
         log_density = np.log(np.sum(np.exp(independent.log_joint(z, t))))
-        assert found.log_density[row, column] == pytest.approx(log_density, abs=1e-4)
+        assert plane.log_density[row, column] == pytest.approx(log_density, abs=1e-4)
 
 
 # ------------------------------------------------------------------------------------- distances of a known network
 
 
 @pytest.fixture
-def known():
-    """A grid of two members whose average velocities are known, and the places at which they were asked."""
-    grid, asked = Grid(presets.for_data("dgmm2"), data.load("dgmm2"), [0, 1]), []
+def shifted_ensemble():
+    """An ensemble of two members whose average velocities are known, and the points at which they were evaluated."""
+    ensemble, calls = Ensemble(presets.for_data("dgmm2"), data.load("dgmm2"), [0, 1]), []
     centres = dense_gaussian_mixture(2).means
     exact = oracles.Mixture(np.full(64, 1 / 64), centres, 0.5, steps=16)
 
     def velocity(state, z, r, t):
         z, r, t = (np.asarray(part, np.float64) for part in (z, r, t))
-        asked.append((z, r, t))
+        calls.append((z, r, t))
         u = exact.velocity(z, t) if np.array_equal(r, t) else exact.average_velocity(z, r, t)
         return np.stack([np.zeros_like(z), u + np.array([0.3, -0.4])]).astype(np.float32)
 
-    object.__setattr__(grid, "velocity", velocity)
-    return grid, exact, asked
+    object.__setattr__(ensemble, "velocity", velocity)
+    return ensemble, exact, calls
 
 
 @pytest.mark.slow
-def test_exact_error_against_an_independent_integrator(known):
-    grid, exact, asked = known
-    zero, shifted = measures.exact_error(dense_gaussian_mixture(2))(grid, grid.init())
-    for (z, r, t), key in zip(asked, ("u_error", "jump_error"), strict=True):
+def test_exact_error_against_an_independent_integrator(shifted_ensemble):
+    ensemble, exact, calls = shifted_ensemble
+    zero, shifted = measures.exact_error(dense_gaussian_mixture(2))(ensemble, ensemble.init())
+    for (z, r, t), key in zip(calls, ("u_error", "jump_error"), strict=True):
         assert zero[key] == pytest.approx(np.sqrt(np.mean(exact.average_velocity(z, r, t) ** 2)), rel=1e-4)
         assert shifted[key] == pytest.approx(0.5 / np.sqrt(2), rel=1e-4)
-    (_, r, t), (noise, start, end) = asked
+    (_, r, t), (noise, start, end) = calls
     assert np.all(r < t)
     assert t.mean() == pytest.approx(2 / 3, abs=5 * np.sqrt(1 / 18 / len(t)))
     assert (set(start), set(end)) == ({0.0}, {1.0})
@@ -135,14 +135,14 @@ def test_exact_error_against_an_independent_integrator(known):
 
 
 @pytest.mark.slow
-def test_proxy_bias_is_relative_to_the_noise(known):
-    grid, exact, asked = known
-    _, shifted = mixtures.network_measure(grid.dataset)(grid, grid.init())
+def test_proxy_bias_is_relative_to_the_noise(shifted_ensemble):
+    ensemble, exact, calls = shifted_ensemble
+    _, shifted = mixtures.network_measure(ensemble.dataset)(ensemble, ensemble.init())
     rng, n = np.random.default_rng(1), 4000
     t = rng.uniform(size=n)
     x = exact.means[rng.integers(64, size=n)] + 0.5 * rng.normal(size=(n, 2))
     noise = np.einsum("nii->n", exact.covariance((1 - t)[:, None] * x + t[:, None] * rng.normal(size=(n, 2)), t))
-    error = 0.25 / noise.mean() ** 2 * noise.std() * np.sqrt(1 / n + 1 / len(asked[-1][0]))
+    error = 0.25 / noise.mean() ** 2 * noise.std() * np.sqrt(1 / n + 1 / len(calls[-1][0]))
     assert abs(shifted["proxy_bias"] - 0.25 / noise.mean()) < 5 * error
 
 
@@ -173,7 +173,7 @@ def test_results_are_complete(finished):
     with (finished / "members.csv").open() as handle:
         rows = list(csv.DictReader(handle))
     assert [(float(row["beta"]), int(row["seed"])) for row in rows] == [(b, s) for b in TINY.betas for s in TINY.seeds]
-    samples = np.load(finished / "trainings" / "dgmm2-sweep" / "samples.npy")
+    samples = np.load(finished / "runs" / "dgmm2-sweep" / "samples.npy")
     reference = data.load("dgmm2").reference(4096, 0)
     assert sliced_wasserstein(samples[3], reference) == pytest.approx(results["members"][3]["sw1"], rel=1e-4)
 
@@ -222,10 +222,10 @@ def test_finished_trainings_are_not_repeated(finished, monkeypatch):
 def test_interrupted_study_continues_where_it_stopped(finished, tmp_path, monkeypatch):
     folder, train, calls = tmp_path / "cut", loop.train, []
     shutil.copytree(finished, folder)  # as an interruption in the last training leaves it
-    for name in ("trainings/eight_gaussians-meanflow/result.json", "results.json", "report.html"):
+    for name in ("runs/eight_gaussians-meanflow/result.json", "results.json", "report.html"):
         (folder / name).unlink()
     monkeypatch.setattr(
-        loop, "train", lambda grid, place, progress: calls.append(place.name) or train(grid, place, progress)
+        loop, "train", lambda ensemble, place, progress: calls.append(place.name) or train(ensemble, place, progress)
     )
     STUDY.at(folder, TINY).run()
     assert calls == ["eight_gaussians-meanflow"]
@@ -243,10 +243,10 @@ def test_folder_of_another_study_is_refused(finished, tmp_path):
 
 
 def test_budgets_are_the_papers_grid():
-    assert mixtures.FULL.dims == mixtures.DEFAULT.dims == tuple(paper.MIXTURES) == (2, 4, 8, 16, 32, 64)
-    assert mixtures.FULL.betas == mixtures.DEFAULT.betas == paper.BETAS
+    assert mixtures.PAPER.dims == mixtures.DEFAULT.dims == tuple(paper.MIXTURES) == (2, 4, 8, 16, 32, 64)
+    assert mixtures.PAPER.betas == mixtures.DEFAULT.betas == paper.BETAS
     assert all(len(line) == len(paper.BETAS) for line in paper.MIXTURES.values())
-    assert (mixtures.FULL.steps, mixtures.FULL.seeds) == (200_000, (42, 0, 1))
+    assert (mixtures.PAPER.steps, mixtures.PAPER.seeds) == (200_000, (42, 0, 1))
 
 
 # ------------------------------------------------------------------------------------------------------- sentences
@@ -266,9 +266,9 @@ def rows_of(zero, one):
     ],
 )
 def test_changes_are_taken_seed_by_seed(zero, one, change, clear):
-    found, sure = summary.paired_change(rows_of(zero, one), "sw1", 1.0)
-    assert found.value == pytest.approx(change)
-    assert sure == clear
+    estimate, is_clear = summary.paired_change(rows_of(zero, one), "sw1", 1.0)
+    assert estimate.value == pytest.approx(change)
+    assert is_clear == clear
 
 
 def test_change_of_a_diverged_training_is_left_out():
@@ -295,7 +295,7 @@ def test_change_of_a_diverged_training_is_left_out():
 def test_sentence_says_no_more_than_the_spread_allows(one, expected):
     sweep = [{**row, "sw2": 1.0, "jump_error": 1.0, "gradient_variance": 1.0} for row in rows_of((1.0,) * 3, one)]
     exact = {"curve": {"ratio": [1.0, 0.7], "error": [0.0, 0.01]}, "best_beta": 1.0, "best_ratio": 0.7,
-             "pointwise_ratio": 0.6, "share": 0.57}  # fmt: skip
+             "pointwise_ratio": 0.6, "fraction": 0.57}  # fmt: skip
     text = report.sentence(mixtures.matched_row(2, sweep, {"sw1": 0.1, "sw2": 0.1}, exact))
     for part in [*expected, "expects 0.70 times the noise", "57 % of the points"]:
         assert part in text
@@ -305,10 +305,10 @@ def test_sentence_says_no_more_than_the_spread_allows(one, expected):
 
 
 def test_study_command_finds_the_study(tmp_path, monkeypatch, capsys):
-    asked = []
-    monkeypatch.setattr(engine.Execution, "run", lambda self: asked.append(self) or self.folder / "report.html")
+    calls = []
+    monkeypatch.setattr(engine.Execution, "run", lambda self: calls.append(self) or self.folder / "report.html")
     cli.main(["study", "mixtures", "--quick", "--out", str(tmp_path / "here")])
-    assert [(one.study, one.folder, one.budget) for one in asked] == [(STUDY, tmp_path / "here", mixtures.QUICK)]
+    assert [(one.study, one.folder, one.budget) for one in calls] == [(STUDY, tmp_path / "here", mixtures.QUICK)]
     assert f"report: {tmp_path / 'here' / 'report.html'}" in capsys.readouterr().out
 
 

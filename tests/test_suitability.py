@@ -107,7 +107,7 @@ def test_a_study(tmp_path):
 @pytest.mark.parametrize("options", [{"proxy": "oracle"}, {"proxy": "oracle", "beta": 1.0}])
 def test_an_oracle_of_data_whose_law_is_not_known(options, tmp_path):
     config = TrainConfig(data="array", method="vamf", objective=options, network=NETWORK, steps=2)
-    with pytest.raises(UserError, match="proxy = oracle: the law of"):
+    with pytest.raises(UserError, match="proxy = oracle: the distribution of"):
         Run.create(config, tmp_path / "run", data=rows("vector")["x"])
     assert not left(tmp_path)
 

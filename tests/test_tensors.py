@@ -36,11 +36,11 @@ def write_safetensors(path, entries, content=b"", header=None):
     return path
 
 
-def same(found, expected):
-    assert list(found) == list(expected)
+def same(result, expected):
+    assert list(result) == list(expected)
     for key, array in expected.items():
-        assert found[key].dtype == array.dtype
-        np.testing.assert_array_equal(found[key], array, strict=True)
+        assert result[key].dtype == array.dtype
+        np.testing.assert_array_equal(result[key], array, strict=True)
 
 
 def refusal(path):
@@ -80,9 +80,9 @@ def test_views_share_a_storage(tmp_path, write):
     views = {"whole": tensor(of, 0, (4, 6), (6, 1)), "turned": tensor(of, 0, (6, 4), (1, 6))}
     views |= {"corner": tensor(of, 8, (2, 2), (6, 1)), "every third": tensor(of, 1, (8,), (3,))}
     expected = {"whole": square, "turned": square.T, "corner": square[1:3, 2:4], "every third": w[1::3]}
-    found = tensors.read(write(tmp_path / "v.pt", views, [w]))
-    same(found, expected)
-    assert all(array.flags.owndata and array.flags.writeable for array in found.values())
+    result = tensors.read(write(tmp_path / "v.pt", views, [w]))
+    same(result, expected)
+    assert all(array.flags.owndata and array.flags.writeable for array in result.values())
 
 
 def test_parameters_and_ordered_dictionaries(tmp_path):
@@ -141,9 +141,9 @@ def test_files_written_by_pytorch(tmp_path, legacy):
 def test_real_files(file, count, key, shape):
     if not (SHARED / file).exists():
         pytest.skip(f"no {file} under {SHARED}")
-    found = tensors.read(SHARED / file)
-    assert sum(array.size for array in found.values()) == count
-    assert found[key].shape == shape
+    result = tensors.read(SHARED / file)
+    assert sum(array.size for array in result.values()) == count
+    assert result[key].shape == shape
 
 
 # --------------------------------------------------------------------------------------------------- foreign objects
@@ -302,14 +302,14 @@ def test_other_refusals(tmp_path):
 
 
 def test_take_keeps_what_is_asked_for():
-    found = {"a": np.ones((2, 3)), "b": np.ones(4), "more": np.ones(1)}
-    assert list(tensors.take(found, {"b": (4,), "a": (2, 3)}, "w.pt")) == ["b", "a"]
+    result = {"a": np.ones((2, 3)), "b": np.ones(4), "more": np.ones(1)}
+    assert list(tensors.select(result, {"b": (4,), "a": (2, 3)}, "w.pt")) == ["b", "a"]
 
 
 def test_take_names_everything_that_is_wrong():
-    found = {"a": np.ones((2, 3)), "b": np.ones(4)}
+    result = {"a": np.ones((2, 3)), "b": np.ones(4)}
     with pytest.raises(UserError) as raised:
-        tensors.take(found, {"a": (3, 2), "b": (4,), "c": (1,), "d": ()}, "w.pt")
+        tensors.select(result, {"a": (3, 2), "b": (4,), "c": (1,), "d": ()}, "w.pt")
     assert str(raised.value) == "w.pt: missing c, d; a has shape (2, 3), needed is (3, 2)"
     with pytest.raises(UserError, match=r"missing n0, .* n19 and 80 more$"):
-        tensors.take(found, {f"n{k}": () for k in range(100)}, "w.pt")
+        tensors.select(result, {f"n{k}": () for k in range(100)}, "w.pt")

@@ -306,11 +306,11 @@ def test_theorem_4_scalar(a, bias):
     rbar = slope * np.asarray(z) + (t - r) * slope * v - v
     ends = [found(beta) - rbar for beta in (0.0, 1.0)]  # affine in beta between
     sigma2 = d * exact.variance(t)
-    grid = np.linspace(0, 1, 101)
-    squares = [np.sum(((1 - beta) * ends[0] + beta * ends[1]) ** 2, axis=1) for beta in grid]
-    for beta, square in zip(grid[::25], squares[::25], strict=True):
+    ensemble = np.linspace(0, 1, 101)
+    squares = [np.sum(((1 - beta) * ends[0] + beta * ends[1]) ** 2, axis=1) for beta in ensemble]
+    for beta, square in zip(ensemble[::25], squares[::25], strict=True):
         assert_mean(square, isotropic_mse(beta, a, sigma2, bias**2))
-    best = grid[np.argmin(np.mean(squares, axis=1))]
+    best = ensemble[np.argmin(np.mean(squares, axis=1))]
     # Where the parabola is so flat that 20,000 draws cannot tell, the minimum moves: here by less than 0.02.
     np.testing.assert_allclose(best, optimal_beta_isotropic(a, sigma2, bias**2), atol=0.02)
 

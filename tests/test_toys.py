@@ -95,9 +95,9 @@ def test_eight_gaussians():
     centres = 3 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     nearest = np.argmin(np.linalg.norm(x[:, None] - centres, axis=2), axis=1)
     assert stats.chisquare(np.bincount(nearest, minlength=8)).pvalue > 1e-3
-    spread = (x - centres[nearest]) / 0.25
+    std = (x - centres[nearest]) / 0.25
     for axis in range(2):
-        assert stats.kstest(spread[:, axis], "norm").pvalue > 1e-3
+        assert stats.kstest(std[:, axis], "norm").pvalue > 1e-3
 
 
 def test_two_moons():

@@ -10,7 +10,7 @@ from vamf import data
 from vamf.networks import MLPConfig
 from vamf.theory import estimate_beta, optimal_beta
 from vamf.training.config import TrainConfig
-from vamf.training.grid import Grid
+from vamf.training.ensemble import Ensemble
 
 PLACES = [(t, t * share) for t in (0.3, 0.5, 0.7, 0.9) for share in (0.0, 0.4, 0.8)]
 ROWS = 5000
@@ -21,9 +21,11 @@ MIXTURE = oracles.Mixture(np.full(8, 1 / 8), 3 * np.stack([np.cos(ANGLES), np.si
 @pytest.fixture(scope="module")
 def trained():
     config = TrainConfig(data="eight_gaussians", network=MLPConfig(width=48), steps=800)
-    grid = Grid(config, data.load("eight_gaussians"), [0])
-    state, _ = grid.advance(grid.init(), 800)
-    u, average = (grid.network.bind(jax.tree.map(lambda leaf: leaf[0], tree)) for tree in (state.params, state.average))
+    ensemble = Ensemble(config, data.load("eight_gaussians"), [0])
+    state, _ = ensemble.advance(ensemble.init(), 800)
+    u, average = (
+        ensemble.network.bind(jax.tree.map(lambda leaf: leaf[0], tree)) for tree in (state.params, state.ema_params)
+    )
     return u, average
 
 
@@ -39,7 +41,7 @@ def jacobians_of(u):
 @pytest.mark.slow
 @pytest.mark.parametrize("known", [True, False])
 def test_batch_estimate_is_within_its_error_of_the_exact_value(trained, known):
-    """xi from the exact v (no bias), and from the moving average, whose bias enters through the second moment."""
+    """xi from the exact v (no bias), and from the EMA, whose bias enters through the second moment."""
     u, average = trained
     jacobians = jacobians_of(u)
     for index, (t, r) in enumerate(PLACES):

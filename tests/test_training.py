@@ -1,4 +1,4 @@
-"""The engine: grids, resumption, what is logged, and what happens when numbers stop being numbers."""
+"""The engine: ensembles, resumption, what is logged, and what happens when numbers stop being numbers."""
 
 import dataclasses
 import inspect
@@ -23,13 +23,13 @@ from vamf.metrics import sliced_wasserstein
 from vamf.networks import DiTConfig, MLPConfig
 from vamf.progress import Progress
 from vamf.training import loop, presets
-from vamf.training.config import GuardConfig, LogConfig, OptimiserConfig, TrainConfig
+from vamf.training.config import GuardConfig, LogConfig, OptimizerConfig, TrainConfig
 from vamf.training.config_file import read_json, to_json  # fmt: skip
-from vamf.training.grid import Grid
-from vamf.training.guards import Diverged
+from vamf.training.divergence import Diverged
+from vamf.training.ensemble import Ensemble
 from vamf.training.logs import NOT_REPEATED, MetricsLog, read
 from vamf.training.run import Run
-from vamf.training.step import Member, learning_rate, optimiser, streams
+from vamf.training.step import SweepPoint, learning_rate, optimizer, rng_streams
 
 PRESETS = tuple(presets.PRESETS)
 QUIET = Progress(show=False)
@@ -46,24 +46,24 @@ def small(**changes) -> TrainConfig:
     return dataclasses.replace(config, **changes)
 
 
-def make_grid(config=None, seeds=(1,), betas=None, **options) -> Grid:
+def make_ensemble(config=None, seeds=(1,), betas=None, **options) -> Ensemble:
     config = config or small()
     values = None if betas is None else {"beta": betas}
-    return Grid(config, data.load(config.data), seeds, values, **options)
+    return Ensemble(config, data.load(config.data), seeds, values, **options)
 
 
 def leaves(tree):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-def test_grid_members_are_the_single_trainings():
-    """Each member of a swept grid follows the training that its seed and beta give alone."""
+def test_ensemble_members_are_the_single_trainings():
+    """Each member of a swept ensemble follows the run that its seed and beta give alone."""
     pairs = [(3, 0.0), (3, 0.6), (5, 1.0)]
-    grid = make_grid(seeds=[seed for seed, _ in pairs], betas=[beta for _, beta in pairs])
-    together, metrics = grid.advance(grid.init(), 20)
+    ensemble = make_ensemble(seeds=[seed for seed, _ in pairs], betas=[beta for _, beta in pairs])
+    together, metrics = ensemble.advance(ensemble.init(), 20)
     for index, (seed, beta) in enumerate(pairs):
-        alone_grid = make_grid(small(objective={"beta": beta}), seeds=[seed])
-        alone, alone_metrics = alone_grid.advance(alone_grid.init(), 20)
+        single = make_ensemble(small(objective={"beta": beta}), seeds=[seed])
+        alone, alone_metrics = single.advance(single.init(), 20)
         np.testing.assert_allclose(metrics.loss[index], alone_metrics.loss[0], rtol=1e-4)
         # Adam's first steps turn rounding in a vanishing gradient into a step's length: compare as a whole.
         ours, theirs = (
@@ -77,9 +77,9 @@ def test_grid_members_are_the_single_trainings():
 def test_strategies_agree():
     results = []
     for strategy in ("loop", "vmap"):
-        grid = make_grid(seeds=[1, 2], betas=[0.2, 0.9], strategy=strategy)
-        state, metrics = grid.advance(grid.init(), 10)
-        results.append((metrics.residual, grid.gradient_variance(state)))
+        ensemble = make_ensemble(seeds=[1, 2], betas=[0.2, 0.9], strategy=strategy)
+        state, metrics = ensemble.advance(ensemble.init(), 10)
+        results.append((metrics.residual, ensemble.gradient_variance(state)))
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-4)
     np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-3)
 
@@ -87,9 +87,9 @@ def test_strategies_agree():
 @pytest.mark.bits
 def test_chunks_do_not_change_the_result():
     """Twice 15 steps, in blocks of another length, give the very bits of 30 steps."""
-    whole = make_grid()
+    whole = make_ensemble()
     state, metrics = whole.advance(whole.init(), 30)
-    parts = make_grid()
+    parts = make_ensemble()
     first, first_metrics = parts.advance(parts.init(), 15)
     second, second_metrics = parts.advance(first, 15)
     joined = np.concatenate([first_metrics.loss, second_metrics.loss], axis=1)
@@ -102,36 +102,36 @@ def test_a_chunk_of_a_transformer_can_be_left():
     """It is made of pieces; what is done when it is left is what as many steps do."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
     config = TrainConfig("noise.npy", batch_size=4, network=DiTConfig(depth=1, width=8, heads=1, patch=4))
-    grid = Grid(config, images.from_pixels("noise", pixels), [0])
+    ensemble = Ensemble(config, images.from_pixels("noise", pixels), [0])
     asked = []
 
     def stops(done):
         asked.append(done)
         return done >= 20
 
-    state, metrics = grid.advance(grid.init(), 40, stops)
+    state, metrics = ensemble.advance(ensemble.init(), 40, stops)
     assert (asked, metrics.loss.shape, int(state.step[0])) == ([20], (1, 20), 20)
-    expected, _ = grid.advance(grid.init(), 20)  # the same program
+    expected, _ = ensemble.advance(ensemble.init(), 20)  # the same program
     for ours, theirs in zip(leaves(state), leaves(expected), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.slow
 def test_members_are_padded_over_devices():
-    """Three trainings on two devices: a subprocess, since devices are counted once."""
+    """Three runs on two devices: a subprocess, since devices are counted once."""
     code = """
 import dataclasses, jax, numpy as np
 from vamf import data
 from vamf.data import images
 from vamf.training.config import TrainConfig
-from vamf.training.grid import Grid
+from vamf.training.ensemble import Ensemble
 jax.config.update("jax_num_cpu_devices", 2)
 config = TrainConfig(data="pinwheel", steps=10, batch_size=16)
-grid = Grid(config, data.load("pinwheel"), [1, 2, 3], {"beta": [0.0, 0.5, 1.0]})
-assert len(grid.devices) == 2
-state, metrics = grid.advance(grid.init(), 10)
-assert metrics.loss.shape == (3, 10) and grid.sample(state, 7).shape == (3, 7, 2)
-alone = Grid(dataclasses.replace(config, objective={"beta": 1.0}), data.load("pinwheel"), [3])
+ensemble = Ensemble(config, data.load("pinwheel"), [1, 2, 3], {"beta": [0.0, 0.5, 1.0]})
+assert len(ensemble.devices) == 2
+state, metrics = ensemble.advance(ensemble.init(), 10)
+assert metrics.loss.shape == (3, 10) and ensemble.sample(state, 7).shape == (3, 7, 2)
+alone = Ensemble(dataclasses.replace(config, objective={"beta": 1.0}), data.load("pinwheel"), [3])
 _, expected = alone.advance(alone.init(), 10)
 np.testing.assert_allclose(metrics.loss[2], expected.loss[0], rtol=1e-4)
 """
@@ -141,19 +141,19 @@ np.testing.assert_allclose(metrics.loss[2], expected.loss[0], rtol=1e-4)
 @pytest.mark.slow
 def test_gradient_variance_is_the_trace_of_the_sample_covariance():
     """Against numpy's covariance of gradients taken one by one."""
-    grid = make_grid(small(log=LogConfig(variance_replicas=5)))
-    state, _ = grid.advance(grid.init(), 20)
-    measured = grid.gradient_variance(state)[0]
+    ensemble = make_ensemble(small(log=LogConfig(variance_replicas=5)))
+    state, _ = ensemble.advance(ensemble.init(), 20)
+    measured = ensemble.gradient_variance(state)[0]
     one = jax.tree.map(lambda leaf: leaf[0], state)
-    trainer, seed = grid.trainer, np.uint32(1)
+    train_step, seed = ensemble.train_step, np.uint32(1)
     gradients = []
-    for key in jax.random.split(jax.random.fold_in(streams(seed).variance, one.step), 5):
+    for key in jax.random.split(jax.random.fold_in(rng_streams(seed).variance, one.step), 5):
         batch_key, loss_key = jax.random.split(key)
-        x, _ = grid.dataset.draw((), batch_key, 32)
+        x, _ = ensemble.dataset.draw((), batch_key, 32)
 
         def mean_loss(params, x=x, key=loss_key):
-            proxy = grid.network.bind(one.average)
-            return trainer.objective(grid.network.bind(params), x, None, key, 20, proxy)[0].mean()
+            proxy = ensemble.network.bind(one.ema_params)
+            return train_step.objective(ensemble.network.bind(params), x, None, key, 20, proxy)[0].mean()
 
         gradient = jax.grad(mean_loss)(one.params)
         gradients.append(np.concatenate([leaf.ravel() for leaf in leaves(gradient)]))
@@ -165,13 +165,13 @@ def test_gradient_variance_falls_as_one_over_the_batch():
     """Sixteen times the batch, a sixteenth of the variance: within 35 %, for 256 replicas."""
     values = []
     for size in (16, 256):
-        grid = make_grid(small(batch_size=size, log=LogConfig(variance_replicas=256)))
-        values.append(grid.gradient_variance(grid.init())[0])
+        ensemble = make_ensemble(small(batch_size=size, log=LogConfig(variance_replicas=256)))
+        values.append(ensemble.gradient_variance(ensemble.init())[0])
     assert values[0] / values[1] == pytest.approx(16, rel=0.35)
 
 
 def test_learning_rate_is_a_cosine_to_the_final_fraction():
-    config = small(steps=100, learning_rate=0.2, optimiser=OptimiserConfig(final_learning_rate=0.1))
+    config = small(steps=100, learning_rate=0.2, optimizer=OptimizerConfig(final_learning_rate=0.1))
     rate = learning_rate(config)
     middle = 0.2 * (0.1 + 0.9 * 0.5)
     np.testing.assert_allclose([rate(0), rate(50), rate(100)], [0.2, middle, 0.02], rtol=1e-5)
@@ -179,8 +179,8 @@ def test_learning_rate_is_a_cosine_to_the_final_fraction():
 
 def test_clipping_bounds_the_gradient():
     """Adam forgets scale, so the clipped first moment is looked at itself."""
-    config = small(optimiser=OptimiserConfig(clip_norm=0.5, b1=0.0))
-    transform = optimiser(config)
+    config = small(optimizer=OptimizerConfig(clip_norm=0.5, b1=0.0))
+    transform = optimizer(config)
     params = {"a": np.zeros(3, np.float32), "b": np.zeros(2, np.float32)}
     gradient = {"a": np.full(3, 4.0, np.float32), "b": np.full(2, -4.0, np.float32)}
     _, state = transform.update(gradient, transform.init(params), params)
@@ -189,17 +189,17 @@ def test_clipping_bounds_the_gradient():
 
 
 def test_moving_average():
-    grid = make_grid(small(optimiser=OptimiserConfig(ema_decay=0.75, ema_warmup=False)))
-    before = leaves(grid.init().params)
-    state, _ = grid.advance(grid.init(), 1)
-    for start, now, average in zip(before, leaves(state.params), leaves(state.average), strict=True):
+    ensemble = make_ensemble(small(optimizer=OptimizerConfig(ema_decay=0.75, ema_warmup=False)))
+    before = leaves(ensemble.init().params)
+    state, _ = ensemble.advance(ensemble.init(), 1)
+    for start, now, average in zip(before, leaves(state.params), leaves(state.ema_params), strict=True):
         np.testing.assert_allclose(average, 0.75 * start + 0.25 * now, atol=1e-6)
 
 
 def test_training_learns():
     """300 steps bring the flow-matching loss on the diagonal from that of u = 0 to near the data's floor."""
-    grid = make_grid(small(steps=600, batch_size=256))
-    _, metrics = grid.advance(grid.init(), 600)
+    ensemble = make_ensemble(small(steps=600, batch_size=256))
+    _, metrics = ensemble.advance(ensemble.init(), 600)
     assert metrics.v_loss[0, -50:].mean() < 0.93 * metrics.v_loss[0, :5].mean()
     assert metrics.jvp_norm[0, -50:].mean() > 0.1
 
@@ -221,14 +221,14 @@ def test_run_folder_and_log(tmp_path, capsys):
         np.testing.assert_array_equal(ours, theirs)
     result = run.evaluate(state, step)
     assert result["unseen"]
-    floor = result["distances"]["floor"]
-    assert 0 < floor["sw1"] < result["distances"]["1 step"]["sw1"]
-    # Fresh points are spread about the reference as the draws behind the floor are.
+    baseline = result["distances"]["baseline"]
+    assert 0 < baseline["sw1"] < result["distances"]["1 step"]["sw1"]
+    # Fresh points are spread about the reference as the draws behind the baseline are.
     reference = run.dataset.reference(4096, 0)
     fresh = [sliced_wasserstein(run.dataset.reference(4096, seed), reference) for seed in range(1, 9)]
-    assert abs(np.mean(fresh) - floor["sw1"]) < floor["sw1_std"]
-    assert 1 / 3 < floor["sw1_std"] / np.std(fresh, ddof=1) < 3
-    assert min(fresh) < floor["sw1"]
+    assert abs(np.mean(fresh) - baseline["sw1"]) < baseline["sw1_std"]
+    assert 1 / 3 < baseline["sw1_std"] / np.std(fresh, ddof=1) < 3
+    assert min(fresh) < baseline["sw1"]
 
 
 @pytest.mark.slow
@@ -254,12 +254,12 @@ def interrupted(config: TrainConfig, folder: Path, at: int) -> Run:
             raise Killed
 
     with pytest.raises(Killed):
-        loop.train(run.grid, run.folder, QUIET, kill)
+        loop.train(run.ensemble, run.folder, QUIET, kill)
     return Run.open(folder)
 
 
 def test_resume_is_bit_identical(tmp_path):
-    config = small(optimiser=OptimiserConfig(ema_decays=(0.9,)))
+    config = small(optimizer=OptimizerConfig(ema_decays=(0.9,)))
     whole = Run.create(config, tmp_path / "whole")
     expected = whole.train(QUIET).state
     resumed = interrupted(config, tmp_path / "cut", at=20)
@@ -324,7 +324,7 @@ def test_checkpoint_of_another_configuration_is_refused(tmp_path):
     run = interrupted(small(), tmp_path / "run", at=10)
     edited = dataclasses.replace(run.config, learning_rate=0.5)
     (run.folder / "config.json").write_text(to_json(edited))
-    with pytest.raises(UserError, match=r"another configuration .* undo what was changed in .* --initial") as caught:
+    with pytest.raises(UserError, match=r"another configuration .* undo what was changed in .* --init-from") as caught:
         Run.open(run.folder).train(QUIET)
     assert "\n" not in str(caught.value)
 
@@ -350,8 +350,8 @@ def test_non_finite_loss_stops_at_once_and_names_the_last_good_checkpoint(tmp_pa
     # The same run with a poisoned state: parameters overflow from step 20 on.
     state, _ = run.load(QUIET)
     poisoned = state._replace(params=jax.tree.map(lambda leaf: leaf + np.float32(np.inf), state.params))
-    with loop.open_checkpoints(run.grid, run.folder) as checkpoints:
-        checkpoints.save(21, run.grid.collect(poisoned))
+    with loop.open_checkpoints(run.ensemble, run.folder) as checkpoints:
+        checkpoints.save(21, run.ensemble.collect(poisoned))
     with pytest.raises(Diverged, match=r"not finite at step 22, in rows .*; last good checkpoint: .*checkpoints.21"):
         run.train(QUIET)
     assert max(record["step"] for record in read(run.folder / "metrics.jsonl")) <= 21
@@ -364,15 +364,15 @@ def test_divergence_before_any_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
-def test_diverged_member_leaves_the_grid_running(tmp_path):
-    grid = make_grid(seeds=[1, 2], betas=[0.0, 1.0])
-    state = grid.init()
-    broken = jax.tree.map(lambda leaf: np.asarray(leaf).copy(), grid.collect(state))
+def test_diverged_member_leaves_the_ensemble_running(tmp_path):
+    ensemble = make_ensemble(seeds=[1, 2], betas=[0.0, 1.0])
+    state = ensemble.init()
+    broken = jax.tree.map(lambda leaf: np.asarray(leaf).copy(), ensemble.collect(state))
     broken.params["first"]["bias"][1] = np.nan
-    with loop.open_checkpoints(grid, tmp_path) as checkpoints:
+    with loop.open_checkpoints(ensemble, tmp_path) as checkpoints:
         checkpoints.save(10, broken._replace(step=np.full(2, 10, np.int32)))
-    outcome = loop.train(grid, tmp_path, QUIET)
-    drawn = grid.sample(outcome.state, 5)
+    outcome = loop.train(ensemble, tmp_path, QUIET)
+    drawn = ensemble.sample(outcome.state, 5)
     assert np.isfinite(drawn[0]).all()
     assert np.isnan(drawn[1]).all()
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
@@ -382,9 +382,9 @@ def test_diverged_member_leaves_the_grid_running(tmp_path):
 
 @pytest.mark.filterwarnings("error")
 def test_a_line_of_progress_is_of_the_members_that_have_a_number():
-    told = {"loss": [float("nan"), 2.0], "residual": [float("nan")] * 2}
-    assert loop._told(told) == "loss 2, residual nan"
-    assert loop._told({"loss": 1.5, "residual": float("nan")}) == "loss 1.5, residual nan"
+    record = {"loss": [float("nan"), 2.0], "residual": [float("nan")] * 2}
+    assert loop._progress_note(record) == "loss 2, residual nan"
+    assert loop._progress_note({"loss": 1.5, "residual": float("nan")}) == "loss 1.5, residual nan"
 
 
 def test_config_round_trip(tmp_path):
@@ -416,9 +416,9 @@ def unwatched(kind, /, **given):
         (TrainConfig, {"data": np.zeros((200, 4))}, "data = an array of shape (200, 4): allowed is a data set's name"),
         (TrainConfig, {"objective": {"beta": True}}, "beta = True: allowed is a number or"),
         (TrainConfig, {"conditional": 1}, "conditional = 1: allowed is true or false"),
-        (TrainConfig, {"optimiser": {"b1": 0.5}}, "optimiser = {'b1': 0.5}: allowed is OptimiserConfig"),
+        (TrainConfig, {"optimizer": {"b1": 0.5}}, "optimizer = {'b1': 0.5}: allowed is OptimizerConfig"),
         (TrainConfig, {"jvp_dtype": "float16"}, "jvp-dtype = 'float16': allowed is float32, network"),
-        (OptimiserConfig, {"warmup": None}, "optimiser.warmup = None: allowed is a whole number"),
+        (OptimizerConfig, {"warmup": None}, "optimizer.warmup = None: allowed is a whole number"),
         (LogConfig, {"to": "wandb"}, "log.to = 'wandb': allowed is several of: tensorboard, wandb"),
         (
             TrainConfig,
@@ -434,7 +434,7 @@ def test_a_field_of_another_type_is_one_line(kind, given, said):
 
 
 def test_every_configuration_checks_its_fields():
-    """All that a training's configuration is made of, each field of them: an object of no type is refused."""
+    """All that a run's configuration is made of, each field of them: an object of no type is refused."""
 
     def parts(config):
         yield config
@@ -461,13 +461,13 @@ def test_what_is_meant_beyond_doubt_is_taken(tmp_path):
 
 
 def test_an_unknown_kind_of_network(tmp_path):
-    (tmp_path / "config.json").write_text('{"format": 2, "data": "digits", "network": {"type": "tree"}}')
+    (tmp_path / "config.json").write_text('{"format": 3, "data": "digits", "network": {"type": "tree"}}')
     with pytest.raises(UserError, match="network type = 'tree': allowed are mlp, dit"):
         read_json(TrainConfig, tmp_path / "config.json")
 
 
 def test_damaged_config(tmp_path):
-    (tmp_path / "config.json").write_text('{"format": 2, "data": "digits", "speed": 3}')
+    (tmp_path / "config.json").write_text('{"format": 3, "data": "digits", "speed": 3}')
     with pytest.raises(UserError, match="unknown field 'speed'"):
         Run.open(tmp_path)
     (tmp_path / "config.json").write_text('{"data": ')
@@ -500,7 +500,7 @@ def test_labels_choose_the_class(tmp_path):
     config = dataclasses.replace(presets.for_data("digits"), steps=10, batch_size=16, checkpoint_every=10)
     run = Run.create(config, tmp_path / "run")
     state = run.train(QUIET).state
-    kernel = state.average["classes"]["embedding"]
+    kernel = state.ema_params["classes"]["embedding"]
     assert kernel.shape[1:] == (11, 512)
     for bad in (-1, 10):
         with pytest.raises(UserError, match="0 to 9"):
@@ -511,14 +511,14 @@ def test_labels_choose_the_class(tmp_path):
     unlabelled = dataclasses.replace(config, conditional=False)
     plain = Run.create(unlabelled, tmp_path / "plain")
     with pytest.raises(UserError, match="no classes"):
-        plain.sample(plain.grid.init(), 2, label=3)
+        plain.sample(plain.ensemble.init(), 2, label=3)
 
 
 def test_optimiser_is_adam():
-    """The flattened optimiser takes the steps of optax.adam on the tree."""
+    """The flattened optimizer takes the steps of optax.adam on the tree."""
     config = small(steps=1000)
     params = {"a": np.ones((2, 3), np.float32), "b": np.arange(4, dtype=np.float32)}
-    ours, theirs = optimiser(config), optax.adam(learning_rate(config))
+    ours, theirs = optimizer(config), optax.adam(learning_rate(config))
     ours_state, theirs_state = ours.init(params), theirs.init(params)
     for seed in range(3):
         rng = np.random.default_rng(seed)
@@ -531,9 +531,10 @@ def test_optimiser_is_adam():
 
 def test_members_share_batches_across_beta():
     """Common random numbers: two betas with one seed see the same data, so their difference is beta's doing."""
-    grid = make_grid(seeds=[7, 7], betas=[0.0, 1.0])
+    ensemble = make_ensemble(seeds=[7, 7], betas=[0.0, 1.0])
     batches = [
-        grid.trainer.batch((), Member(np.uint32(7), {"beta": beta}), 3) for beta in (np.float32(0), np.float32(1))
+        ensemble.train_step.batch((), SweepPoint(np.uint32(7), {"beta": beta}), 3)
+        for beta in (np.float32(0), np.float32(1))
     ]
     for ours, theirs in zip(leaves(batches[0]), leaves(batches[1]), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -594,7 +595,7 @@ cli.main(["train", "--resume", {str(run.folder)!r}])
 
 
 def test_the_learning_rate_rises_then_falls():
-    config = small(steps=100, learning_rate=2e-3, optimiser=OptimiserConfig(warmup=10, final_learning_rate=0.5))
+    config = small(steps=100, learning_rate=2e-3, optimizer=OptimizerConfig(warmup=10, final_learning_rate=0.5))
     rate = learning_rate(config)
     np.testing.assert_allclose([rate(i) for i in (0, 4)], [2e-4, 1e-3], rtol=0.02)  # times the cosine, still near 1
     np.testing.assert_allclose([rate(10), rate(100)], [2e-3, 1e-3], rtol=0.03)

@@ -19,10 +19,10 @@ from vamf.times import LogitNormal, LogitNormalMin
 from vamf.training import loop, presets
 from vamf.training.config import LogConfig, TrainConfig
 from vamf.training.config_file import identity
-from vamf.training.couplings import CouplingConfig
-from vamf.training.grid import Grid
+from vamf.training.ensemble import Ensemble
+from vamf.training.reflow import ReflowConfig
 from vamf.training.run import Run
-from vamf.training.step import Member, State, Trainer, optimiser, streams
+from vamf.training.step import State, SweepPoint, TrainStep, optimizer, rng_streams
 
 QUIET = Progress(show=False)
 TINY = UNetConfig("ddpm", 4, (1,), 1, (), 4, "velocity", augment_features=6, dropout=0.5)
@@ -30,11 +30,11 @@ HALF = Augmentation(0.5)
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A file of 40 smooth colour pictures of 8x8 in 3 classes."""
+def image_folder(tmp_path_factory):
+    """A file of 40 smooth colour images of 8x8 in 3 classes."""
     rng = np.random.default_rng(0)
     waves = np.sin(np.linspace(0, 3, 8)[:, None, None] + rng.uniform(0, 6, (40, 1, 8, 3)))
-    path = tmp_path_factory.mktemp("data") / "pictures.npz"
+    path = tmp_path_factory.mktemp("data") / "images.npz"
     np.savez(path, images=(127 * (1 + waves)).astype(np.uint8), labels=np.arange(40) % 3)
     return str(path)
 
@@ -62,10 +62,10 @@ def watched_step(config, step=3, seed=1):
 
     network = Network(lambda key: {"w": jnp.ones(())}, bind)
     dataset = config.load_data()
-    trainer = Trainer(config, dataset, network, config.build_objective(), optimiser(config))
-    member = Member(np.uint32(seed))
-    batch = quick(trainer.batch)(dataset.arrays, member, step)
-    trainer.step(batch, member, trainer.init(member))
+    train_step = TrainStep(config, dataset, network, config.build_objective(), optimizer(config))
+    member = SweepPoint(np.uint32(seed))
+    batch = quick(train_step.batch)(dataset.arrays, member, step)
+    train_step.step(batch, member, train_step.init(member))
     return batch, calls
 
 
@@ -73,17 +73,17 @@ def watched_step(config, step=3, seed=1):
 
 
 @pytest.mark.slow
-def test_all_calls_of_a_step_share_a_key_and_the_moving_average_has_none(pictures):
-    vamf = small(pictures, method="vamf", network=dataclasses.replace(TINY, predicts="average_velocity"))
+def test_all_calls_of_a_step_share_a_key_and_the_moving_average_has_none(image_folder):
+    vamf = small(image_folder, method="vamf", network=dataclasses.replace(TINY, predicts="average_velocity"))
     batch, calls = watched_step(vamf)
     keys = [None if key is None else key_bits(key) for key, _ in calls]
-    assert keys.count(None) == 1  # v_hat of the moving average
+    assert keys.count(None) == 1  # v_hat of the EMA
     assert keys.count(key_bits(batch.dropout)) == len(keys) - 1 >= 2
 
 
 @pytest.mark.slow
-def test_every_step_and_every_seed_has_a_key_of_its_own(pictures):
-    config = small(pictures)
+def test_every_step_and_every_seed_has_a_key_of_its_own(image_folder):
+    config = small(image_folder)
     found = [key_bits(watched_step(config, *at)[0].dropout) for at in ((3, 1), (3, 1), (4, 1), (3, 2))]
     assert found[0] == found[1]
     assert len({tuple(key) for key in found}) == 3
@@ -95,17 +95,17 @@ def test_keys_reach_both_networks_of_a_rectified_training():
     network = networks.build(TINY, (8, 8, 3), 0, ("fake",))
     params, key = random_parameters(network), jax.random.key(1)
     both = network.bind(params, key)
-    assert both.own.key is both.second.key is key
-    assert network.bind(params).own.key is None
+    assert both.main.key is both.fake_network.key is key
+    assert network.bind(params).main.key is None
 
 
 @pytest.mark.slow
-def test_masks_differ_between_steps_and_not_within_one(pictures):
+def test_masks_differ_between_steps_and_not_within_one(image_folder):
     """Of a real network: the key decides what is dropped, whatever else is the same."""
     network = networks.build(TINY, (8, 8, 3))
     params, z, t = random_parameters(network), jnp.ones((2, 8, 8, 3)), jnp.full(2, 0.5)
     u = quick(lambda key: network.bind(params, key)(z, t, t, None))
-    keys = [watched_step(small(pictures), step)[0].dropout for step in (0, 0, 1)]
+    keys = [watched_step(small(image_folder), step)[0].dropout for step in (0, 0, 1)]
     first, again, later = (np.asarray(u(key)) for key in keys)
     np.testing.assert_array_equal(first, again)
     assert np.max(np.abs(first - later)) > 1e-3
@@ -115,8 +115,8 @@ def test_masks_differ_between_steps_and_not_within_one(pictures):
 
 
 @pytest.mark.slow
-def test_pictures_are_moved_and_the_network_is_told(pictures):
-    config = small(pictures, batch_size=32)
+def test_images_are_moved_and_the_network_is_told(image_folder):
+    config = small(image_folder, batch_size=32)
     untold = dataclasses.replace(TINY, augment_features=0)
     batch, calls = watched_step(config)
     still, others = watched_step(dataclasses.replace(config, augment=Augmentation(0.0), network=untold))
@@ -137,11 +137,11 @@ def test_pictures_are_moved_and_the_network_is_told(pictures):
 @pytest.mark.parametrize(
     "method", ["vamf", *(pytest.param(name, marks=pytest.mark.slow) for name in ("meanflow", "split_meanflow"))]
 )
-def test_each_row_is_told_of_its_own_picture(pictures, method):
-    """The rows on and off the diagonal, of the network and of its moving average."""
+def test_each_row_is_told_of_its_own_image(image_folder, method):
+    """The rows on and off the diagonal, of the network and of its EMA."""
     average = dataclasses.replace(TINY, predicts="average_velocity")
     times = {"times.flow_matching_ratio": 0.25}
-    batch, calls = watched_step(small(pictures, method=method, network=average, batch_size=16, objective=times))
+    batch, calls = watched_step(small(image_folder, method=method, network=average, batch_size=16, objective=times))
     told, label = (np.asarray(part) for part in (batch.label.augment, batch.label.label))
     parts = {len(given.label): given for _, given in calls}
     assert sum(parts) == 16
@@ -154,7 +154,7 @@ def test_each_row_is_told_of_its_own_picture(pictures, method):
 
 @pytest.mark.slow
 def test_guidance_hides_the_class_and_keeps_the_augmentation():
-    """v_null is that of the moved picture too; a dropped row is not guided and stays told of its move."""
+    """v_null is that of the moved image too; a dropped row is not guided and stays told of its move."""
     seen = []
 
     def u(z, r, t, label):
@@ -180,25 +180,25 @@ def test_guidance_hides_the_class_and_keeps_the_augmentation():
 
 
 @pytest.mark.slow
-def test_a_step_is_the_same_whenever_it_is_taken(pictures):
+def test_a_step_is_the_same_whenever_it_is_taken(image_folder):
     """From a state that has been on the host, as a resumed run has it: masks and moves follow from seed and step."""
-    config = small(pictures)
-    grid = Grid(config, config.load_data(), [1])
-    state, _ = grid.advance(grid.init(), 2)
-    kept = grid.collect(state)
-    straight, metrics = grid.advance(state, 2)
-    straight = grid.collect(straight)
-    resumed, again = grid.advance(grid.place(kept), 2)
+    config = small(image_folder)
+    ensemble = Ensemble(config, config.load_data(), [1])
+    state, _ = ensemble.advance(ensemble.init(), 2)
+    kept = ensemble.collect(state)
+    straight, metrics = ensemble.advance(state, 2)
+    straight = ensemble.collect(straight)
+    resumed, again = ensemble.advance(ensemble.place(kept), 2)
     np.testing.assert_array_equal(metrics.loss, again.loss)
-    for ours, theirs in zip(jax.tree.leaves(grid.collect(resumed)), jax.tree.leaves(straight), strict=True):
+    for ours, theirs in zip(jax.tree.leaves(ensemble.collect(resumed)), jax.tree.leaves(straight), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert np.all(metrics.loss[0, 0] != metrics.loss[0, 1])
 
 
 @pytest.mark.slow
-def test_a_resumed_run_is_bit_identical(pictures, tmp_path, monkeypatch):
+def test_a_resumed_run_is_bit_identical(image_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("vamf.training.run.SHOWN", 1)
-    config = small(pictures)
+    config = small(image_folder)
     whole = Run.create(config, tmp_path / "whole").train(QUIET).state
     cut = Run.create(config, tmp_path / "cut")
 
@@ -209,7 +209,7 @@ def test_a_resumed_run_is_bit_identical(pictures, tmp_path, monkeypatch):
         raise Killed
 
     with pytest.raises(Killed):
-        loop.train(cut.grid, cut.folder, QUIET, kill)
+        loop.train(cut.ensemble, cut.folder, QUIET, kill)
     resumed = Run.open(cut.folder)
     assert resumed.config == cut.config
     for ours, theirs in zip(*(jax.tree.leaves(state) for state in (resumed.train(QUIET).state, whole)), strict=True):
@@ -217,19 +217,19 @@ def test_a_resumed_run_is_bit_identical(pictures, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_samples_know_of_neither(pictures):
+def test_samples_know_of_neither(image_folder):
     """They are those of the same parameters in a network without dropout, told that nothing was moved."""
-    config = small(pictures)
-    grid = Grid(config, config.load_data(), [1])
-    params = random_parameters(grid.network)
+    config = small(image_folder)
+    ensemble = Ensemble(config, config.load_data(), [1])
+    params = random_parameters(ensemble.network)
     state = State((), jax.tree.map(lambda leaf: leaf[None], params), (), jnp.zeros(1, jnp.int32))
     label = np.array([0, 1, 2, 2])
-    drawn = grid.sample(state, 4, 1, seed=5, label=label)
+    drawn = ensemble.sample(state, 4, 1, seed=5, label=label)
     still = networks.build(dataclasses.replace(TINY, dropout=0.0), (8, 8, 3), 3)
-    noise = jax.random.normal(jax.random.split(streams(5).sample)[0], (4, 8, 8, 3))
+    noise = jax.random.normal(jax.random.split(rng_streams(5).sample)[0], (4, 8, 8, 3))
     told = Conditioning(jnp.asarray(label), jnp.zeros((4, 6)))
     u = quick(still.bind(params))(noise, jnp.zeros(4), jnp.ones(4), told)
-    np.testing.assert_allclose(drawn[0], grid.dataset.to_original(np.asarray(noise - u)), rtol=1e-3, atol=0.1)
+    np.testing.assert_allclose(drawn[0], ensemble.dataset.to_original(np.asarray(noise - u)), rtol=1e-3, atol=0.1)
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals
@@ -238,12 +238,12 @@ def test_samples_know_of_neither(pictures):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"network": UNetConfig()}, "tells the network 6 numbers about each picture, but .* = 0"),
+        ({"network": UNetConfig()}, "gives the network 6 numbers about each image, but .* = 0"),
         ({"network": DiTConfig()}, "always 0 where the network is no U-Net"),
-        ({"augment": Augmentation(0.0)}, "tells the network 0 numbers about each picture, but .* = 6"),
-        ({"augment": Augmentation(0.1, rotate=True)}, "tells the network 8 numbers"),
-        ({"whiten": 0.1}, "augment: not with whiten"),
-        ({"couplings": CouplingConfig(64), "teacher": "nowhere"}, "augment: not with couplings"),
+        ({"augment": Augmentation(0.0)}, "gives the network 0 numbers about each image, but .* = 6"),
+        ({"augment": Augmentation(0.1, rotate=True)}, "gives the network 8 numbers"),
+        ({"whitening": 0.1}, "augment: not with whiten"),
+        ({"reflow": ReflowConfig(64), "teacher": "nowhere"}, "augment: not with reflow"),
         ({"objective": {"rao_blackwell": True}}, "augment: not with a bank"),
         (
             {"method": "meanflow_rae", "network": dataclasses.replace(TINY, predicts="average_velocity")},
@@ -253,11 +253,11 @@ def test_samples_know_of_neither(pictures):
 )
 def test_what_does_not_know_of_the_augmentation_is_refused(changes, line):
     with pytest.raises(UserError, match=line):
-        small("pictures.npz", **changes)
+        small("images.npz", **changes)
 
 
-def test_only_pictures_are_moved():
-    with pytest.raises(UserError, match=r"augment: moves pictures; samples of digits have shape \(64,\)"):
+def test_only_images_are_moved():
+    with pytest.raises(UserError, match=r"augment: moves images; samples of digits have shape \(64,\)"):
         small("digits").load_data()
 
 
@@ -268,7 +268,7 @@ def test_another_network_comes_without_the_augmentation(capsys, tmp_path, monkey
     assert "data/cifar10: no such folder" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["train", "cifar10_unet", "--network", "dit", "--augment.probability", "0.1"])
-    assert "augment: tells the network 6 numbers" in capsys.readouterr().err
+    assert "augment: gives the network 6 numbers" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------- configurations
@@ -285,16 +285,16 @@ def test_the_preset_has_the_published_augmentation_and_dropout():
 def test_the_recipes_of_meanflow_have_their_published_constants():
     """cifar10_v0.sh and cifar10_v1.sh of the official code; an epoch is 50,000 // (8 * 128) = 48 steps."""
     paper, better = (presets.PRESETS[name] for name in ("cifar10_unet", "cifar10_unet_v1"))
-    assert (better.steps, better.optimiser.warmup) == (16_000 * 48, 200 * 48) == (768_000, 9600)
+    assert (better.steps, better.optimizer.warmup) == (16_000 * 48, 200 * 48) == (768_000, 9600)
     assert (better.batch_size, better.learning_rate) == (1024, 6e-4)
-    assert (better.optimiser.b1, better.optimiser.b2) == (0.9, 0.999)
-    assert (better.optimiser.ema_decay, better.optimiser.final_learning_rate) == (0.99995, 1.0)
+    assert (better.optimizer.b1, better.optimizer.b2) == (0.9, 0.999)
+    assert (better.optimizer.ema_decay, better.optimizer.final_learning_rate) == (0.99995, 1.0)
     law, earlier = (config.build_objective().times for config in (better, paper))
     assert (type(law), law.mean, law.r_mean, law.std) == (LogitNormalMin, -0.6, -4.0, 1.6)
     assert (type(earlier), earlier.mean, earlier.r_mean, earlier.std) == (LogitNormal, -2.0, None, 2.0)
     assert law.flow_matching_ratio == earlier.flow_matching_ratio == 0.25
     assert law.num_diagonal(1024) == 307
-    same = {"steps": 1, "optimiser": paper.optimiser}
+    same = {"steps": 1, "optimizer": paper.optimizer}
     as_paper = better.objective | {"times": paper.objective["times"]}
     assert dataclasses.replace(better, **same, objective=as_paper) == dataclasses.replace(paper, **same)
 

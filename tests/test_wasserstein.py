@@ -33,16 +33,16 @@ def test_a_scaled_sample_on_the_line():
 )
 def test_line_samples_of_any_sizes_are_transported_exactly(x, y):
     expected = stats.wasserstein_distance(x, y)
-    found = sliced_wasserstein(np.array(x)[:, None], np.array(y)[:, None], projections=3)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    result = sliced_wasserstein(np.array(x)[:, None], np.array(y)[:, None], projections=3)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("n", "m"), [(6, 4), (10, 7), (3, 12)])
 def test_second_order_of_unequal_sizes_by_repetition(n, m):
     """Every point m (or n) times over makes the sizes equal and changes no distribution."""
     x, y = normal(n, 2), normal(m, 2, seed=1) + 1
-    repeated = sliced_wasserstein(np.repeat(x, m, axis=0), np.repeat(y, n, axis=0), 2)
-    np.testing.assert_allclose(sliced_wasserstein(x, y, 2), repeated, rtol=1e-5)
+    loop_flops = sliced_wasserstein(np.repeat(x, m, axis=0), np.repeat(y, n, axis=0), 2)
+    np.testing.assert_allclose(sliced_wasserstein(x, y, 2), loop_flops, rtol=1e-5)
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -77,18 +77,18 @@ def test_symmetric_and_zero_on_the_same_sample(order, m):
 def test_translation_in_the_plane_and_in_space(d):
     """SW2^2 of x and x + m is the mean of <w, m>^2 over directions: |m|^2 / d, std |m|^2/d sqrt(2 (d-1)/(d+2))."""
     move, projections = np.random.default_rng(5).normal(size=d), 2000
-    found = sliced_wasserstein(normal(50, d), normal(50, d) + move, 2, projections) ** 2
+    result = sliced_wasserstein(normal(50, d), normal(50, d) + move, 2, projections) ** 2
     expected = move @ move / d
-    assert abs(found - expected) < 5 * expected * np.sqrt(2 * (d - 1) / (d + 2) / projections)
+    assert abs(result - expected) < 5 * expected * np.sqrt(2 * (d - 1) / (d + 2) / projections)
 
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_translation_of_gaussians(order):
     """Independent samples of N(0, I) and N(m, I) in the plane: E|cos| = 2/pi and E cos^2 = 1/2 of |m|."""
     n, move = 20_000, np.array([3.0, 4.0])
-    found = sliced_wasserstein(normal(n, 2), normal(n, 2, seed=1) + move, order)
+    result = sliced_wasserstein(normal(n, 2), normal(n, 2, seed=1) + move, order)
     expected = 5 * (2 / np.pi if order == 1 else np.sqrt(0.5))
-    np.testing.assert_allclose(found, expected, rtol=0.06)
+    np.testing.assert_allclose(result, expected, rtol=0.06)
 
 
 @pytest.mark.parametrize("offset", [1e3, 1e8])
@@ -110,7 +110,7 @@ def test_seed_and_number_of_directions_decide():
     assert isinstance(sliced_wasserstein(x, y), float)
 
 
-def test_pictures_are_flattened():
+def test_images_are_flattened():
     x, y = normal(30, 12), normal(30, 12, seed=1)
     assert sliced_wasserstein(x.reshape(30, 3, 4), y.reshape(30, 3, 4)) == sliced_wasserstein(x, y)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vamf import data
-from vamf.data import arrays
+from vamf.data import tables
 from vamf.data.whitening import whiten
 from vamf.errors import UserError
 from vamf.networks import MLPConfig
@@ -20,7 +20,7 @@ MIX = np.array([[2.0, 0.0, 0.0], [1.5, 0.5, 0.0], [0.3, 0.0, 0.02]])
 
 def skewed(n=4000):
     table = np.random.default_rng(0).normal(size=(n, 3)) @ MIX.T + [5.0, -3.0, 0.0]
-    return arrays.from_table("skewed", table)
+    return tables.from_table("skewed", table)
 
 
 def drawn(dataset, n=20_000, seed=1):
@@ -38,8 +38,8 @@ def test_samples_come_back_in_original_units():
     dataset = skewed()
     white = whiten(dataset, 1e-6)
     np.testing.assert_allclose(white.to_original(drawn(white)), dataset.to_original(drawn(dataset)), atol=2e-3)
-    grid = drawn(white).reshape(4, 5000, 3)
-    np.testing.assert_array_equal(white.to_original(grid)[2], white.to_original(grid[2]))
+    ensemble = drawn(white).reshape(4, 5000, 3)
+    np.testing.assert_array_equal(white.to_original(ensemble)[2], white.to_original(ensemble[2]))
 
 
 def test_the_floor_keeps_small_directions_small():
@@ -50,20 +50,22 @@ def test_the_floor_keeps_small_directions_small():
     assert floored[0] == pytest.approx(values[0] / (0.1 * values[-1]), rel=0.1)
 
 
-def test_pictures_and_labels_keep_their_shape():
+def test_images_and_labels_keep_their_shape():
     digits = data.load("digits")
     white = whiten(digits, 0.01)
     x, label = white.draw(white.arrays, jax.random.key(0), 50)
     assert x.shape == (50, 64)
     np.testing.assert_array_equal(label, digits.draw(digits.arrays, jax.random.key(0), 50)[1])
-    assert white.picture == (8, 8)
+    assert white.image_shape == (8, 8)
     assert whiten(data.load("swiss_roll"), 0.01).mixture is None
 
 
 @pytest.mark.slow
 def test_training_in_whitened_coordinates(tmp_path):
     np.save(tmp_path / "skewed.npy", np.random.default_rng(0).normal(size=(2000, 3)) @ MIX.T + [5.0, -3.0, 0.0])
-    config = TrainConfig(str(tmp_path / "skewed.npy"), method="meanflow", steps=1000, whiten=0.001, learning_rate=1e-2)
+    config = TrainConfig(
+        str(tmp_path / "skewed.npy"), method="meanflow", steps=1000, whitening=0.001, learning_rate=1e-2
+    )
     run = Run.create(dataclasses.replace(config, network=MLPConfig(width=32, depth=2)), tmp_path / "run")
     run.train(Progress(show=False))
     state, _ = Run.open(tmp_path / "run").load(Progress(show=False))
@@ -73,5 +75,5 @@ def test_training_in_whitened_coordinates(tmp_path):
 
 
 def test_a_floor_outside_its_range():
-    with pytest.raises(UserError, match=r"whiten = 1\.5: allowed is"):
-        TrainConfig("swiss_roll", whiten=1.5)
+    with pytest.raises(UserError, match=r"whitening = 1\.5: allowed is"):
+        TrainConfig("swiss_roll", whitening=1.5)

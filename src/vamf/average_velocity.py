@@ -1,4 +1,4 @@
-"""What one does with an average velocity u(z, r, t, label).
+"""Operations on an average velocity u(z, r, t, label).
 
 Geng et al., arXiv:2505.13447. The average velocity over [r, t] along the flow dz/ds = v(z, s) is
 
@@ -21,8 +21,8 @@ from vamf.path import STRAIGHT_LINE, Path, expand
 
 @runtime_checkable
 class AverageVelocity(Protocol):
-    """Any callable u(z, r, t, label): z of shape (batch, *event), r and t of shape (batch,), label (batch,), or None,
-    or more than a label (`vamf.conditioning`).
+    """Any callable u(z, r, t, label): z of shape (batch, *event), r and t of shape (batch,), label (batch,), None
+    or a `vamf.conditioning.Conditioning`.
 
     It returns z's shape. A network with its parameters closed over is one; the closed form of a mixture is another.
     """
@@ -38,14 +38,14 @@ class AverageVelocity(Protocol):
 
 
 def precise(u: AverageVelocity) -> AverageVelocity:
-    """u as it is asked for derivatives: in single precision, where it computes in less and has such a form."""
+    """u in float32, for derivatives, where it computes in lower precision and has such a form."""
     return getattr(u, "precise", u)
 
 
 def diagonal(
     u: AverageVelocity, z: Float[Array, "batch *event"], t: Float[Array, " batch"], label: Cond = None
 ) -> Float[Array, "batch *event"]:
-    """u(z, t, t), by its method `diagonal` (z, t, label) where it has a cheaper form of it."""
+    """u(z, t, t), by its cheaper method `diagonal` (z, t, label) if it has one."""
     cheaper = getattr(u, "diagonal", None)
     return u(z, t, t, label) if cheaper is None else cheaper(z, t, label)
 
@@ -53,7 +53,7 @@ def diagonal(
 def instantaneous_velocity(
     u: AverageVelocity, z: Float[Array, "batch *event"], t: Float[Array, " batch"], label: Cond = None
 ) -> Float[Array, "batch *event"]:
-    """v(z, t) = u(z, t, t). A network that is told its guidance is told the scale at t, over all times."""
+    """v(z, t) = u(z, t, t). A network conditioned on guidance takes the scale at t, over all times."""
     return diagonal(u, z, t, at_time(label, t))
 
 
@@ -85,7 +85,7 @@ def flow_map(
     """The jump z_r = z - (t - r) u(z, r, t) from time t to time r; exact for the exact u.
 
     Args:
-        path: whose `move` it is, where space is not flat.
+        path: whose `move` makes the jump, where space is not flat.
     """
     return path.move(z, -expand(t - r, z) * u(z, r, t, label))
 
@@ -107,10 +107,10 @@ def jacobian_product(
     return jax.jvp(lambda z: u(z, r, t, label), (z,), (direction,))[1]
 
 
-def in_blocks(u: AverageVelocity, size: int) -> AverageVelocity:
-    """u, asked for at most `size` rows at a time: the memory of large networks is that of one block."""
+def map_in_batches(u: AverageVelocity, size: int) -> AverageVelocity:
+    """u in batches of at most `size` rows: limits the memory of large networks."""
 
-    def asked(z, r, t, label=None):
+    def batched(z, r, t, label=None):
         rows = z.shape[0]
         if rows <= size:
             return u(z, r, t, label)
@@ -119,8 +119,8 @@ def in_blocks(u: AverageVelocity, size: int) -> AverageVelocity:
         def fold(part):
             return jnp.pad(part, [(0, padding)] + [(0, 0)] * (part.ndim - 1)).reshape(-1, size, *part.shape[1:])
 
-        given = jax.tree.map(fold, (z, r, t, label))
-        found = jax.lax.map(lambda block: u(*block), given)
-        return found.reshape(-1, *z.shape[1:])[:rows]
+        batches = jax.tree.map(fold, (z, r, t, label))
+        outputs = jax.lax.map(lambda block: u(*block), batches)
+        return outputs.reshape(-1, *z.shape[1:])[:rows]
 
-    return asked
+    return batched

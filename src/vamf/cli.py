@@ -15,20 +15,20 @@ from vamf.errors import IMPORTED, UserError
 USAGE = """usage: vamf COMMAND ...
 
   train CONFIG [--field value ...] [--out RUN]    train a generator; CONFIG: a preset, a table, images or latents
-  train --resume RUN [--data PATH]                continue a training where it stopped
-  estimate CONFIG [--devices N] [--chip NAME]     parameters, operations, memory and days of a training
+  train --resume RUN [--data PATH]                continue a run where it stopped
+  estimate CONFIG [--devices N] [--chip NAME]     parameters, operations, memory and days of a run
   sample RUN --n N [--steps K] [--sampler NAME] --out FILE
                                                   draw samples: .npy, .npz, .csv for tables; .png, a folder for images
   evaluate RUN [--json]                           distances of a run's samples to unseen data
   diagnose RUN [--json]                           where a run's noise comes from, what beta should be, what its log says
   compare METHOD ... --data NAME                  methods side by side: equal steps, equal time, cost, a ranking
-  sweep CONFIG --over NAME=V1,V2 [--over ...]     a training with every combination of some options' values
+  sweep CONFIG --over NAME=V1,V2 [--over ...]     a run with every combination of some options' values
   study NAME [--quick | --paper] [--out DIR] [--launcher local | slurm | ray]
-                                                  a grid of trainings with tables, figures and a report
-  fid A B [--weights FILE]                        images against images: FID and its kin, with a receipt
+                                                  runs of several variants: tables, figures, a report
+  fid A B [--weights FILE]                        images against images: FID and related metrics, with metadata
   data latents SOURCE --autoencoder FILE --out FOLDER
                                                   encode images into latents to train on
-  data pictures SOURCE [--size N] --out FILE      pictures as training sees them, to judge samples by
+  data images SOURCE [--size N] --out FILE        images as in training, a reference for metrics
 
 `vamf COMMAND --help` lists every option, `vamf train --help` the presets and methods too. `vamf --version` prints the
 version. VAMF_IMPORT=MODULE,... names modules with parts of your own."""
@@ -57,7 +57,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """The program.
 
-    Exit status: 0 done, 1 the training failed, 2 bad input, 75 a training was stopped by a signal and saved, 76 another
+    Exit status: 0 done, 1 the run failed, 2 bad input, 75 a run was stopped by a signal and saved, 76 another
     of its processes is gone, 124 its watchdog ended it, 130 interrupted.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -78,14 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         _stop(str(error), 2)
     except KeyboardInterrupt as interrupt:
-        from vamf.training.signals import RESUMABLE, Interrupted
+        from vamf.training.preemption import RESUMABLE, Preempted
 
-        status = RESUMABLE if isinstance(interrupt, Interrupted) else 130
+        status = RESUMABLE if isinstance(interrupt, Preempted) else 130
         _stop("; ".join(["interrupted", *map(str, interrupt.args)]), status)
     except Exception as error:
         from vamf import distributed
         from vamf.studies.launcher import Failed
-        from vamf.training.guards import Diverged
+        from vamf.training.divergence import Diverged
 
         if isinstance(error, Diverged | Failed):
             _stop(str(error), 1)

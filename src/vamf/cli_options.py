@@ -46,16 +46,16 @@ class Start(NamedTuple):
         if method not in METHODS:
             raise unknown_name("method", repr(method), METHODS, "vamf.objectives.METHODS")
         before, after = METHODS[config.method].options, METHODS[method].options
-        kept = {
+        objective = {
             name: value
             for name, value in config.objective.items()
             if name in after and type(before[name].default) is type(after[name].default)
         }
-        return cls(config, method, kept)
+        return cls(config, method, objective)
 
 
 def with_network(config: TrainConfig, kind: str) -> TrainConfig:
-    """The configuration with another kind of network, which no augmentation is told of by default."""
+    """The configuration with another kind of network, without augmentation by default."""
     if kind not in KINDS:
         raise unknown_name("--network", kind, KINDS, "vamf.networks.KINDS")
     augment = dataclasses.replace(config.augment, probability=0.0)
@@ -63,7 +63,7 @@ def with_network(config: TrainConfig, kind: str) -> TrainConfig:
 
 
 def with_kinds(config: TrainConfig, arguments: list[str], swept: Sequence[str] = ()) -> Start:
-    """A configuration with the method, network and kinds of parts that arguments name, which are taken out of them.
+    """A configuration with the method, network and kinds of parts named in the arguments, which are removed.
 
     Args:
         swept: options that get several values.
@@ -71,23 +71,23 @@ def with_kinds(config: TrainConfig, arguments: list[str], swept: Sequence[str] =
     Raises:
         UserError: an unknown kind, or one of several that is off and stays it.
     """
-    method = _taken("--method", arguments)
-    if (kind := _taken("--network", arguments)) is not None:
+    method = _pop_flag("--method", arguments)
+    if (kind := _pop_flag("--network", arguments)) is not None:
         config = with_network(config, kind)
     start = Start.of(config, "" if method is None else method)
     options = METHODS[start.method].options
     for name, base in {name: several_of(option.hint) for name, option in options.items()}.items():
-        for kind in _all_taken(f"--{name}", arguments) if base else ():
+        for kind in _pop_all_flags(f"--{name}", arguments) if base else ():
             if kind not in FAMILIES[base]:
                 raise unknown_name(f"--{name}", kind, FAMILIES[base], TABLES[base])
             weight = f"--{name}.{kind}.weight".replace("_", "-")
-            given = [word.partition("=")[0].replace("_", "-") for word in (*arguments, *(f"--{one}" for one in swept))]
-            if not getattr(FAMILIES[base][kind](), "is_on", True) and weight not in given:
+            flags = [word.partition("=")[0].replace("_", "-") for word in (*arguments, *(f"--{one}" for one in swept))]
+            if not getattr(FAMILIES[base][kind](), "is_on", True) and weight not in flags:
                 raise UserError(f"{weight}: give one; at 0, the default of this kind, it is left out")
             start = start._replace(objective=merged(start.objective, {name: {kind: {}}}))
     for name, base in families(options).items():
         flag = "--" + name.replace("_", "-")
-        if (kind := _taken(flag, arguments)) is not None:
+        if (kind := _pop_flag(flag, arguments)) is not None:
             if kind not in FAMILIES[base]:
                 raise unknown_name(flag, kind, FAMILIES[base], TABLES[base])
             part: Any = {"type": kind}
@@ -98,41 +98,41 @@ def with_kinds(config: TrainConfig, arguments: list[str], swept: Sequence[str] =
 
 
 def families(options: Mapping[str, Option], prefix: str = "") -> dict[str, type]:
-    """The classes of the options that come in kinds, by their names with dots."""
-    found: dict[str, type] = {}
+    """The base classes of the options that have several kinds, by dotted names."""
+    kinds: dict[str, type] = {}
     for name, option in options.items():
         base = base_of(option.hint)
         if base in FAMILIES:
-            found[prefix + name] = base
+            kinds[prefix + name] = base
         elif base is not None and not prefix and dataclasses.is_dataclass(option.default):
-            found |= families(options_of(type(option.default)), f"{name}.")
-    return found
+            kinds |= families(options_of(type(option.default)), f"{name}.")
+    return kinds
 
 
-def _taken(flag: str, arguments: list[str]) -> str | None:
-    """The word after a flag, both taken out of the arguments; None where the flag is not there."""
-    for place, word in enumerate(arguments):
+def _pop_flag(flag: str, arguments: list[str]) -> str | None:
+    """Remove a flag and its value from the arguments; returns the value, None without the flag."""
+    for index, word in enumerate(arguments):
         if word == flag:
-            value = arguments[place + 1] if place + 1 < len(arguments) else ""
-            del arguments[place : place + 2]
+            value = arguments[index + 1] if index + 1 < len(arguments) else ""
+            del arguments[index : index + 2]
             return value
         if word.startswith(flag + "="):
-            del arguments[place]
+            del arguments[index]
             return word.partition("=")[2]
     return None
 
 
-def _all_taken(flag: str, arguments: list[str]) -> list[str]:
-    """The words after a flag up to the next one, all taken out of the arguments."""
-    found = []
+def _pop_all_flags(flag: str, arguments: list[str]) -> list[str]:
+    """Remove a flag and the words up to the next one from the arguments; returns these words."""
+    values = []
     for place in reversed([place for place, word in enumerate(arguments) if word.partition("=")[0] == flag]):
         end = place + 1
         while "=" not in arguments[place] and end < len(arguments) and not arguments[end].startswith("-"):
             end += 1
         _, equals, value = arguments[place].partition("=")
-        found = [value] * bool(equals) + arguments[place + 1 : end] + found
+        values = [value] * bool(equals) + arguments[place + 1 : end] + values
         del arguments[place:end]
-    return found
+    return values
 
 
 class Parser:
@@ -143,8 +143,8 @@ class Parser:
         self._start, config = start, start.config
         method = METHODS[start.method]
         self._values = method.values(config.steps, start.objective)
-        own = {name: option for name, option in method.options.items() if name not in options_of(Common)}
-        shared = {name: option for name, option in method.options.items() if name in options_of(Common)}
+        method_options = {name: option for name, option in method.options.items() if name not in options_of(Common)}
+        common_options = {name: option for name, option in method.options.items() if name in options_of(Common)}
         fields = [field for field in dataclasses.fields(TrainConfig) if field.name not in ("objective", "method")]
         hints, helps = typing.get_type_hints(TrainConfig), options_of(TrainConfig)
         rows = []
@@ -153,13 +153,13 @@ class Parser:
             hint = type(value) if dataclasses.is_dataclass(value) else hints[field.name]
             rows.append(_field(field.name, hint, value, helps[field.name].help))
         rows[1:1] = [_field("method", str, start.method, helps["method"].help)]
-        rows += _rows({**own, **shared}, self._values)
+        rows += _rows({**method_options, **common_options}, self._values)
         if extra is not None:
             rows += [_field(one.name, one.hint, one.default, one.help) for one in options_of(extra).values()]
         self.kind = dataclasses.make_dataclass("Options", rows, frozen=True)
         self.kind.__doc__ = (extra.__doc__ if extra is not None else "") or ""
         self._names = [field.name for field in fields]
-        self._options = list({**own, **shared})
+        self._options = list({**method_options, **common_options})
 
     def config(self, parsed: Any) -> TrainConfig:
         """The configuration that was parsed."""
@@ -169,9 +169,9 @@ class Parser:
             if hasattr(parsed, name):
                 change = _changed(getattr(parsed, name), getattr(default, name))
                 changes |= {} if change is _SAME else {name: change}
-        given = {name: getattr(parsed, name) for name in self._names}
+        fields = {name: getattr(parsed, name) for name in self._names}
         objective = merged(self._start.objective, changes)
-        return dataclasses.replace(self._start.config, **given, method=self._start.method, objective=objective)
+        return dataclasses.replace(self._start.config, **fields, method=self._start.method, objective=objective)
 
 
 def _rows(options: Mapping[str, Option], values: Mapping[str, Any]) -> list:
@@ -180,13 +180,13 @@ def _rows(options: Mapping[str, Option], values: Mapping[str, Any]) -> list:
         value = values[name]
         if several_of(option.hint) is not None:
             parts = {kind: part for kind, part in named(value).items() if kind_name(part) is not None}
-            if parts:  # others cannot be written down in words
+            if parts:  # others have no name on a command line
                 views = [_field(kind, *_view(kind, part), "") for kind, part in parts.items()]
                 several = dataclasses.make_dataclass(_title(name), views, frozen=True)
                 several.__doc__ = option.help
                 rows.append(_field(name, several, several(), option.help))
         elif base_of(option.hint) is None:
-            rows.append(_field(name, _hint(option.hint), told(value), option.help))
+            rows.append(_field(name, _hint(option.hint), to_argument(value), option.help))
         elif value is not None:
             rows.append(_field(name, *_view(name, value), option.help))
     return rows
@@ -226,8 +226,8 @@ def _hint(hint: Any) -> Any:
     return typing.Literal[*dict.fromkeys([*typing.get_args(literals[0]), *names])]  # pyright: ignore
 
 
-def told(value: Any) -> Any:
-    """A value as it is told on a command line."""
+def to_argument(value: Any) -> Any:
+    """A value as a command-line argument."""
     if isinstance(value, Schedule):
         return f"{value.kind}:{value.start!r}:{value.end!r}:{value.begin}:{value.until}"
     return kind_name(value) or (plain(value) if not isinstance(value, tuple) else value)
@@ -241,6 +241,6 @@ def _changed(value: Any, default: Any) -> Any:
     """What differs from the default; `_SAME` where nothing does."""
     if dataclasses.is_dataclass(value):
         names = [field.name for field in dataclasses.fields(value)]
-        found = {name: _changed(getattr(value, name), getattr(default, name)) for name in names}
-        return {name: change for name, change in found.items() if change is not _SAME} or _SAME
+        changes = {name: _changed(getattr(value, name), getattr(default, name)) for name in names}
+        return {name: change for name, change in changes.items() if change is not _SAME} or _SAME
     return _SAME if value == default else list(value) if isinstance(value, tuple) else value

@@ -1,7 +1,7 @@
-"""What a network is told about each row beside its point and its times, as one pytree.
+"""The conditioning of a network: all its inputs for each row except the point and the times, as one pytree.
 
-Most are told a class alone: a label (batch,), or None. Whatever else there is makes a `Conditioning`, in the label's
-place; objectives, samplers and evaluation hand either on unopened.
+Most networks are conditioned on a class only: a label (batch,), or None. Otherwise the conditioning is a
+`Conditioning` in place of the label; objectives, samplers and evaluation pass either on unchanged.
 """
 
 import dataclasses
@@ -20,14 +20,14 @@ NULL_LABEL = -1
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GuidanceScale:
-    """A guidance scale for each row, and the times at which it acts there; `scale[rows]` is that of some rows."""
+    """A guidance scale and interval of times for each row; `scale[rows]` selects rows."""
 
     omega: Any
-    """The scale (batch,), 1 or more; 1 is none."""
+    """The scale (batch,), 1 or more; 1 is no guidance."""
     t_min: Any
-    """From this time on it acts (batch,)."""
+    """Start of the guidance interval (batch,)."""
     t_max: Any
-    """And up to this one (batch,)."""
+    """End of the guidance interval (batch,)."""
 
     def __getitem__(self, rows) -> "GuidanceScale":
         return GuidanceScale(self.omega[rows], self.t_min[rows], self.t_max[rows])
@@ -44,18 +44,18 @@ class GuidanceScale:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Conditioning:
-    """All that a network is told about each row; `cond[rows]` is that of some rows."""
+    """The conditioning of each row; `cond[rows]` selects rows."""
 
     label: Any = None
     """Class (batch,), or None; NULL_LABEL in rows without condition."""
     augment: Any = None
-    """How each image was augmented (batch, features), or None. It is no condition, and never dropped."""
+    """How each image was augmented (batch, features), or None. Never dropped."""
     scale: GuidanceScale | None = None
-    """The guidance of each row, for networks that are told."""
+    """The guidance of each row, for networks conditioned on it."""
     vector: Any = None
     """A vector (batch, features), or None."""
     image: Any = None
-    """An array like the event but for its channels, the last axis (batch, height, width, channels), or None."""
+    """An array (batch, height, width, channels) with the event's height and width, or None."""
     present: Any = None
     """False (batch,) in rows without condition, where there is a vector or an image; None is True throughout."""
 
@@ -64,9 +64,9 @@ class Conditioning:
 
 
 class CondShape(NamedTuple):
-    """What kinds of condition there are, and their sizes; what a network is built for.
+    """The kinds of conditioning of a network, and their sizes.
 
-    Of data the first three; how images are augmented and whether rows have a guidance scale is the network's own.
+    Data determine the first three; augmentation and guidance scale are options of the network.
     """
 
     num_classes: int = 0
@@ -76,7 +76,7 @@ class CondShape(NamedTuple):
     image: int = 0
     """Channels of the image-shaped array; 0 without one."""
     augment: int = 0
-    """Numbers that tell how an image was augmented; 0 without them."""
+    """Length of the augmentation vector; 0 without one."""
     scale: bool = False
     """Whether there is a guidance scale for each row."""
 
@@ -91,33 +91,33 @@ class CondShape(NamedTuple):
         return ", ".join(f"{size} {name}" for name, size in words.items() if size) or "no condition"
 
     def check(self, cond: "Cond", shape: tuple[int, ...]) -> None:
-        """Refuse a condition of other kinds or sizes than these. A class, an augmentation or a scale may be left out;
+        """Refuse a conditioning of other kinds or sizes than these. A class, an augmentation or a scale may be omitted;
         a vector or an image may not (`drop` makes rows without it).
 
         Args:
             shape: of the points z (batch, *event).
 
         Raises:
-            UserError: names what is not taken, or missing.
+            UserError: names what is not supported, or missing.
         """
         cond = cond if isinstance(cond, Conditioning) else Conditioning(cond)
         optional = {"class": (cond.label, self.num_classes), "guidance scale": (cond.scale, self.scale)}
-        for name, (given, taken) in optional.items():
-            if given is not None and not taken:
+        for name, (value, supported) in optional.items():
+            if value is not None and not supported:
                 raise UserError(f"condition: a {name} is given; this network takes none")
         sizes = {"vector": (*shape[:1], self.vector), "image": (*shape[:-1], self.image)}
         if cond.augment is not None:
             sizes["augment"] = (*shape[:1], self.augment)
         for name, size in sizes.items():
-            given, taken = getattr(cond, name), f"one of shape {size}" if size[-1] else "none"
-            if given is None and size[-1]:
-                raise UserError(f"condition: no {name} is given; this network takes {taken}")
-            if given is not None and given.shape != size:
-                raise UserError(f"condition: {name} of shape {given.shape}; this network takes {taken}")
+            value, expected = getattr(cond, name), f"one of shape {size}" if size[-1] else "none"
+            if value is None and size[-1]:
+                raise UserError(f"condition: no {name} is given; this network takes {expected}")
+            if value is not None and value.shape != size:
+                raise UserError(f"condition: {name} of shape {value.shape}; this network takes {expected}")
 
 
 Cond = Int[Array, " batch"] | Conditioning | None
-"""A label, more than that, or nothing."""
+"""A label (batch,), a `Conditioning`, or None."""
 
 
 def label_of(cond: Any) -> Any:
@@ -131,7 +131,7 @@ def augment_of(cond: Any) -> Any:
 
 
 def scale_of(cond: Any) -> GuidanceScale | None:
-    """The guidance of each row, where the network is told."""
+    """The guidance of each row, or None."""
     return cond.scale if isinstance(cond, Conditioning) else None
 
 
@@ -150,23 +150,23 @@ def is_conditional(cond: Any) -> Bool[Array, " batch"]:
 
 
 def is_present(cond: Conditioning) -> Bool[Array, " batch"]:
-    """True in the rows that have their vector and their image; their class may be unknown all the same."""
+    """True in the rows that have their vector and their image; their class may be unknown."""
     part = cond.image if cond.vector is None else cond.vector
     return jnp.ones(part.shape[:1], bool) if cond.present is None else cond.present
 
 
 def with_scale(cond: Any, scale: GuidanceScale) -> Conditioning:
-    """The same, told a guidance scale too."""
+    """The conditioning with a guidance scale added."""
     return dataclasses.replace(cond if isinstance(cond, Conditioning) else Conditioning(cond), scale=scale)
 
 
 def with_augment(cond: Any, augment: Any) -> Conditioning:
-    """The same, told how each image was augmented too."""
+    """The conditioning with the augmentation of each image added."""
     return dataclasses.replace(cond if isinstance(cond, Conditioning) else Conditioning(cond), augment=augment)
 
 
 def drop(cond: Any, rows: Bool[Array, " batch"] | bool = True) -> Any:
-    """The same without condition in the given rows."""
+    """The conditioning without condition in the given rows."""
     if not isinstance(cond, Conditioning):
         return jnp.where(rows, NULL_LABEL, cond)
     changes = {}
@@ -177,8 +177,8 @@ def drop(cond: Any, rows: Bool[Array, " batch"] | bool = True) -> Any:
     return dataclasses.replace(cond, **changes)
 
 
-def hide(cond: Any, rows: Bool[Array, " batch"] | bool = True) -> Any:
-    """What an unconditional velocity is told in the given rows: no condition, and the scale 1."""
+def unconditional(cond: Any, rows: Bool[Array, " batch"] | bool = True) -> Any:
+    """The conditioning of the unconditional velocity in the given rows: no condition, and the scale 1."""
     cond, scale = drop(cond, rows), scale_of(cond)
     if scale is None:
         return cond
@@ -186,7 +186,7 @@ def hide(cond: Any, rows: Bool[Array, " batch"] | bool = True) -> Any:
 
 
 def at_time(cond: Any, t: Float[Array, " batch"]) -> Any:
-    """What a velocity at time t is told: the guidance scale there, over all times (arXiv:2512.02012)."""
+    """The conditioning of a velocity at time t: the guidance scale there, over all times (arXiv:2512.02012)."""
     scale = scale_of(cond)
     if scale is None:
         return cond

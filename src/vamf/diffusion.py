@@ -1,4 +1,4 @@
-"""The diffusion of DDPM, and how it is the straight path between data and noise seen through a lens.
+"""The diffusion of DDPM, and its equivalence to the straight path between data and noise.
 
 Ho et al., *Denoising Diffusion Probabilistic Models* (arXiv:2006.11239): T steps, numbered k = 0 ... T - 1,
 
@@ -9,13 +9,13 @@ Ho et al., *Denoising Diffusion Probabilistic Models* (arXiv:2006.11239): T step
 and a network e_hat(z_k, k) for e, trained with E ||e - e_hat||^2 [eq. 14]. Song et al. (arXiv:2010.02502, eq. 7) keep
 every q(z_k | x) with any smaller variance, 0 included. With j = -1, abar_{-1} = 1, for the data.
 
-The straight path z_t = (1 - t) x + t e has the same points at another size: with alpha = sqrt(abar_k) and
+The straight path z_t = (1 - t) x + t e has the same points at another scale: with alpha = sqrt(abar_k) and
 sigma = sqrt(1 - abar_k),
 
     t = sigma / (alpha + sigma),    z_k = z_t / sqrt((1 - t)^2 + t^2),    v_hat = (e_hat - z_t) / (1 - t),
 
-so that e_hat - e = (1 - t) (v_hat - (e - x)). Hence every network for the noise is one for the velocity v(z, t), and
-the other way round; DDPM's training is flow matching with its own law of t and the weight (1 - t)^2.
+so that e_hat - e = (1 - t) (v_hat - (e - x)). Hence a noise prediction is equivalent to a velocity v(z, t), and
+DDPM's training is flow matching with another distribution of t and the weight (1 - t)^2.
 """
 
 import dataclasses
@@ -68,8 +68,8 @@ class Diffusion:
         self, x: Float[Array, "batch *event"], e: Float[Array, "batch *event"], k: Int[Array, " batch"]
     ) -> Float[Array, "batch *event"]:
         """z_k."""
-        kept = expand(jnp.asarray(self.alpha_bar, x.dtype)[k], x)
-        return jnp.sqrt(kept) * x + jnp.sqrt(1 - kept) * e
+        alpha_bar = expand(jnp.asarray(self.alpha_bar, x.dtype)[k], x)
+        return jnp.sqrt(alpha_bar) * x + jnp.sqrt(1 - alpha_bar) * e
 
     def posterior_variance(self, k: np.ndarray, j: np.ndarray) -> np.ndarray:
         """Variance of z_j given z_k and x, for each pair of step numbers j < k."""
@@ -77,7 +77,7 @@ class Diffusion:
         return (1 - b) / (1 - a) * (1 - a / b)
 
     def mean_of(self, k: np.ndarray, j: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(of_x, of_z): z_j ~ N(of_x x + of_z z_k, variance) has the law of z_j given x, if z_k has that of its own.
+        """(of_x, of_z): z_j ~ N(of_x x + of_z z_k, variance) has the distribution q(z_j | x) if z_k has q(z_k | x).
 
         With the posterior variance it is the mean of z_j given z_k and x; with 0, a deterministic step.
         """
@@ -94,7 +94,7 @@ class Diffusion:
 
         Between steps the number is interpolated; outside of them it is the nearest one.
         """
-        t = self._within(t)
+        t = self._clip_time(t)
         k = jnp.interp(t, jnp.asarray(self.times, t.dtype), jnp.arange(self.steps, dtype=t.dtype))
         return z / expand(jnp.sqrt((1 - t) ** 2 + t**2), z), k
 
@@ -103,12 +103,12 @@ class Diffusion:
     ) -> Float[Array, "batch *event"]:
         """The velocity at a point z of the straight path, from the noise predicted there.
 
-        Times after the last step, where the noise says nothing about the velocity, count as the last step's.
+        Times after the last step, where the noise does not determine the velocity, count as that of the last step.
         """
-        return (e_hat - z) / expand(1 - self._within(t), z)
+        return (e_hat - z) / expand(1 - self._clip_time(t), z)
 
     def noise_prediction(self, u: AverageVelocity) -> NoisePrediction:
-        """The network for the noise that the diagonal of an average velocity is."""
+        """The noise prediction that is equivalent to the diagonal of an average velocity."""
 
         def e_hat(z, k, label):
             t = jnp.asarray(self.times, z.dtype)[k.astype(jnp.int32)]
@@ -117,7 +117,7 @@ class Diffusion:
 
         return e_hat
 
-    def _within(self, t):
+    def _clip_time(self, t):
         return jnp.minimum(t, jnp.asarray(self.times[-1], t.dtype))
 
 

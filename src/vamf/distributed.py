@@ -1,7 +1,7 @@
-"""Many processes that train as one: how they find each other, and what only one of them does.
+"""Training with many processes: their initialization, and the work of the main process.
 
-Every process runs the same program on its own devices; JAX's runtime joins them. All take part in every computation and
-in checkpoints, which lie in a folder that all see. The first process alone writes everything else.
+Every process runs the same program on its own devices; JAX's runtime connects them. All take part in every computation
+and in checkpoints, which are in a shared folder. Only the main process (number 0) writes everything else.
 """
 
 import atexit
@@ -15,114 +15,116 @@ from typing import Any
 from vamf.errors import UserError
 
 ADDRESS, COUNT, NUMBER = VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-"""Where the first process listens (host:port), how many processes there are, and which one this is, from 0."""
+"""Address of the main process (host:port), number of processes, and number of this one, from 0."""
 HEARTBEAT = 30
-"""Seconds without a sign of life after which a process counts as dead, and the others stop."""
-PATIENCE = 30
-"""Seconds that a process which has ended waits for the others to end too."""
+"""Seconds without a heartbeat after which a process counts as dead, and the others stop."""
+SHUTDOWN_TIMEOUT = 30
+"""Seconds that a finished process waits for the others to finish."""
 LOST = 76
-"""Exit status of a process that stopped because another one is gone: EX_PROTOCOL."""
-LAST_WORDS = "vamf: ended from outside: another process is gone, or this one was killed; continue with --resume"
-LONGEST = 2**12
-"""Bytes of what the first process tells the others."""
+"""Exit status of a process that stopped because another one has died: EX_PROTOCOL."""
+ABORT_MESSAGE = "vamf: ended from outside: another process is gone, or this one was killed; continue with --resume"
+MAX_MESSAGE = 2**12
+"""Most bytes of a message from the main process to the others."""
 
 
 def start() -> None:
-    """Join the other processes, where the environment says that there are any; before JAX is used for anything else.
+    """Connect to the other processes, if the environment names any; call before any other use of JAX.
 
-    Plain variables go first; otherwise JAX asks SLURM, Open MPI, Kubernetes or the TPU about the others.
+    The variables of this module take precedence; otherwise JAX queries SLURM, Open MPI, Kubernetes or the TPU.
 
     Raises:
-        UserError: variables that are incomplete or no numbers, or processes that did not meet.
+        UserError: incomplete or invalid variables, or processes that cannot connect.
     """
-    plain = given(os.environ)
-    if plain is None and not launched(os.environ):
+    settings = from_env(os.environ)
+    if settings is None and not under_launcher(os.environ):
         return
     import jax
 
-    options = {} if plain is None else {**plain, "cluster_detection_method": "deactivate"}
+    options = {} if settings is None else {**settings, "cluster_detection_method": "deactivate"}
     try:
-        jax.distributed.initialize(**options, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=PATIENCE)
+        jax.distributed.initialize(
+            **options, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=SHUTDOWN_TIMEOUT
+        )
     except (RuntimeError, ValueError) as error:
-        where = "" if plain is None else f" at {plain['coordinator_address']}"
+        where = "" if settings is None else f" at {settings['coordinator_address']}"
         raise UserError(f"the processes did not meet{where}: {' '.join(str(error).split())[:200]}") from None
     if jax.process_count() > 1:
-        _leave_last_words()
+        _print_if_aborted()
 
 
-def _leave_last_words() -> None:
-    """Have a line printed should this process end without Python: JAX's runtime aborts it where another is gone.
+def _print_if_aborted() -> None:
+    """Print a line if this process ends without Python: JAX's runtime aborts it when another process dies.
 
-    A shell holds the line until it is told that all is well or this process is no more.
+    A shell waits for a message that this process has ended normally, and prints the line if its input closes before.
     """
-    holder = subprocess.Popen(
-        ["sh", "-c", 'read well || echo "$0" >&2', LAST_WORDS], stdin=subprocess.PIPE, start_new_session=True
+    watcher = subprocess.Popen(
+        ["sh", "-c", 'read done || echo "$0" >&2', ABORT_MESSAGE], stdin=subprocess.PIPE, start_new_session=True
     )
-    atexit.register(_withhold, holder)
+    atexit.register(_dismiss, watcher)
 
 
-def _withhold(holder: subprocess.Popen) -> None:
-    holder.communicate(b"well\n")
+def _dismiss(watcher: subprocess.Popen) -> None:
+    watcher.communicate(b"done\n")
 
 
 def no_backend() -> str:
-    """Why JAX has no devices to compute on, in a line, once something went wrong; nothing where it has some."""
+    """Why JAX has no devices, in one line; empty where it has some."""
     import jax
 
     try:
         jax.devices()
         return ""
     except Exception as error:
-        said = " ".join(str(error).split())[:200] or "there is no such device"
-        asked = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
-        return f"JAX_PLATFORMS = {asked}: JAX cannot compute there ({said}); unset it to use what there is"
+        message = " ".join(str(error).split())[:200] or "there is no such device"
+        platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+        return f"JAX_PLATFORMS = {platforms}: JAX cannot compute there ({message}); unset it to use what there is"
 
 
 def stop_if_lost(error: Exception) -> None:
-    """End the process, with the error in a line before its last words, if the error is that another process is gone.
+    """End the process with one line if the error is that another process has died.
 
-    At once: Python's way out leads through JAX's runtime, which would wait for the dead and then abort.
+    `os._exit`, since a normal exit would make JAX's runtime wait for the dead process and then abort.
     """
     import jax
 
-    said = " ".join(str(error).split())
-    if not isinstance(error, jax.errors.JaxRuntimeError) or jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in said:
+    message = " ".join(str(error).split())
+    if not isinstance(error, jax.errors.JaxRuntimeError) or jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in message:
         return
-    print(f"vamf: {said[:300]}", file=sys.stderr, flush=True)
+    print(f"vamf: {message[:300]}", file=sys.stderr, flush=True)
     os._exit(LOST)
 
 
-def given(environment: Mapping[str, str]) -> dict | None:
-    """What plain variables say, as `jax.distributed.initialize` takes it; None where there are none.
+def from_env(environment: Mapping[str, str]) -> dict | None:
+    """Arguments of `jax.distributed.initialize` from this module's variables; None without any.
 
     Raises:
-        UserError: some are missing, or are not what they should be.
+        UserError: some are missing or invalid.
     """
-    found = {name: environment[name] for name in VARIABLES if environment.get(name)}
-    if not found:
+    values = {name: environment[name] for name in VARIABLES if environment.get(name)}
+    if not values:
         return None
-    if missing := [name for name in VARIABLES if name not in found]:
-        raise UserError(f"{', '.join(found)} given, but not {', '.join(missing)}: several processes need all three")
-    if not (found[COUNT].isdecimal() and found[NUMBER].isdecimal() and int(found[NUMBER]) < int(found[COUNT])):
-        raise UserError(f"{NUMBER} = {found[NUMBER]}, {COUNT} = {found[COUNT]}: allowed are 0 <= {NUMBER} < {COUNT}")
-    if not found[ADDRESS].rpartition(":")[2].isdecimal():
-        raise UserError(f"{ADDRESS} = {found[ADDRESS]}: allowed is host:port")
+    if missing := [name for name in VARIABLES if name not in values]:
+        raise UserError(f"{', '.join(values)} given, but not {', '.join(missing)}: several processes need all three")
+    if not (values[COUNT].isdecimal() and values[NUMBER].isdecimal() and int(values[NUMBER]) < int(values[COUNT])):
+        raise UserError(f"{NUMBER} = {values[NUMBER]}, {COUNT} = {values[COUNT]}: allowed are 0 <= {NUMBER} < {COUNT}")
+    if not values[ADDRESS].rpartition(":")[2].isdecimal():
+        raise UserError(f"{ADDRESS} = {values[ADDRESS]}: allowed is host:port")
     return {
-        "coordinator_address": found[ADDRESS],
-        "num_processes": int(found[COUNT]),
-        "process_id": int(found[NUMBER]),
+        "coordinator_address": values[ADDRESS],
+        "num_processes": int(values[COUNT]),
+        "process_id": int(values[NUMBER]),
     }
 
 
-def launched(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher that JAX can ask has started several processes, or may have."""
+def under_launcher(environment: Mapping[str, str]) -> bool:
+    """Whether a launcher that JAX supports has started several processes, or may have."""
     several = any(int(environment.get(name, 1)) > 1 for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
     job = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys()
     return several or job or _on_tpu(environment)
 
 
 def _on_tpu(environment: Mapping[str, str]) -> bool:
-    """Whether this is a machine with TPUs, which alone know whether there are others."""
+    """Whether this machine has TPUs, which know whether there are other processes."""
     from importlib.util import find_spec
 
     platforms = environment.get("JAX_PLATFORMS", "tpu")
@@ -130,41 +132,41 @@ def _on_tpu(environment: Mapping[str, str]) -> bool:
     return "tpu" in platforms and bool(chips) and find_spec("libtpu") is not None
 
 
-def is_first() -> bool:
-    """Whether this process is the one that writes."""
+def is_main_process() -> bool:
+    """Whether this process writes files."""
     import jax
 
     return jax.process_index() == 0
 
 
-def told_all(mine: Any) -> Any:
-    """A tree of arrays of each process, of one shape everywhere, stacked in the order of processes, on every host."""
+def all_gather(tree: Any) -> Any:
+    """A tree of arrays of every process, of equal shapes, stacked in the order of processes, on every host."""
     import jax
     import numpy as np
     from jax.experimental import multihost_utils
 
     if jax.process_count() == 1:
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[None], mine)
-    return multihost_utils.process_allgather(mine)
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[None], tree)
+    return multihost_utils.process_allgather(tree)
 
 
-def by_first(act: Callable[[], str | None]) -> str:
-    """What the first process does, and what it says of it to all; an error of the user's there is one everywhere."""
+def on_main_process(function: Callable[[], str | None]) -> str:
+    """Call a function on the main process and return its text on all; a UserError there is raised on all."""
     import jax
     import numpy as np
     from jax.experimental import multihost_utils
 
     if jax.process_count() == 1:
-        return act() or ""
-    told = np.zeros(LONGEST, np.uint8)
-    if is_first():
+        return function() or ""
+    buffer = np.zeros(MAX_MESSAGE, np.uint8)
+    if is_main_process():
         try:
-            said = "=" + (act() or "")
+            message = "=" + (function() or "")
         except UserError as error:
-            said = "!" + str(error)
-        text = said.encode()[:LONGEST]
-        told[: len(text)] = np.frombuffer(text, np.uint8)
-    said = multihost_utils.broadcast_one_to_all(told).tobytes().rstrip(b"\0").decode(errors="ignore")
-    if said.startswith("!"):
-        raise UserError(said[1:])
-    return said[1:]
+            message = "!" + str(error)
+        encoded = message.encode()[:MAX_MESSAGE]
+        buffer[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    message = multihost_utils.broadcast_one_to_all(buffer).tobytes().rstrip(b"\0").decode(errors="ignore")
+    if message.startswith("!"):
+        raise UserError(message[1:])
+    return message[1:]

@@ -1,4 +1,4 @@
-"""The one exception that speaks to a person, and the usual reasons for it."""
+"""The exception for bad user input, and common checks that raise it."""
 
 import importlib
 import math
@@ -17,12 +17,12 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str, option: str = ""):
-        """`option`: that which the line begins with, as the part knows it that has it; see `within`."""
+        """`option`: the option that the line begins with, by its name inside the part; see `within`."""
         self.message, self.option = message, spelled(option)
         super().__init__(self.option + message)
 
     def within(self, part: str) -> "UserError":
-        """The same of an option of a part, which does not know where it is one."""
+        """The same error with the part's name before the option."""
         return UserError(self.message, f"{part}.{self.option}") if self.option else self
 
 
@@ -31,45 +31,45 @@ def spelled(*names: str) -> str:
     return ", ".join(names).replace("_", "-")
 
 
-def require(holds: bool, name: str, value: object, allowed: str) -> None:
-    """Refuse a value, naming the field and what is allowed."""
-    if not holds:
+def require(valid: bool, name: str, value: object, allowed: str) -> None:
+    """Raise an error with the option, the value and what is allowed, unless `valid`."""
+    if not valid:
         raise UserError(f" = {value}: allowed is {allowed}", name)
 
 
-def unknown_name(option: str, name: object, known: Iterable[str], table: str) -> UserError:
-    """The refusal of a name that is not in a table, to which others may be added from outside the package."""
-    listed = ", ".join(known) or "none so far"
+def unknown_name(option: str, name: object, table: Iterable[str], where: str) -> UserError:
+    """The error for a name that is not in a table, which code outside the package may extend."""
+    listed = ", ".join(table) or "none so far"
     return UserError(
-        f" = {name}: allowed are {listed}; one of your own is known once the module that puts it into {table} is "
+        f" = {name}: allowed are {listed}; one of your own is known once the module that puts it into {where} is "
         f"imported ({IMPORTED}=MODULE for commands)",
         option,
     )
 
 
 def check_range(name: str, value: Any, low: float = 0, high: float = math.inf, allowed: str = "") -> None:
-    """Refuse a number outside [low, high]; one that is known only inside a compiled program passes."""
-    holds = _known(lambda: low <= value <= high)
-    require(holds, name, value, allowed or (f"[{low:g}, {high:g}]" if high < math.inf else f"{low:g} or more"))
+    """Refuse a number outside [low, high]; traced values pass."""
+    valid = _true_or_traced(lambda: low <= value <= high)
+    require(valid, name, value, allowed or (f"[{low:g}, {high:g}]" if high < math.inf else f"{low:g} or more"))
 
 
 def check_positive(name: str, value: Any) -> None:
-    """Refuse a number that is not above 0, likewise."""
-    require(_known(lambda: value > 0), name, value, "any number above 0")
+    """Refuse a number that is not above 0; traced values pass."""
+    require(_true_or_traced(lambda: value > 0), name, value, "any number above 0")
 
 
-def _known(holds: Callable[[], Any]) -> bool:
-    """Whether something holds, as far as it is known outside a compiled program."""
+def _true_or_traced(predicate: Callable[[], Any]) -> bool:
+    """The value of a condition; True where it depends on traced values."""
     try:
-        return bool(holds())
+        return bool(predicate())
     except TypeError as error:
         if "Tracer" in type(error).__name__:
             return True
         raise
 
 
-def optional(module: str, extra: str, option: str) -> Any:
-    """A package that only an extra of vamf brings, or a refusal that names the option which needs it."""
+def import_optional(module: str, extra: str, option: str) -> Any:
+    """Import a package of an extra of vamf, or raise an error that names the option which needs it."""
     try:
         return importlib.import_module(module)
     except ImportError:

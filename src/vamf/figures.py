@@ -1,4 +1,4 @@
-"""Figures, as bytes of SVG (lines) or PNG (clouds of points and pictures)."""
+"""Figures, as bytes of SVG (lines) or PNG (scatter plots and images)."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -13,17 +13,17 @@ COLORS = (BLUE, ORANGE, GREEN, RED, INK, "#8a4fa3", "#a08030", "#17a3a8")
 
 
 class Curve(NamedTuple):
-    """Values at given positions, with a spread of the same length or none."""
+    """Values at given positions, with optional error bands of the same length."""
 
     x: Sequence[float]
     y: Sequence[float]
-    spread: Sequence[float] | None = None
+    error: Sequence[float] | None = None
     label: str = ""
     color: str = BLUE
     marker: str = "o"
 
 
-class Level(NamedTuple):
+class HLine(NamedTuple):
     """A horizontal line."""
 
     y: float
@@ -32,7 +32,7 @@ class Level(NamedTuple):
     dashes: str = "--"
 
 
-UNITY = Level(1.0, "", SOFT, ":")
+UNITY = HLine(1.0, "", SOFT, ":")
 """Where a ratio says that nothing changes."""
 
 
@@ -41,10 +41,10 @@ class Panel(NamedTuple):
 
     title: str
     curves: Sequence[Curve]
-    levels: Sequence[Level] = ()
+    hlines: Sequence[HLine] = ()
 
 
-def panels(
+def line_plots(
     plots: Sequence[Panel],
     xlabel: str,
     ylabel: str,
@@ -55,10 +55,10 @@ def panels(
     integers: bool = False,
     names: Sequence[str] = (),
 ) -> bytes:
-    """Small multiples of curves with bands of one spread; SVG.
+    """Small multiples of curves with error bands; SVG.
 
     Args:
-        names: what stands at x = 0, 1, ... in the place of numbers; points are then apart, with bars for bands.
+        names: tick labels at x = 0, 1, ... in place of numbers; points are then not connected, and have error bars.
     """
     pyplot = _pyplot()
     from matplotlib.ticker import LogLocator, NullLocator
@@ -72,15 +72,15 @@ def panels(
             x, y = np.asarray(curve.x, float), np.asarray(curve.y, float)
             line = 0 if names else 1.8
             axis.plot(x, y, marker=curve.marker, ms=4, lw=line, color=curve.color, label=curve.label or None)
-            if curve.spread is not None and names:
-                axis.errorbar(x, y, curve.spread, fmt="none", ecolor=curve.color, elinewidth=1.2, capsize=3)
-            elif curve.spread is not None:
-                low, high = y - np.asarray(curve.spread, float), y + np.asarray(curve.spread, float)
+            if curve.error is not None and names:
+                axis.errorbar(x, y, curve.error, fmt="none", ecolor=curve.color, elinewidth=1.2, capsize=3)
+            elif curve.error is not None:
+                low, high = y - np.asarray(curve.error, float), y + np.asarray(curve.error, float)
                 if log:
                     low = np.maximum(low, y / 10)
                 axis.fill_between(x, low, high, color=curve.color, alpha=0.16, lw=0)
-        for level in plot.levels:
-            axis.axhline(level.y, color=level.color, ls=level.dashes, lw=1.3, label=level.label or None)
+        for line in plot.hlines:
+            axis.axhline(line.y, color=line.color, ls=line.dashes, lw=1.3, label=line.label or None)
         axis.set_title(plot.title, fontsize=10.5, color=INK)
         if log_x:
             axis.set_xscale("log")
@@ -92,11 +92,11 @@ def panels(
             axis.yaxis.set_minor_locator(NullLocator())
             axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         else:
-            below = any(value <= 0 for curve in plot.curves for value in curve.y)
-            low, high = (1.08 * axis.dataLim.y0 if below else 0), 1.08 * axis.dataLim.y1
+            has_negative = any(value <= 0 for curve in plot.curves for value in curve.y)
+            low, high = (1.08 * axis.dataLim.y0 if has_negative else 0), 1.08 * axis.dataLim.y1
             high = max(high, 0) if np.isfinite(high) else 0
-            axis.set_ylim(low, high if high > low else 1)  # nothing but zeros has no scale of its own
-        if len({float(x) for curve in plot.curves for x in curve.x}) == 1:  # no scale around a single point
+            axis.set_ylim(low, high if high > low else 1)  # all zeros have no scale
+        if len({float(x) for curve in plot.curves for x in curve.x}) == 1:  # no axis scale for a single point
             axis.set_xticks(plot.curves[0].x[:1])
         if names:
             slanted = {"rotation": 25, "ha": "right"} if sum(map(len, names)) > 50 else {}
@@ -109,10 +109,10 @@ def panels(
     for axis in axes[:, 0]:
         axis.set_ylabel(ylabel)
     for column in range(columns):
-        shown = [axis for axis in axes[:, column] if axis.get_visible()]
-        shown[-1].set_xlabel(xlabel)
-    labelled = [pair for axis in axes.flat for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
-    handles = {label: handle for handle, label in labelled}  # one entry for each label
+        visible = [axis for axis in axes[:, column] if axis.get_visible()]
+        visible[-1].set_xlabel(xlabel)
+    labels = [pair for axis in axes.flat for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
+    handles = {label: handle for handle, label in labels}  # one entry for each label
     figure.tight_layout()
     if handles:
         figure.legend(
@@ -127,8 +127,8 @@ def panels(
     return _save(figure, "svg")
 
 
-class Map(NamedTuple):
-    """Values over a plane of cells."""
+class Heatmap(NamedTuple):
+    """Values over a square of cells."""
 
     title: str
     values: np.ndarray
@@ -136,35 +136,35 @@ class Map(NamedTuple):
     about_one: bool = False
     """Colours on a logarithmic scale, white at 1, instead of from white upwards."""
     high: float | None = None
-    """End of the colour scale; the largest value if left out."""
+    """End of the colour scale; by default the largest value."""
     decimals: int = 2
-    """Of the number in each cell; none from 10 on."""
+    """Decimals of the number in each cell; none from 10 on."""
 
 
-def heatmaps(maps: Sequence[Map], edges: Sequence[float], xlabel: str, ylabel: str) -> bytes:
-    """Maps side by side over the same square plane, every cell with its number; SVG."""
+def heatmaps(maps: Sequence[Heatmap], edges: Sequence[float], xlabel: str, ylabel: str) -> bytes:
+    """Heatmaps side by side over the same square, every cell with its number; SVG."""
     pyplot = _pyplot()
     from matplotlib.colors import LogNorm, Normalize
 
     figure, axes = pyplot.subplots(1, len(maps), figsize=(4.5 * len(maps), 4.0), squeeze=False)
-    for axis, shown in zip(axes.flat, maps, strict=True):
-        values = np.ma.masked_invalid(np.asarray(shown.values, float).T)
-        if shown.about_one:
-            reach = float(np.exp(max(np.abs(np.log(values)).max(), np.log(1.5))))
-            norm, colors = LogNorm(1 / reach, reach), "RdBu_r"
+    for axis, heatmap in zip(axes.flat, maps, strict=True):
+        values = np.ma.masked_invalid(np.asarray(heatmap.values, float).T)
+        if heatmap.about_one:
+            limit = float(np.exp(max(np.abs(np.log(values)).max(), np.log(1.5))))
+            norm, colors = LogNorm(1 / limit, limit), "RdBu_r"
         else:
-            norm, colors = Normalize(0, shown.high or max(float(values.max()), 1e-12)), "Blues"
+            norm, colors = Normalize(0, heatmap.high or max(float(values.max()), 1e-12)), "Blues"
         axis.grid(False)
         axis.pcolormesh(edges, edges, values, norm=norm, cmap=colors, edgecolors="white", lw=0.8)
         centres = (np.asarray(edges)[1:] + np.asarray(edges)[:-1]) / 2
         for j, i in np.argwhere(~np.ma.getmaskarray(values)):
-            share = float(norm(values[j, i]))
-            dark = abs(share - 0.5) > 0.33 if shown.about_one else share > 0.6
-            text = f"{values[j, i]:.{shown.decimals if values[j, i] < 10 else 0}f}"
+            fraction = float(norm(values[j, i]))
+            dark = abs(fraction - 0.5) > 0.33 if heatmap.about_one else fraction > 0.6
+            text = f"{values[j, i]:.{heatmap.decimals if values[j, i] < 10 else 0}f}"
             color = "white" if dark else INK
             axis.text(centres[i], centres[j], text, ha="center", va="center", fontsize=7.5, color=color)
         axis.set_aspect("equal")
-        axis.set_title(shown.title, fontsize=10.5, color=INK)
+        axis.set_title(heatmap.title, fontsize=10.5, color=INK)
         axis.set_xlabel(xlabel)
     axes[0, 0].set_ylabel(ylabel)
     figure.tight_layout()
@@ -187,13 +187,13 @@ class FieldRow(NamedTuple):
     label: str
     fields: Sequence[Field]
     about_one: bool = False
-    """White at 1; otherwise the scale is shared with the other such rows, so that colours compare."""
+    """White at 1; otherwise all such rows share one scale."""
 
 
 def fields(rows: Sequence[FieldRow], reach: float) -> bytes:
     """Rows of fields over [-reach, reach]^2 with density contours and a colour bar for each row; SVG.
 
-    The largest hundredth of the values is beyond the end of the scale, where the bar has a point.
+    The scale ends at the 99th percentile of the values.
     """
     pyplot = _pyplot()
     from matplotlib.colors import LogNorm
@@ -205,8 +205,8 @@ def fields(rows: Sequence[FieldRow], reach: float) -> bytes:
     shared = np.array([field.values for row in rows if not row.about_one for field in row.fields])
     for line, row in zip(axes, rows, strict=True):
         if row.about_one:
-            far = np.abs(np.log([field.values for field in row.fields]))
-            end = max(float(np.exp(np.percentile(far, 99))), 1.5)
+            deviations = np.abs(np.log([field.values for field in row.fields]))
+            end = max(float(np.exp(np.percentile(deviations, 99))), 1.5)
             norm, colors, extend = LogNorm(1 / end, end), "RdBu_r", "both"
         else:
             norm, colors, extend = LogNorm(shared.min(), np.percentile(shared, 99)), "viridis", "max"
@@ -215,10 +215,10 @@ def fields(rows: Sequence[FieldRow], reach: float) -> bytes:
             extent = (-reach, reach, -reach, reach)
             image = axis.imshow(field.values, norm=norm, cmap=colors, extent=extent, origin="lower",
                                 interpolation="bilinear")  # fmt: skip
-            drops = field.log_density - field.log_density.max()
-            inside = np.linspace(-reach, reach, len(drops))
-            axis.contour(inside, inside, drops, levels=np.log([1e-3, 1e-2, 1e-1]), linewidths=0.8, linestyles="-",
-                         colors=INK if row.about_one else "white", alpha=0.75)  # fmt: skip
+            relative = field.log_density - field.log_density.max()
+            positions = np.linspace(-reach, reach, len(relative))
+            axis.contour(positions, positions, relative, levels=np.log([1e-3, 1e-2, 1e-1]), linewidths=0.8,
+                         linestyles="-", colors=INK if row.about_one else "white", alpha=0.75)  # fmt: skip
             axis.set(xticks=[], yticks=[])
             axis.grid(False)
             axis.set_title(field.title, fontsize=10, color=INK)
@@ -231,7 +231,7 @@ def fields(rows: Sequence[FieldRow], reach: float) -> bytes:
     return _save(figure, "svg")
 
 
-def clouds(rows: Mapping[str, Mapping[str, np.ndarray]], limit: int = 3000) -> bytes:
+def scatter_grid(rows: Mapping[str, Mapping[str, np.ndarray]], limit: int = 3000) -> bytes:
     """Scatter plots of 2-D samples: a row for each key, a column for each sample in it, equal axes in a row; PNG."""
     pyplot = _pyplot()
     columns = max(len(row) for row in rows.values())
@@ -259,7 +259,7 @@ def clouds(rows: Mapping[str, Mapping[str, np.ndarray]], limit: int = 3000) -> b
     return _save(figure, "png")
 
 
-def pictures(images: np.ndarray, columns: int = 10, scale: int = 4, low: float | None = None, high=None) -> bytes:
+def image_grid(images: np.ndarray, columns: int = 10, scale: int = 4, low: float | None = None, high=None) -> bytes:
     """Images (n, height, width[, channels]) in a grid; PNG. Values from `low` to `high` go from black to white."""
     from PIL import Image
 
@@ -273,14 +273,14 @@ def pictures(images: np.ndarray, columns: int = 10, scale: int = 4, low: float |
     return buffer.getvalue()
 
 
-def strips(rows: Mapping[str, np.ndarray]) -> bytes:
-    """Rows of pictures of one kind, bytes (n, height, width, channels), each with its name on the left; PNG."""
+def image_rows(rows: Mapping[str, np.ndarray]) -> bytes:
+    """Rows of images of one kind, bytes (n, height, width, channels), each with its name on the left; PNG."""
     pyplot = _pyplot()
     sheets = {name: _sheet(np.asarray(images) / 255, len(images)) for name, images in rows.items()}
     height, width = next(iter(sheets.values())).shape[:2]
-    across = 7.5
+    width_inches = 7.5
     figure, axes = pyplot.subplots(
-        len(sheets), 1, figsize=(across, len(sheets) * across * height / width), squeeze=False,
+        len(sheets), 1, figsize=(width_inches, len(sheets) * width_inches * height / width), squeeze=False,
         gridspec_kw={"hspace": 0.06, "left": 0, "right": 1, "bottom": 0, "top": 1},
     )  # fmt: skip
     for axis, (name, sheet) in zip(axes[:, 0], sheets.items(), strict=True):
@@ -290,39 +290,39 @@ def strips(rows: Mapping[str, np.ndarray]) -> bytes:
     return _save(figure, "png")
 
 
-def _sheet(levels: np.ndarray, columns: int) -> np.ndarray:
-    """Images of levels in [0, 1] (n, height, width[, channels]) in a grid with white lines between them, as bytes."""
-    if levels.ndim == 3:
-        levels = levels[..., None]
-    count, height, width, channels = levels.shape
+def _sheet(images: np.ndarray, columns: int) -> np.ndarray:
+    """Images with values in [0, 1] (n, height, width[, channels]) in a grid with white lines between them, as bytes."""
+    if images.ndim == 3:
+        images = images[..., None]
+    count, height, width, channels = images.shape
     columns = min(columns, count)
     rows = -(-count // columns)
     gap = 1
     sheet = np.ones((rows * (height + gap) + gap, columns * (width + gap) + gap, channels))
-    for index, level in enumerate(levels):
+    for index, image in enumerate(images):
         top = gap + (index // columns) * (height + gap)
         left = gap + (index % columns) * (width + gap)
-        sheet[top : top + height, left : left + width] = level
+        sheet[top : top + height, left : left + width] = image
     pixels = (sheet * 255).round().astype(np.uint8)
     return pixels[..., 0] if channels == 1 else pixels
 
 
 def enlargement(images: np.ndarray, most: int = 8, height: int = 256) -> int:
-    """How many times to enlarge images (n, h, w, ...): at most so often, and to about so many rows."""
+    """Factor to enlarge images (n, h, w, ...): at most `most`, up to about `height` pixels."""
     return max(1, min(most, height // images.shape[1]))
 
 
 def histograms(columns: Mapping[str, Mapping[str, np.ndarray]], bins: int = 40) -> bytes:
     """One histogram for each column of a table, its samples overlaid; SVG."""
     pyplot = _pyplot()
-    across = min(4, len(columns))
-    rows = -(-len(columns) // across)
-    figure, axes = pyplot.subplots(rows, across, figsize=(2.9 * across, 2.2 * rows + 0.3), squeeze=False)
+    num_columns = min(4, len(columns))
+    rows = -(-len(columns) // num_columns)
+    figure, axes = pyplot.subplots(rows, num_columns, figsize=(2.9 * num_columns, 2.2 * rows + 0.3), squeeze=False)
     for axis, (name, samples) in zip(axes.flat, columns.items(), strict=False):
         first = next(iter(samples.values()))
-        room = bins * np.spacing(np.abs(first).max())  # between fewer numbers there are not so many edges
-        around = (first.min() - room, first.max() + room) if np.ptp(first) < room else None
-        edges = np.histogram_bin_edges(first, bins=bins, range=around)
+        margin = bins * np.spacing(np.abs(first).max())  # least range with distinct bin edges
+        bin_range = (first.min() - margin, first.max() + margin) if np.ptp(first) < margin else None
+        edges = np.histogram_bin_edges(first, bins=bins, range=bin_range)
         for (label, values), color in zip(samples.items(), (SOFT, BLUE, ORANGE), strict=False):
             axis.hist(values, bins=edges, density=True, histtype="step", lw=1.6, color=color, label=label)
         axis.set_title(name, fontsize=10)

@@ -1,4 +1,4 @@
-"""Writing files so that no reader ever sees half of one."""
+"""Atomic writing of files."""
 
 import contextlib
 import json
@@ -11,10 +11,10 @@ from vamf.errors import UserError
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name, flush it to the disk and move it into place.
+    """Write a temporary file, flush it to disk and rename it.
 
     Raises:
-        UserError: it cannot be written (full disk, no permission); what was there before is untouched.
+        UserError: it cannot be written (full disk, no permission); an existing file is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
@@ -58,14 +58,14 @@ def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
 
 
 def check_source(option: str, out: Path, *sources: Path) -> None:
-    """Refuse to write over what is read, by whatever name or link.
+    """Refuse to overwrite an input file, under any name or link.
 
     Raises:
         UserError: `out` is one of the sources.
     """
     for source in sources:
         if out.resolve() == source.resolve() or (out.exists() and source.exists() and out.samefile(source)):
-            raise UserError(f"{option} = {out}: would be written over what is read; choose another file")
+            raise UserError(f"{option} = {out}: would overwrite an input; choose another file")
 
 
 def finite(value: Any) -> Any:

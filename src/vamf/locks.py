@@ -1,8 +1,8 @@
-"""One process at a time: whoever trains, encodes or samples into a place holds its lock.
+"""Locks of folders: only one process at a time trains, encodes or samples into a folder.
 
-The lock is the operating system's (`flock`), on a file that says who holds it. The kernel releases it when the process
-ends, however that ends: nothing is stale after `kill -9`. Where a file system knows no such lock, the file's own word
-is taken: who it names holds it while that process lives; one of another machine's has to be deleted by hand.
+A lock is a `flock` on a file that contains the holder's process id and host. The kernel releases it when the process
+ends: no lock is stale after `kill -9`. On file systems without `flock` the contents of the file decide: the lock is
+held while that process is alive; one of another host has to be deleted by hand.
 """
 
 import contextlib
@@ -16,89 +16,91 @@ from pathlib import Path
 from vamf.errors import UserError
 
 LOCK = ".lock"
-"""Name of the lock's file in a folder."""
-UNKNOWN = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
-"""What file systems without locks say."""
-LOOKS = 10
-"""How often a lock's file is looked at until it names its holder."""
-TRIES = 100
-"""How often a folder that others remove meanwhile is made."""
+"""Name of the lock file in a folder."""
+UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+"""Errors of file systems without locks."""
+READ_ATTEMPTS = 10
+"""Attempts to read the holder from a lock file."""
+CREATE_ATTEMPTS = 100
+"""Attempts to create a folder that others remove concurrently."""
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path, doing: str, fresh: bool = False, shared: bool = False) -> Iterator[None]:
-    """Nobody else works in a folder meanwhile. It is made where it is not there, and goes again if it stays empty.
+def folder_lock(folder: Path, activity: str, fresh: bool = False, shared: bool = False) -> Iterator[None]:
+    """Hold the lock of a folder, which is created if missing, and removed again if it stays empty.
 
     Args:
-        doing: what is done, as "RUN is being ... by process 7" has it.
-        fresh: the folder must not be there yet.
-        shared: others may work there too who say so themselves.
+        activity: a participle for messages: "RUN is being ... by process 7".
+        fresh: the folder must not exist yet.
+        shared: a shared lock, which other shared locks do not exclude.
 
     Raises:
-        FileExistsError: `fresh`, and there is such a folder.
-        UserError: another process works there, on this machine or on another that shares the file system.
+        FileExistsError: `fresh`, and the folder exists.
+        UserError: another process holds the lock, on this host or on another one that shares the file system.
     """
-    with file_lock(folder / LOCK, folder, doing, fresh, shared):
+    with file_lock(folder / LOCK, folder, activity, fresh, shared):
         yield
 
 
 @contextlib.contextmanager
-def file_lock(lock: Path, place: Path, doing: str, fresh: bool = False, shared: bool = False) -> Iterator[None]:
-    """As `folder_lock`, by a lock file anywhere; `place` is what refusals name."""
-    made: list[Path] = []
+def file_lock(lock: Path, target: Path, activity: str, fresh: bool = False, shared: bool = False) -> Iterator[None]:
+    """As `folder_lock`, with a lock file anywhere; `target` is named in messages."""
+    new_folders: list[Path] = []
     handle = None
     try:
         try:
-            for _ in range(TRIES):
-                _make(lock.parent, fresh, made)
-                if (handle := _locked(lock, shared)) is not None:
+            for _ in range(CREATE_ATTEMPTS):
+                _create_folder(lock.parent, fresh, new_folders)
+                if (handle := _acquire(lock, shared)) is not None:
                     break
             else:
-                raise OSError("somebody removes it again and again")
+                raise OSError("another process keeps removing it")
         except BlockingIOError:
-            raise UserError(f"{place}: is being {doing} by {_holder(lock)}; wait until that has ended") from None
+            raise UserError(
+                f"{target}: is being {activity} by {_describe_holder(lock)}; wait until that has ended"
+            ) from None
         except FileExistsError as error:
             if fresh and lock.parent.is_dir():
                 raise
-            raise UserError(f"cannot write {place}: {error.filename} is not a folder") from None
+            raise UserError(f"cannot write {target}: {error.filename} is not a folder") from None
         except OSError as error:
-            raise UserError(f"cannot write {place}: {error.strerror or error}") from None
+            raise UserError(f"cannot write {target}: {error.strerror or error}") from None
         yield
     finally:
         if handle is not None:
-            with contextlib.suppress(BlockingIOError):  # others hold it too
+            with contextlib.suppress(BlockingIOError):  # other shared locks remain
                 if shared:
                     _lock(handle, lock, shared=False)
                 lock.unlink(missing_ok=True)
             os.close(handle)
-        with contextlib.suppress(OSError):  # something is in there
-            for folder in reversed(made):
+        with contextlib.suppress(OSError):  # not empty
+            for folder in reversed(new_folders):
                 folder.rmdir()
 
 
-def _make(folder: Path, fresh: bool, made: list[Path]) -> None:
-    """Make a folder and those above it, which are added to `made`."""
-    for place in (*reversed(folder.parents), folder):
+def _create_folder(folder: Path, fresh: bool, new_folders: list[Path]) -> None:
+    """Create a folder and its parents; append the new ones to `new_folders`."""
+    for parent in (*reversed(folder.parents), folder):
         try:
-            if place == folder or not place.is_dir():
-                place.mkdir()
-                made.append(place)
+            if parent == folder or not parent.is_dir():
+                parent.mkdir()
+                new_folders.append(parent)
         except FileExistsError:
-            if not place.is_dir() or (fresh and place == folder and place not in made):
+            if not parent.is_dir() or (fresh and parent == folder and parent not in new_folders):
                 raise
-        except FileNotFoundError:  # the one above has just gone
+        except FileNotFoundError:  # a parent was removed concurrently
             return
 
 
-def _locked(path: Path, shared: bool) -> int | None:
-    """A handle that holds the lock; None where its file has just gone, and with it the lock.
+def _acquire(path: Path, shared: bool) -> int | None:
+    """A file descriptor that holds the lock; None where the lock file was removed concurrently.
 
     Raises:
         BlockingIOError: another process holds it.
     """
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except FileNotFoundError:  # the folder has just gone
+    except FileNotFoundError:  # the folder was removed concurrently
         return None
     try:
         _lock(handle, path, shared)
@@ -124,35 +126,35 @@ def _lock(handle: int, path: Path, shared: bool) -> None:
     except ImportError:
         pass
     except OSError as error:
-        if error.errno not in UNKNOWN:
+        if error.errno not in UNSUPPORTED:
             raise
-    number, host = _named(path)
-    if number and (host != socket.gethostname() or _lives(number)):
+    pid, host = _read_holder(path)
+    if pid and (host != socket.gethostname() or _is_alive(pid)):
         raise BlockingIOError
 
 
-def _named(path: Path) -> tuple[int, str]:
-    """The process that a lock's file names, and its machine; 0 where it names none."""
+def _read_holder(path: Path) -> tuple[int, str]:
+    """Process id and host in a lock file; 0 without them."""
     with contextlib.suppress(OSError, ValueError):
-        number, host = path.read_text().split()
-        return int(number), host
+        pid, host = path.read_text().split()
+        return int(pid), host
     return 0, ""
 
 
-def _holder(path: Path) -> str:
-    number, host = 0, ""
-    for _ in range(LOOKS):
-        number, host = _named(path)
-        if number:
+def _describe_holder(path: Path) -> str:
+    pid, host = 0, ""
+    for _ in range(READ_ATTEMPTS):
+        pid, host = _read_holder(path)
+        if pid:
             break
-        time.sleep(0.01)  # it has the lock, and is about to say so
-    where = f" on {host}" if host != socket.gethostname() else ""
-    return f"process {number}{where}" if number else "another process"
+        time.sleep(0.01)  # the holder is about to write its id
+    host_text = f" on {host}" if host != socket.gethostname() else ""
+    return f"process {pid}{host_text}" if pid else "another process"
 
 
-def _lives(number: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
-        os.kill(number, 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OSError:

@@ -1,6 +1,6 @@
-"""Options of functions and dataclasses: read from their signatures, built from plain values, and told as these.
+"""Options of functions and dataclasses: read from their signatures, built from plain values and written as such.
 
-A part is written down as a dict of the options that differ from its defaults, with its kind under `type` where there
+A part is written as a dict of the options that differ from its defaults, with its kind under `type` where there
 are several: {"weighting": {"type": "power", "power": 1.0}}; of parts that there may be several of, each under its
 kind: {"terms": {"mine": {"weight": 0.1}}}. `linear:1:0` stands for a schedule, `binned` for an adaptive coefficient.
 Command line, configuration files and `create` all go this way.
@@ -22,19 +22,19 @@ import jax
 import numpy as np
 
 from vamf.errors import UserError, require, spelled, unknown_name
-from vamf.field_types import checked
+from vamf.field_types import check_type
 from vamf.schedules import Coefficient, Number, Schedule, parse
 
 FAMILIES: dict[Any, dict[str, type]] = {}
-"""Kinds of a part by their names, by the class they share; filled where the kinds are (`family`)."""
+"""Base class of parts -> {name: subclass}; filled by `family`."""
 TABLES: dict[Any, str] = {}
-"""Where the kinds are named, by the same class, for messages."""
+"""Base class -> the table of its names, for messages."""
 CHOICES: dict[type, dict[str, Callable[[], Any]]] = {}
-"""Names that stand for a value without options, by its class."""
+"""Class -> {name: function that makes a value without options}."""
 
 
 def family(base: type, table: str, kinds: dict[str, type]) -> dict[str, type]:
-    """Make a table of kinds one that options know; a kind that is added to the table later is known too.
+    """Register a table of kinds with the options, together with what is added to it later.
 
     Args:
         table: what the table is called.
@@ -75,7 +75,7 @@ def build(option: str, hint: Any, value: Any, default: Any = None, steps: int = 
     Args:
         option: its name, for messages.
         default: what a dict changes.
-        steps: length of the training, over which schedules without steps go.
+        steps: length of the run, over which schedules without steps go.
 
     Raises:
         UserError: it is none.
@@ -100,10 +100,10 @@ def build(option: str, hint: Any, value: Any, default: Any = None, steps: int = 
             return Schedule(**value)
         if isinstance(value, str):
             return parse(option, value, steps, others)
-        return value if isinstance(value, (Schedule, jax.Array, *CHOICES)) else checked(option, value, words(hint))
+        return value if isinstance(value, (Schedule, jax.Array, *CHOICES)) else check_type(option, value, words(hint))
     if hint == Number:
-        return value if isinstance(value, jax.Array) else checked(option, value, float)
-    return checked(option, value, hint)
+        return value if isinstance(value, jax.Array) else check_type(option, value, float)
+    return check_type(option, value, hint)
 
 
 def _part(option: str, base: Any, value: Mapping[str, Any], default: Any, steps: int) -> Any:
@@ -116,12 +116,12 @@ def _part(option: str, base: Any, value: Mapping[str, Any], default: Any, steps:
     if kinds is not None and name is None and default is None:
         raise UserError(f": name its type, one of {', '.join(kinds)}", option)
     start = default if type(default) is kind else kind()
-    known = options_of(kind)
-    if unknown := [key for key in value if key not in known]:
-        raise UserError(f": no such option; allowed are {spelled(*known)}", f"{option}.{unknown[0]}")
+    options = options_of(kind)
+    if unknown := [key for key in value if key not in options]:
+        raise UserError(f": no such option; allowed are {spelled(*options)}", f"{option}.{unknown[0]}")
     built = {
-        key: build(f"{option}.{key}", known[key].hint, given, getattr(start, key), steps)
-        for key, given in value.items()
+        key: build(f"{option}.{key}", options[key].hint, item, getattr(start, key), steps)
+        for key, item in value.items()
     }
     try:
         return dataclasses.replace(typing.cast(Any, start), **built)
@@ -137,9 +137,9 @@ def _parts(option: str, base: Any, value: Any, default: tuple, steps: int) -> tu
         return tuple(_one_of(option, base, one, None, steps) for one in listed)
     before = named(default)
     built = {
-        name: _one_of(option, base, _of_kind(option, name, given), before.get(name), steps)
-        for name, given in value.items()
-        if given is not None
+        name: _one_of(option, base, _of_kind(option, name, item), before.get(name), steps)
+        for name, item in value.items()
+        if item is not None
     }
     return tuple({**{name: part for name, part in before.items() if name not in value}, **built}.values())
 
@@ -162,10 +162,10 @@ def named(parts: tuple) -> dict[str, Any]:
     Raises:
         UserError: two of one kind.
     """
-    found = {kind_name(part) or type(part).__name__: part for part in parts}
-    if len(found) < len(parts):
-        raise UserError(f"{', '.join(found)}; a configuration holds one of each kind, and there are {len(parts)}")
-    return found
+    by_name = {kind_name(part) or type(part).__name__: part for part in parts}
+    if len(by_name) < len(parts):
+        raise UserError(f"{', '.join(by_name)}; a configuration holds one of each kind, and there are {len(parts)}")
+    return by_name
 
 
 def plain(value: Any, default: Any = None) -> Any:
@@ -207,18 +207,18 @@ def reduced(value: Any, hint: Any, default: Any) -> Any:
     if base is None or not isinstance(value, Mapping):
         _check_named(value, default)
         return plain(value, default)
-    kind_given = FAMILIES.get(base, {}).get(str(value.get("type")))
-    kind = kind_given or type(default)
+    named_kind = FAMILIES.get(base, {}).get(str(value.get("type")))
+    kind = named_kind or type(default)
     if not dataclasses.is_dataclass(kind):
         return plain(value)
-    start, known = default if type(default) is kind else kind(), options_of(kind)
-    found = {}
-    for name, given in value.items():
-        own = getattr(start, name) if name in known else None
-        written = reduced(given, known[name].hint, own) if name in known else given
-        says_default = kind_given is type(default) if name == "type" else name in known and written in (plain(own), {})
-        found |= {} if says_default else {name: written}
-    return found
+    start, options = default if type(default) is kind else kind(), options_of(kind)
+    changes = {}
+    for name, item in value.items():
+        before = getattr(start, name) if name in options else None
+        written = reduced(item, options[name].hint, before) if name in options else item
+        same = named_kind is type(default) if name == "type" else name in options and written in (plain(before), {})
+        changes |= {} if same else {name: written}
+    return changes
 
 
 def _several_reduced(value: Any, base: Any, default: Mapping[str, Any]) -> Any:
@@ -233,18 +233,18 @@ def _several_reduced(value: Any, base: Any, default: Mapping[str, Any]) -> Any:
         if len(set(names)) < len(names):
             raise UserError(f"{', '.join(map(str, names))}; a configuration holds one of each kind")
         value = {name: None for name in default if name not in names} | dict(zip(names, listed, strict=True))
-    found = {}
-    for name, given in value.items():
+    changes = {}
+    for name, item in value.items():
         kind, before = FAMILIES[base].get(name), default.get(name)
-        given = {} if isinstance(given, str) else given
-        if kind is None or given is None:
-            found |= {} if given is None and before is None else {name: given}
+        item = {} if isinstance(item, str) else item
+        if kind is None or item is None:
+            changes |= {} if item is None and before is None else {name: item}
             continue
         start = before if type(before) is kind else kind()
-        given = {key: one for key, one in given.items() if key != "type"} if isinstance(given, Mapping) else given
-        written = reduced(given, kind, start)
-        found |= {} if before is not None and not written else {name: written}
-    return found
+        item = {key: one for key, one in item.items() if key != "type"} if isinstance(item, Mapping) else item
+        written = reduced(item, kind, start)
+        changes |= {} if before is not None and not written else {name: written}
+    return changes
 
 
 def _is_literal(value: Any, hint: Any) -> bool:
@@ -274,25 +274,25 @@ def _check_named(value: Any, default: Any) -> None:
         for name in options_of(type(value)):
             _check_named(getattr(value, name), getattr(default, name) if same else None)
     elif callable(value) and not isinstance(value, jax.Array):
-        called = getattr(value, "__name__", type(value).__name__)
+        name = getattr(value, "__name__", type(value).__name__)
         raise UserError(
-            f"{called} is a function, which no configuration holds; make it a ModelVelocity with a name in "
+            f"{name} is a function, which no configuration holds; make it a ModelVelocity with a name in "
             "vamf.objectives.velocity.MODELS"
         )
 
 
 def merged(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Options with changes on top; a part of the same kind keeps what is not changed."""
-    found = dict(before)
+    result = dict(before)
     for name, value in changes.items():
-        own = found.get(name)
+        old = result.get(name)
         same = (
-            isinstance(own, Mapping)
+            isinstance(old, Mapping)
             and isinstance(value, Mapping)
-            and value.get("type", own.get("type")) == own.get("type")
+            and value.get("type", old.get("type")) == old.get("type")
         )
-        found[name] = merged(own, value) if same else value  # pyright: ignore[reportArgumentType]
-    return found
+        result[name] = merged(old, value) if same else value  # pyright: ignore[reportArgumentType]
+    return result
 
 
 def kind_name(value: Any) -> str | None:
@@ -339,18 +339,18 @@ def is_union(hint: Any) -> bool:
 @functools.cache
 def _field_help(kind: type) -> dict[str, str]:
     """The texts below the fields of a dataclass and of those it inherits from."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for one in reversed(kind.__mro__):
         if not dataclasses.is_dataclass(one):
             continue
         try:
             body = ast.parse(textwrap.dedent(inspect.getsource(one))).body[0].body  # pyright: ignore
-        except (OSError, TypeError):  # written in a session, not in a file
+        except (OSError, TypeError):  # typed interactively, not in a file
             continue
         for field, text in itertools.pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-                found[field.target.id] = " ".join(str(text.value.value).split())  # pyright: ignore
-    return found
+                texts[field.target.id] = " ".join(str(text.value.value).split())  # pyright: ignore
+    return texts
 
 
 def _argument_help(doc: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a command says while it works: a progress bar on a terminal, plain lines otherwise."""
+"""Progress of a command: a progress bar on a terminal, plain lines otherwise."""
 
 import contextlib
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 class Progress:
-    """Progress with rate and time left: a live bar on a terminal, a plain line now and then otherwise."""
+    """Progress with rate and time left: a live bar on a terminal, a plain line every few seconds otherwise."""
 
     def __init__(self, show: bool = True, every_seconds: float = 10.0):
         self._show = show
@@ -16,7 +16,7 @@ class Progress:
         self._bar = None
 
     def say(self, line: str) -> None:
-        """One line for people, above the bar."""
+        """Print one line, above the bar."""
         if self._bar is not None:
             self._bar.console.print(line, highlight=False, markup=False)
         elif self._show:
@@ -24,7 +24,7 @@ class Progress:
 
     @contextlib.contextmanager
     def task(self, title: str, total: int, done: int = 0, unit: str = "steps") -> Iterator["Task"]:
-        """A stretch of work of `total` units."""
+        """A task of `total` units."""
         if not self._terminal:
             yield Task(self, title, total, done, unit, self._every if self._show else float("inf"))
             return
@@ -43,34 +43,34 @@ class Progress:
             number = self._bar.add_task(title, total=total, completed=done, rate="", note="")
             bar = self._bar
 
-            def show(at: int, rate: float, note: str):
-                bar.update(number, completed=at, rate=f"{_pace(rate)} {unit}/s", note=note)
+            def show(done: int, rate: float, note: str):
+                bar.update(number, completed=done, rate=f"{_format_rate(rate)} {unit}/s", note=note)
 
             yield Task(self, title, total, done, unit, 0.0, show)
         self._bar = None
 
 
 class Task:
-    """One stretch of work and its rate."""
+    """One task and its rate."""
 
     def __init__(self, progress: Progress, title: str, total: int, done: int, unit: str, every: float, show=None):
         self._progress, self._title, self._total, self._unit = progress, title, total, unit
         self._every, self._show = every, show
-        self._start, self._first, self._spoken = time.perf_counter(), done, time.perf_counter()
+        self._start, self._first, self._last_line = time.perf_counter(), done, time.perf_counter()
 
     def update(self, done: int, note: str = "") -> None:
-        """Report how much is done."""
-        now = time.perf_counter()
-        rate = (done - self._first) / max(now - self._start, 1e-9)
+        """Report the number of units done."""
+        current = time.perf_counter()
+        rate = (done - self._first) / max(current - self._start, 1e-9)
         if self._show is not None:
             self._show(done, rate, note)
-        elif now - self._spoken >= self._every or done >= self._total:
-            self._spoken = now
-            left = (self._total - done) / rate if rate else float("inf")
-            text = f"{self._title}: {done:,}/{self._total:,} {self._unit}, {_pace(rate)} {self._unit}/s"
+        elif current - self._last_line >= self._every or done >= self._total:
+            self._last_line = current
+            seconds_left = (self._total - done) / rate if rate else float("inf")
+            text = f"{self._title}: {done:,}/{self._total:,} {self._unit}, {_format_rate(rate)} {self._unit}/s"
             if self._every != float("inf"):
-                self._progress.say(f"{text}, {left:,.0f} s left" + (f", {note}" if note else ""))
+                self._progress.say(f"{text}, {seconds_left:,.0f} s left" + (f", {note}" if note else ""))
 
 
-def _pace(rate: float) -> str:
+def _format_rate(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"

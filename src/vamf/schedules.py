@@ -2,7 +2,7 @@
 
 A coefficient is a number, or a schedule that goes from `start` to `end` between the steps `begin` and `until` and is
 flat outside. On the command line: `0.5`, `linear:1:0`, `cosine:1:0`, `sigmoid:1:0`, `step:1:0` (over the whole
-training; `step` switches half-way) or, with the steps, `linear:1:0:2000:8000`.
+run; `step` switches half-way) or, with the steps, `linear:1:0:2000:8000`.
 """
 
 import dataclasses
@@ -59,14 +59,14 @@ class Schedule:
 
 Coefficient = float | Schedule | Float[Array, ""]
 Number = float | Float[Array, ""]
-"""A number, which may be known only inside a compiled program: a grid can sweep it."""
+"""A number, which may be traced: an ensemble can sweep it."""
 
 
 def parse(name: str, text: str | float, steps: int, others: tuple[str, ...] = ()) -> float | Schedule:
-    """A coefficient from what a person wrote; `steps` is the length of the training.
+    """A coefficient from text; `steps` is the length of the run.
 
     Args:
-        others: what else the option takes, for the message.
+        others: further values of the option, for the message.
     """
     try:
         return float(text)
@@ -93,17 +93,17 @@ def value_at(coefficient: Coefficient | Float[Array, " batch"], step) -> float |
 
 
 def is_zero(coefficient: object) -> bool:
-    """True where the coefficient is known to be 0 throughout, so that what it multiplies need not be computed."""
+    """True where the coefficient is the constant 0, so that its term need not be computed."""
     return isinstance(coefficient, Real) and bool(coefficient == 0)
 
 
 def is_one(coefficient: object) -> bool:
-    """True where the coefficient is known to be 1 throughout."""
+    """True where the coefficient is the constant 1."""
     return isinstance(coefficient, Real) and bool(coefficient == 1)
 
 
 def check_fraction(name: str, coefficient: Coefficient) -> None:
-    """Refuse values outside [0, 1]; values known only inside a compiled program pass."""
+    """Refuse values outside [0, 1]; traced values pass."""
     if isinstance(coefficient, Tracer):
         return
     values = [coefficient.start, coefficient.end] if isinstance(coefficient, Schedule) else [coefficient]

@@ -1,11 +1,11 @@
-"""Files of named tensors, read without executing anything in them.
+"""Reading files of named tensors without executing code in them.
 
     .safetensors               a JSON header, then raw bytes
     .pt .pth .th .bin .ckpt    PyTorch: a pickle inside a zip, or (before version 1.6) pickles followed by raw bytes
     .npz                       numpy arrays
 
-A pickle is a program. Here it runs with an empty vocabulary: the few names that tensors are made of stand for inert
-records (`_Storage`, `_Tensor`), every other name is refused, and PyTorch is not needed.
+Unpickling can execute arbitrary code. Here the few names in pickled tensors map to inert records (`_Storage`,
+`_Tensor`), every other name is refused, and PyTorch is not needed.
 """
 
 import collections
@@ -22,11 +22,11 @@ import numpy as np
 from vamf.errors import UserError
 
 BFLOAT16 = "bfloat16"
-"""No type of numpy's: read as its 16 bits and widened to float32."""
+"""Not a numpy type: read as 16 bits and widened to float32."""
 PYTORCH = (".pt", ".pth", ".th", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *PYTORCH, ".npz")
-NAMED = 20
-"""At most so many tensors are named in one line of complaint."""
+MAX_LISTED = 20
+"""Largest number of tensors named in one message."""
 
 _SAFETENSORS = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": BFLOAT16, "BOOL": "|b1", "U8": "|u1", "I8": "|i1",
@@ -44,12 +44,12 @@ _LEGACY_PROTOCOL = 1001
 def read(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a file by name, in the file's types; bfloat16 becomes float32.
 
-    An entry `state_dict` is unwrapped; the names in other nested dictionaries are joined by dots; entries that are no
+    An entry `state_dict` is unwrapped; the names in other nested dictionaries are joined by dots; entries that are not
     tensors (an epoch, an accuracy) are left out.
 
     Raises:
-        UserError: the file is missing, truncated, of another kind, without tensors, or a pickle that names anything
-            but tensors (which is not executed).
+        UserError: the file is missing, truncated, of another kind, without tensors, or a pickle with anything but
+            tensors (which is not executed).
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
@@ -63,19 +63,19 @@ def read(path: Path) -> dict[str, np.ndarray]:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # a damaged file can fail anywhere in the readers of pickles, zips and JSON
-        raise UserError(f"{path}: truncated, or no {path.suffix} file of tensors ({_line(error)})") from None
+        raise UserError(f"{path}: truncated, or no {path.suffix} file of tensors ({_error_line(error)})") from None
     if not tensors:
         raise UserError(f"{path}: no tensors in this file")
     return tensors
 
 
-def take(
+def select(
     tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], path: Path | str
 ) -> dict[str, np.ndarray]:
-    """The tensors named in `shapes`, each of the shape given there; others are left out.
+    """The tensors named in `shapes`, with their shapes checked; others are left out.
 
     Raises:
-        UserError: in one line, which tensors are missing and which have another shape; `path` is named in it.
+        UserError: names `path`, the missing tensors and those of another shape.
     """
     missing = [name for name in shapes if name not in tensors]
     misshapen = [
@@ -84,14 +84,16 @@ def take(
         if name in tensors and tensors[name].shape != tuple(shape)
     ]
     if missing or misshapen:
-        faults = [f"missing {_listed(missing)}"] * bool(missing) + [_listed(misshapen, "; ")] * bool(misshapen)
-        raise UserError(f"{path}: {'; '.join(faults)}")
+        problems = [f"missing {_format_names(missing)}"] * bool(missing) + [_format_names(misshapen, "; ")] * bool(
+            misshapen
+        )
+        raise UserError(f"{path}: {'; '.join(problems)}")
     return {name: tensors[name] for name in shapes}
 
 
-def _listed(names: list[str], separator: str = ", ") -> str:
-    rest = len(names) - NAMED
-    return separator.join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
+def _format_names(names: list[str], separator: str = ", ") -> str:
+    num_omitted = len(names) - MAX_LISTED
+    return separator.join(names[:MAX_LISTED]) + (f" and {num_omitted} more" if num_omitted > 0 else "")
 
 
 def _array(content: bytes, kind: str) -> np.ndarray:
@@ -105,18 +107,18 @@ def _itemsize(kind: str) -> int:
     return 2 if kind == BFLOAT16 else np.dtype(kind).itemsize
 
 
-def _exactly(handle: BinaryIO, size: int, what: str) -> bytes:
+def _read_exactly(handle: BinaryIO, size: int, name: str) -> bytes:
     content = handle.read(size)
     if len(content) != size:
-        raise UserError(f"truncated: {what} needs {size:,} bytes, {len(content):,} are left")
+        raise UserError(f"truncated: {name} needs {size:,} bytes, {len(content):,} are left")
     return content
 
 
-def _whole(value: Any) -> bool:
+def _is_index(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
-def _line(error: Exception) -> str:
+def _error_line(error: Exception) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
@@ -126,7 +128,7 @@ def _line(error: Exception) -> str:
 def _read_safetensors(handle: BinaryIO) -> dict[str, np.ndarray]:
     size = handle.seek(0, 2)
     handle.seek(0)
-    length = int.from_bytes(_exactly(handle, 8, "the header's length"), "little")
+    length = int.from_bytes(_read_exactly(handle, 8, "the header's length"), "little")
     if length > size - 8:
         raise UserError(f"truncated, or no safetensors file: a header of {length:,} bytes in {size:,}")
     header = json.loads(handle.read(length))
@@ -136,8 +138,8 @@ def _read_safetensors(handle: BinaryIO) -> dict[str, np.ndarray]:
         kind, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         if kind not in _SAFETENSORS:
             raise UserError(f"tensor {name} has type {kind}; allowed are {', '.join(_SAFETENSORS)}")
-        needed = math.prod(shape) * _itemsize(_SAFETENSORS[kind])
-        if not all(map(_whole, (start, stop, *shape))) or stop - start != needed:
+        num_bytes = math.prod(shape) * _itemsize(_SAFETENSORS[kind])
+        if not all(map(_is_index, (start, stop, *shape))) or stop - start != num_bytes:
             raise UserError(f"tensor {name} of shape {shape}, type {kind} does not fit bytes {start} to {stop}")
         if 8 + length + stop > size:
             raise UserError(f"truncated: tensor {name} ends at byte {8 + length + stop:,} of {size:,}")
@@ -155,7 +157,9 @@ def _read_npz(handle: BinaryIO) -> dict[str, np.ndarray]:
         try:
             tensors[name] = loaded[name]
         except ValueError as error:
-            raise UserError(f"tensor {name} cannot be read ({_line(error)}); allowed are arrays of numbers") from None
+            raise UserError(
+                f"tensor {name} cannot be read ({_error_line(error)}); allowed are arrays of numbers"
+            ) from None
         if tensors[name].dtype.kind not in "biuf":
             raise UserError(f"tensor {name} has type {tensors[name].dtype}; allowed are real numbers")
     return tensors
@@ -171,7 +175,7 @@ class _Kind(NamedTuple):
 
 
 class _Storage(NamedTuple):
-    """A run of numbers somewhere in the file."""
+    """A contiguous array of numbers in the file."""
 
     kind: str
     key: str
@@ -188,7 +192,7 @@ class _Tensor(NamedTuple):
 
 
 class _Inert:
-    """A callable without attributes, so that a pickle has nothing to set on it."""
+    """A callable without attributes, on which a pickle can set nothing."""
 
     __slots__ = ("__call",)
 
@@ -204,7 +208,7 @@ class _Inert:
 
 def _rebuild_tensor(storage, offset, shape, strides, *_) -> _Tensor:
     lists = isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)
-    if not (isinstance(storage, _Storage) and lists and all(map(_whole, (offset, *shape, *strides)))):
+    if not (isinstance(storage, _Storage) and lists and all(map(_is_index, (offset, *shape, *strides)))):
         raise UserError("a tensor without storage, offset, shape and strides")
     return _Tensor(storage, offset, shape, strides)
 
@@ -214,7 +218,7 @@ def _rebuild_parameter(tensor, *_):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows tensors and containers, and no other name; keeps the storages it meets by their keys."""
+    """Allows tensors and containers only; collects the storages by key."""
 
     def __init__(self, stream: Any):
         super().__init__(stream)
@@ -256,7 +260,7 @@ def _flatten(entries: dict, prefix: str) -> Iterator[tuple[str, _Tensor]]:
 
 
 def _view(name: str, view: _Tensor, flat: np.ndarray) -> np.ndarray:
-    """The tensor's numbers; the strides come from the file, so what they reach is checked first."""
+    """The tensor's numbers; strides come from the file, so their range is checked first."""
     count = math.prod(view.shape)
     last = view.offset + sum((n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True))
     if count > len(flat) or (count and last >= len(flat)):
@@ -285,18 +289,18 @@ def _read_zip(handle: BinaryIO) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
     if f"{folder}byteorder" in names and content(f"{folder}byteorder") != b"little":
         raise UserError("written on a big-endian machine; only little-endian files are read")
 
-    def numbers(storage: _Storage) -> np.ndarray:
+    def load_storage(storage: _Storage) -> np.ndarray:
         name = f"{folder}data/{storage.key}"
         if name not in names:
             raise UserError(f"truncated: storage {storage.key} is missing")
-        found = content(name)
-        if len(found) != storage.count * _itemsize(storage.kind):
-            raise UserError(f"storage {storage.key} has {len(found):,} bytes, not {storage.count:,} numbers")
-        return _array(found, storage.kind)
+        data = content(name)
+        if len(data) != storage.count * _itemsize(storage.kind):
+            raise UserError(f"storage {storage.key} has {len(data):,} bytes, not {storage.count:,} numbers")
+        return _array(data, storage.kind)
 
     with archive.open(pickles[0]) as stream:
         content(pickles[0])
-        return _Unpickler(stream).load(), numbers
+        return _Unpickler(stream).load(), load_storage
 
 
 def _read_legacy(handle: BinaryIO) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
@@ -308,19 +312,19 @@ def _read_legacy(handle: BinaryIO) -> tuple[Any, Callable[[_Storage], np.ndarray
         raise UserError("written on a big-endian machine; only little-endian files are read")
     unpickler = _Unpickler(handle)
     content, declared = unpickler.load(), unpickler.storages
-    stored: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     for key in _Unpickler(handle).load():
         if key not in declared:
             raise UserError(f"storage {str(key)[:80]} belongs to no tensor")
-        count = int.from_bytes(_exactly(handle, 8, f"storage {key}"), "little")
+        count = int.from_bytes(_read_exactly(handle, 8, f"storage {key}"), "little")
         if count != declared[key].count:
             raise UserError(f"storage {key} has {count:,} numbers, {declared[key].count:,} are needed")
         kind = declared[key].kind
-        stored[key] = _array(_exactly(handle, count * _itemsize(kind), f"storage {key}"), kind)
+        arrays[key] = _array(_read_exactly(handle, count * _itemsize(kind), f"storage {key}"), kind)
 
-    def numbers(storage: _Storage) -> np.ndarray:
-        if storage.key not in stored:
+    def load_storage(storage: _Storage) -> np.ndarray:
+        if storage.key not in arrays:
             raise UserError(f"truncated: storage {storage.key} is missing")
-        return stored[storage.key]
+        return arrays[storage.key]
 
-    return content, numbers
+    return content, load_storage

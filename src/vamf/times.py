@@ -1,7 +1,7 @@
 """Distributions of the pair of times (r, t), r <= t: one class each.
 
 A fixed fraction of every batch has r = t, where an objective is plain flow matching and needs no derivative. Those rows
-come first, so that their number is known when the program is compiled and the work can be left out.
+come first, so that their number is static and the derivative is not computed for them.
 
 A distribution from outside the package subclasses `TimeDistribution` and defines `draw_pairs`.
 """
@@ -21,9 +21,9 @@ from vamf.errors import check_positive, check_range, require
 from vamf.options import family
 from vamf.schedules import Coefficient, Number, value_at
 
-LARGEST = 80 / 81
+U_SHAPED_MAX = 80 / 81
 """Largest t of `UShaped`: noise level 80."""
-FINEST = 7
+DYADIC_LEVELS = 7
 """`Dyadic` draws gaps down to 2^-6, and times with r = t on multiples of 2^-7."""
 Times = tuple[Float[Array, " n"], Float[Array, " n"]]
 
@@ -89,7 +89,7 @@ class Uniform(TimeDistribution):
     """Two draws of U(eps, 1 - eps), sorted: the 2-D studies of arXiv:2605.09235."""
 
     eps: float = 1e-4
-    """Distance kept from t = 0 and t = 1."""
+    """Distance from t = 0 and t = 1."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -101,7 +101,7 @@ class Uniform(TimeDistribution):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Normal(TimeDistribution):
-    """What distributions with a normal draw before the sigmoid share."""
+    """Base of distributions with a logit-normal t."""
 
     mean: Number = -0.4
     """Mean of the normal draw of t before the sigmoid (MeanFlow's P_mean)."""
@@ -120,7 +120,7 @@ class LogitNormal(_Normal):
     r_mean: float | None = None
     """Mean of the second draw, where it differs from the first."""
     diagonal_mean: Coefficient | None = None
-    """Mean of the normal draw of the rows with r = t, where they follow a distribution of their own; a schedule moves
+    """Mean of the normal draw of the rows with r = t, where these have another distribution; a schedule changes
     it over training (arXiv:2511.19065: from mid and high noise back to the common mean)."""
 
     def draw_pairs(self, key, n):
@@ -163,11 +163,11 @@ class LogitNormalMin(_Normal):
         return jax.nn.sigmoid(r), jax.nn.sigmoid(t)
 
     def draw_diagonal(self, key, t, step):
-        put_key, late_key, key = jax.random.split(jax.random.fold_in(key, 3), 3)
-        put = self.mean + self.std * jax.random.normal(key, t.shape)
+        choice_key, late_key, key = jax.random.split(jax.random.fold_in(key, 3), 3)
+        direct = self.mean + self.std * jax.random.normal(key, t.shape)
         late = self._logits(late_key, len(t), -1)[1]
-        chosen = jax.random.bernoulli(put_key, self.flow_matching_ratio / (self.diagonal_fraction or 1.0), t.shape)
-        return jax.nn.sigmoid(jnp.where(chosen, put, late))
+        chosen = jax.random.bernoulli(choice_key, self.flow_matching_ratio / (self.diagonal_fraction or 1.0), t.shape)
+        return jax.nn.sigmoid(jnp.where(chosen, direct, late))
 
     @property
     def _distance(self) -> Number:
@@ -181,10 +181,10 @@ class LogitNormalMin(_Normal):
         """
         gap_key, key = jax.random.split(key)
         quantile = jax.random.uniform(gap_key, (n,), minval=1e-7) * _below(side * self._distance)
-        away = -side * jax.scipy.stats.norm.ppf(quantile)  # (gap - its mean) / its standard deviation
+        quantile_gap = -side * jax.scipy.stats.norm.ppf(quantile)  # (gap - its mean) / its standard deviation
         std = self.std / math.sqrt(2)  # the gap has twice this deviation
         centre = (self.mean + self.r_mean) / 2 + std * jax.random.normal(key, (n,))
-        half = (self.mean - self.r_mean) / 2 + std * away
+        half = (self.mean - self.r_mean) / 2 + std * quantile_gap
         return centre - half, centre + half
 
 
@@ -234,7 +234,7 @@ class TeacherGrid(Shifted):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Gap(TimeDistribution):
-    """What distributions with a drawn gap share."""
+    """Base of distributions with a logit-normal gap."""
 
     gap_mean: float = -0.8
     """Mean of the gap's normal draw before the sigmoid."""
@@ -269,7 +269,7 @@ class UShaped(_Gap):
     def draw_pairs(self, key, n):
         gap_key, side_key, key = jax.random.split(key, 3)
         steep = jnp.log1p(jax.random.uniform(key, (n,)) * jnp.expm1(4.0)) / 4  # density proportional to e^{4 t}
-        t = jnp.minimum(jnp.where(jax.random.bernoulli(side_key, shape=(n,)), steep, 1 - steep), LARGEST)
+        t = jnp.minimum(jnp.where(jax.random.bernoulli(side_key, shape=(n,)), steep, 1 - steep), U_SHAPED_MAX)
         r = jnp.clip(t - self._gap(gap_key, n), 0.0, 1 - 1e-5)
         return jnp.where((t > 0.8) & (r < 0.4), 0.0, r), t
 
@@ -280,13 +280,13 @@ class Dyadic(TimeDistribution):
 
     def draw_pairs(self, key, n):
         level_key, key = jax.random.split(key)
-        parts = 2.0 ** jax.random.randint(level_key, (n,), 0, FINEST)
+        parts = 2.0 ** jax.random.randint(level_key, (n,), 0, DYADIC_LEVELS)
         index = 1 + jnp.floor(jax.random.uniform(key, (n,)) * parts)
         t = jnp.minimum(index, parts) / parts
         return t - 1 / parts, t
 
     def draw_diagonal(self, key, t, step):
-        return jax.random.randint(jax.random.fold_in(key, 1), t.shape, 1, 2**FINEST + 1) / 2**FINEST
+        return jax.random.randint(jax.random.fold_in(key, 1), t.shape, 1, 2**DYADIC_LEVELS + 1) / 2**DYADIC_LEVELS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

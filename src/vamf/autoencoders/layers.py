@@ -1,4 +1,4 @@
-"""Layers of image autoencoders as functions of a flat dictionary of parameters, pictures (n, h, w, c)."""
+"""Layers of image autoencoders as functions of a flat dictionary of parameters, images (n, h, w, c)."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 Params = Mapping[str, jax.Array]
 Shapes = dict[str, tuple[int, ...]]
-Pictures = Float[Array, "_ _ _ _"]
+Images = Float[Array, "_ _ _ _"]
 """(n, h, w, c)."""
 
 
@@ -25,8 +25,8 @@ def conv_shapes(name: str, channels: int, out: int, width: int = 3, bias: bool =
     return {f"{name}.weight": (out, channels, width, width)} | ({f"{name}.bias": (out,)} if bias else {})
 
 
-def conv(params: Params, name: str, x: Pictures, stride: int = 1, padding: tuple[int, int] | None = None) -> Pictures:
-    """A convolution; `padding` is that before and after each axis, and keeps the size where none is given."""
+def conv(params: Params, name: str, x: Images, stride: int = 1, padding: tuple[int, int] | None = None) -> Images:
+    """A convolution; `padding` is (before, after) each axis; by default it keeps the size."""
     kernel = params[f"{name}.weight"]
     half = kernel.shape[0] // 2
     pad = (half, half) if padding is None else padding
@@ -34,16 +34,16 @@ def conv(params: Params, name: str, x: Pictures, stride: int = 1, padding: tuple
     return x + params[f"{name}.bias"] if f"{name}.bias" in params else x
 
 
-def group_norm(params: Params, name: str, x: Pictures, groups: int, eps: float) -> Pictures:
-    """Normalisation over the picture and the channels of each group, then a scale and a shift for each channel."""
-    split = x.reshape(x.shape[0], -1, groups, x.shape[3] // groups)
-    mean = split.mean(axis=(1, 3), keepdims=True)
-    centred = split - mean
+def group_norm(params: Params, name: str, x: Images, groups: int, eps: float) -> Images:
+    """Normalisation over the image and the channels of each group, then a scale and a shift for each channel."""
+    grouped = x.reshape(x.shape[0], -1, groups, x.shape[3] // groups)
+    mean = grouped.mean(axis=(1, 3), keepdims=True)
+    centred = grouped - mean
     normal = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=(1, 3), keepdims=True) + eps)
     return normal.reshape(x.shape) * params[f"{name}.weight"] + params[f"{name}.bias"]
 
 
-def upsample(x: Pictures) -> Pictures:
+def upsample(x: Images) -> Images:
     """Twice the height and width; every pixel becomes four."""
     n, h, w, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None], (n, h, 2, w, 2, c)).reshape(n, 2 * h, 2 * w, c)

@@ -1,4 +1,4 @@
-"""From words on a command line to options; what is wrong with them is one line."""
+"""Parsing of command lines; an error is one line."""
 
 import contextlib
 import io
@@ -11,10 +11,10 @@ from vamf.errors import UserError
 
 
 def parse(kind: type, arguments: Sequence[str], name: str, positional: Sequence[str] = (), default: Any = None) -> Any:
-    """A command's options; what tyro has to say about bad ones becomes a single line.
+    """A command's options; tyro's error message becomes a single line.
 
     Args:
-        positional: options that the first words without a flag stand for.
+        positional: options that the first arguments without a flag set.
     """
     import tyro
 
@@ -28,14 +28,14 @@ def parse(kind: type, arguments: Sequence[str], name: str, positional: Sequence[
     options["config"] = (tyro.conf.AvoidSubcommands,)  # the kind of a network is the default's
     if {"-h", "--help"} & set(arguments):
         tyro.cli(kind, args=arguments, prog=f"vamf {name}", **options)
-    said = io.StringIO()
+    stderr = io.StringIO()
     width = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "1000"  # no line breaks inside the message
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(stderr):
             return tyro.cli(kind, args=arguments, prog=f"vamf {name}", **options)
     except SystemExit:
-        raise UserError(_one_line(said.getvalue(), name)) from None
+        raise UserError(_one_line(stderr.getvalue(), name)) from None
     finally:
         os.environ.pop("COLUMNS") if width is None else os.environ.__setitem__("COLUMNS", width)
 
@@ -54,6 +54,6 @@ def _one_line(box: str, name: str) -> str:
     return message if "allowed" in message else f"{message} (see vamf {name} --help)"
 
 
-def continued(interrupt: KeyboardInterrupt, how: str) -> KeyboardInterrupt:
-    """The interrupt, which says how to go on too."""
-    return type(interrupt)(*interrupt.args, how)
+def with_hint(interrupt: KeyboardInterrupt, hint: str) -> KeyboardInterrupt:
+    """The interrupt, with a hint how to continue."""
+    return type(interrupt)(*interrupt.args, hint)

@@ -1,4 +1,4 @@
-"""`vamf study` and `vamf compare`: grids of trainings."""
+"""`vamf study` and `vamf compare`: runs with several variants and seeds."""
 
 import dataclasses
 import shlex
@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vamf import studies
-from vamf.commands.parsing import continued, parse
+from vamf.commands.parsing import parse, with_hint
 from vamf.errors import UserError
 from vamf.studies import STUDIES
 
 
 @dataclasses.dataclass(frozen=True)
 class StudyCommand:
-    """A grid of training runs with tables, figures and a report. The same command continues an interrupted study."""
+    """Runs of several variants and seeds with tables, figures and a report. The same command continues a study."""
 
     name: str
     """Which study."""
@@ -29,9 +29,9 @@ class StudyCommand:
     workers: int = 0
     """Runs at once with a launcher; default one for each GPU or core (local), all of them (slurm, ray)."""
     resources: tuple[str, ...] = ()
-    """What each run asks of slurm (of submitit: gpus_per_node=1 slurm_partition=gpu) or of ray (num_gpus=1)."""
+    """Resources of each run for slurm (of submitit: gpus_per_node=1 slurm_partition=gpu) or of ray (num_gpus=1)."""
     only: str = ""
-    """Do one run of the study and stop, or with `plan` what comes before them: for schedulers of your own."""
+    """Do only one run of the study, or with `plan` the steps before the runs: for other schedulers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Compare:
     """Methods side by side on one data set. The same command continues an interrupted comparison."""
 
     methods: tuple[str, ...]
-    """Named methods; the first is the yardstick of time."""
+    """Named methods; the first sets the time budget."""
     data: str
     """A preset's name or a .npy, .npz or .csv table."""
     steps: int = 4000
@@ -57,59 +57,59 @@ class Compare:
 def study(arguments: Sequence[str]) -> None:
     """`vamf study`."""
     arguments = list(arguments)
-    named = bool(arguments) and not arguments[0].startswith("-")
-    if not named:
+    has_name = bool(arguments) and not arguments[0].startswith("-")
+    if not has_name:
         if not {"-h", "--help"} & set(arguments):
             raise UserError(f"study needs a NAME: {', '.join(STUDIES)}; vamf study NAME --help lists its options")
-        print(f"studies: {' '.join(STUDIES)}\n`vamf study NAME --help` lists the options that one has too.\n")
+        print(f"studies: {' '.join(STUDIES)}\n`vamf study NAME --help` lists the options of one.\n")
         parse(StudyCommand, arguments, "study NAME")
     record = studies.study(arguments[0])
     _refuse_options_of_others(record, arguments)
     kind = dataclasses.make_dataclass("Study", (), bases=(record.options, StudyCommand), frozen=True)
     kind.__doc__ = StudyCommand.__doc__
-    given = parse(kind, arguments, "study", positional=("name",))
-    if given.quick and given.paper:
+    options = parse(kind, arguments, "study", positional=("name",))
+    if options.quick and options.paper:
         raise UserError("--quick and --paper: choose one of them")
-    if given.launcher and given.only:
+    if options.launcher and options.only:
         raise UserError("--launcher and --only: choose one of them")
-    if not given.launcher and (given.workers or given.resources):
+    if not options.launcher and (options.workers or options.resources):
         raise UserError("--workers and --resources: only with --launcher")
     from vamf import locks
     from vamf.progress import Progress
     from vamf.studies import launcher
 
-    budget = "quick" if given.quick else "paper" if given.paper else "default"
+    budget = "quick" if options.quick else "paper" if options.paper else "default"
     if budget not in record.budgets:
         raise UserError(f"the study {record.name} has no budget {budget}: allowed are {', '.join(record.budgets)}")
-    options = {field.name: getattr(given, field.name) for field in dataclasses.fields(record.options)}
-    folder = given.out or Path("studies") / "-".join([record.name, budget, *record.options(**options).tags])
+    study_options = {field.name: getattr(options, field.name) for field in dataclasses.fields(record.options)}
+    folder = options.out or Path("studies") / "-".join([record.name, budget, *record.options(**study_options).tags])
     progress = Progress()
     progress.say(f"study {record.name}, budget {budget} -> {folder}")
-    execution = record.at(folder, budget, progress, **options)
+    execution = record.at(folder, budget, progress, **study_options)
     try:
-        if given.launcher:
-            chosen = launcher.choose(given.launcher, folder, given.workers, given.resources)
+        if options.launcher:
+            backend = launcher.choose(options.launcher, folder, options.workers, options.resources)
             with locks.folder_lock(folder / launcher.LOGS, "studied"):
                 words = [*execution.words, "--out", str(folder.resolve())]
-                report = launcher.run(words, folder, chosen, progress)
+                report = launcher.run(words, folder, backend, progress)
         else:
-            with locks.folder_lock(folder, "studied", shared=bool(given.only)):  # parts may be done at once
+            with locks.folder_lock(folder, "studied", shared=bool(options.only)):  # parts may run concurrently
                 from vamf.training.cores import spread_over_cores
 
                 spread_over_cores()
-                report = launcher.part(execution, given.only) if given.only else execution.run()
+                report = launcher.part(execution, options.only) if options.only else execution.run()
     except KeyboardInterrupt as interrupt:
-        raise continued(interrupt, "the same command continues the study") from None
+        raise with_hint(interrupt, "the same command continues the study") from None
     if report is not None:
         print(f"report: {report}")
 
 
 def _refuse_options_of_others(record: Any, arguments: Sequence[str]) -> None:
-    """Say whose an option is that only another study has."""
-    known = {field.name for kind in (record.options, StudyCommand) for field in dataclasses.fields(kind)}
+    """Refuse options that only another study has."""
+    names = {field.name for kind in (record.options, StudyCommand) for field in dataclasses.fields(kind)}
     for word in arguments[1:]:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
-        if word.startswith("--") and name not in known and name not in ("help", ""):
+        if word.startswith("--") and name not in names and name not in ("help", ""):
             for other in map(studies.study, STUDIES):
                 if name in {field.name for field in dataclasses.fields(other.options)}:
                     raise UserError(f"{word}: only the study {other.name} has it, not {record.name}")
@@ -118,13 +118,13 @@ def _refuse_options_of_others(record: Any, arguments: Sequence[str]) -> None:
 def compare(arguments: Sequence[str]) -> None:
     """`vamf compare`."""
     arguments = list(arguments)
-    named = next((index for index, word in enumerate(arguments) if word.startswith("-")), len(arguments))
-    if named:
+    num_methods = next((index for index, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    if num_methods:
         arguments.insert(0, "--methods")
-    given = parse(Compare, arguments, "compare")
-    if not given.methods or not given.seeds:
+    options = parse(Compare, arguments, "compare")
+    if not options.methods or not options.seeds:
         raise UserError("compare: name at least one method and one seed")
-    if len(set(given.methods)) < len(given.methods) or len(set(given.seeds)) < len(given.seeds):
+    if len(set(options.methods)) < len(options.methods) or len(set(options.seeds)) < len(options.seeds):
         raise UserError("compare: a method or a seed is named twice")
     from vamf.training.cores import spread_over_cores
 
@@ -135,19 +135,19 @@ def compare(arguments: Sequence[str]) -> None:
     from vamf.studies import methods
     from vamf.training import presets
 
-    if unknown := [name for name in given.methods if name not in METHODS]:
+    if unknown := [name for name in options.methods if name not in METHODS]:
         raise UserError(f"method = {unknown[0]!r}: allowed are {', '.join(METHODS)}")
-    presets.for_data(given.data)  # an unknown name or file is refused before anything is written
-    name = str(Path(given.data).resolve()) if Path(given.data).suffix else given.data
-    every = max(given.steps // 10, 1)
+    presets.for_data(options.data)  # an unknown name or file is refused before anything is written
+    name = str(Path(options.data).resolve()) if Path(options.data).suffix else options.data
+    every = max(options.steps // 10, 1)
     budget = methods.Budget(
-        "compare", (name,), given.steps, given.seeds, every, given.learning_rate, given.methods, given.bank
+        "compare", (name,), options.steps, options.seeds, every, options.learning_rate, options.methods, options.bank
     )
-    folder = given.out or Path("studies") / f"compare-{Path(given.data).stem}"
+    folder = options.out or Path("studies") / f"compare-{Path(options.data).stem}"
     try:
         with locks.folder_lock(folder, "studied"):
             command = f"vamf compare {shlex.join(arguments[1:])}"
             report = methods.STUDY.at(folder, budget, Progress(), command).run()
     except KeyboardInterrupt as interrupt:
-        raise continued(interrupt, "the same command continues the comparison") from None
+        raise with_hint(interrupt, "the same command continues the comparison") from None
     print(f"report: {report}")

@@ -1,4 +1,4 @@
-"""`vamf sweep`: the same training with other values of some options, side by side."""
+"""`vamf sweep`: runs with all combinations of some options' values."""
 
 import dataclasses
 import json
@@ -6,16 +6,16 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from vamf.commands.parsing import continued, parse
+from vamf.commands.parsing import parse, with_hint
 from vamf.commands.train import settings_of
 from vamf.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Train with every combination of some options' values; gradient variance and distance against them.
+    """Train with every combination of some options' values; compare gradient variance and distance.
 
-    CONFIG and all options of `vamf train` say what the trainings have in common. The same command continues an
+    CONFIG and all options of `vamf train` are common to the runs. The same command continues an
     interrupted sweep.
     """
 
@@ -39,11 +39,11 @@ def sweep(arguments: Sequence[str]) -> None:
     from vamf.studies import sweep as study
     from vamf.studies.axes import parse_axes
 
-    typed = shlex.join(["vamf", "sweep", *arguments])
-    arguments, over = _gathered(list(arguments))
+    command = shlex.join(["vamf", "sweep", *arguments])
+    arguments, over = _extract_over(list(arguments))
     names = [word.partition("=")[0] for word in over]
-    given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in arguments if word.startswith("--")}
-    if both := [name for name in names if name.replace("-", "_") in given]:
+    options = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in arguments if word.startswith("--")}
+    if both := [name for name in names if name.replace("-", "_") in options]:
         raise UserError(f"--{both[0]}: given and swept; leave out one of them")
     parser = Parser(settings_of(arguments, "sweep", names), Sweep)
     parsed = parse(parser.kind, [*arguments, *(["--over", *over] if over else [])], "sweep CONFIG")
@@ -52,25 +52,25 @@ def sweep(arguments: Sequence[str]) -> None:
     title = "-".join(axis.name for axis in axes if axis.name != "seed")
     folder = parsed.out or Path("sweeps") / f"{Path(config.data).stem}-{title}"
     progress = Progress()
-    found = study.sweep(folder, config, axes, typed, progress)
-    specs = found.specs("")
+    execution = study.sweep(folder, config, axes, command, progress)
+    specs = execution.specs("")
     programs = f"{len(specs)} program{'s' * (len(specs) > 1)}"
     progress.say(f"{sum(len(spec.seeds) for spec in specs)} runs in {programs} -> {folder}")
     try:
         with locks.folder_lock(folder, "swept"):
-            report = found.run()
+            report = execution.run()
     except KeyboardInterrupt as interrupt:
-        raise continued(interrupt, "the same command continues the sweep") from None
+        raise with_hint(interrupt, "the same command continues the sweep") from None
     rows = json.loads((folder / "results.json").read_text())["rows"]
     if parsed.json:
         print(json.dumps(rows))
         return
-    print(study.best(rows, study.split(axes)[0]).replace("`", ""))
+    print(study.best(rows, study.split_seeds(axes)[0]).replace("`", ""))
     print(f"report: {report}")
 
 
-def _gathered(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The arguments without `--over`, and what stands behind those."""
+def _extract_over(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments without `--over`, and the values of `--over`."""
     others, over = [], []
     while arguments:
         word = arguments.pop(0)

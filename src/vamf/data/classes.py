@@ -1,6 +1,6 @@
-"""Classes as the data name them, and the numbers from 0 on that networks see.
+"""Class names of the data, and the class indices from 0 on that networks take.
 
-A class is a number or a name. Classes are numbered in their order: numbers by size, names by the alphabet.
+A class name is a number or text. Indices follow the sorted names: numbers by size, text by the alphabet.
 """
 
 import difflib
@@ -13,96 +13,98 @@ from jaxtyping import Int
 from vamf.errors import UserError
 
 Class = int | str
-SHOWN = 10
-"""Most classes that are listed."""
-GAPS = "numbers that no label has were classes too"
-"""What earlier versions made of labels with gaps."""
+MAX_LISTED = 10
+"""Largest number of classes in a line."""
+LEGACY_GAPS = "numbers that no label has were classes too"
+"""How earlier versions read labels with gaps."""
 
 
-def numbered(label: Any) -> tuple[Int[np.ndarray, " n"], tuple[Class, ...]]:
-    """The number of each row's class, and the classes; () where these are called 0, 1, 2 and so on.
+def encode_labels(label: Any) -> tuple[Int[np.ndarray, " n"], tuple[Class, ...]]:
+    """Class index of each row, and the class names; () where these are 0, 1, 2 and so on.
 
     Args:
-        label: (n,) integers, truth values or text.
+        label: (n,) integers, booleans or text.
     """
     label = np.asarray(label)
-    found, numbers = np.unique(label, return_inverse=True)
-    return numbers.reshape(-1).astype(np.int32), plain(found.astype(int) if found.dtype.kind == "b" else found)
+    values, indices = np.unique(label, return_inverse=True)
+    return indices.reshape(-1).astype(np.int32), custom_names(
+        values.astype(int) if values.dtype.kind == "b" else values
+    )
 
 
-def plain(names: Sequence[Class] | np.ndarray) -> tuple[Class, ...]:
-    """Classes in the order of their numbers; () where each is called by its number."""
-    found = np.asarray(names).tolist()
-    called = tuple(name.decode(errors="replace") if isinstance(name, bytes) else name for name in found)
-    return () if all(str(name) == str(number) for number, name in enumerate(called)) else called
+def custom_names(names: Sequence[Class] | np.ndarray) -> tuple[Class, ...]:
+    """Class names in the order of their indices; () where each name is its index."""
+    values = np.asarray(names).tolist()
+    decoded = tuple(name.decode(errors="replace") if isinstance(name, bytes) else name for name in values)
+    return () if all(str(name) == str(number) for number, name in enumerate(decoded)) else decoded
 
 
 def check_count(where: str, classes: Sequence[Class], rows: int, kind: str) -> None:
-    """Refuse labels that tell rows apart, not classes."""
+    """Refuse labels that identify rows rather than classes."""
     if len(classes) > rows / 2:
         raise UserError(
             f"{where}: {len(classes)} different labels among {rows} {kind}; if they are classes, number them from 0"
         )
 
 
-def stated(
+def apply_class_count(
     where: str, label: Int[np.ndarray, " n"], classes: tuple[Class, ...], count: int
 ) -> tuple[Int[np.ndarray, " n"], tuple[Class, ...]]:
-    """Numbers and classes where their count is stated: labels that are numbers are then those from 0 to count - 1.
+    """Class indices and names for a fixed number of classes: integer labels are then class indices below `count`.
 
     Raises:
-        UserError: a label beyond, or more names than the count.
+        UserError: a label out of range, or more names than `count`.
     """
     if any(isinstance(name, str) for name in classes):
         if len(classes) > count:
             raise UserError(f"{where}: {len(classes)} classes; num-classes = {count}")
         return label, classes + tuple(range(len(classes), count))
     label = label if not classes else np.asarray(classes)[label]
-    bad = (label < 0) | (label >= count)
-    if bad.any():
-        row = int(np.argmax(bad))
-        wrong = f"label {label[row]} of picture {row + 1}"
-        raise UserError(f"{where}: {wrong} is out of range; allowed is 0 to {count - 1}")
+    out_of_range = (label < 0) | (label >= count)
+    if out_of_range.any():
+        row = int(np.argmax(out_of_range))
+        label_text = f"label {label[row]} of image {row + 1}"
+        raise UserError(f"{where}: {label_text} is out of range; allowed is 0 to {count - 1}")
     return label.astype(np.int32), ()
 
 
-def number_of(name: Class, classes: Sequence[Class]) -> int:
-    """The number of a class by its name; a number stands for itself where no class is called by one.
+def class_index(name: Class, classes: Sequence[Class]) -> int:
+    """Index of a class by its name; an index is accepted where no class name is a number.
 
     Raises:
         UserError: there is no such class.
     """
-    names = [str(other) for other in classes]
+    names = [str(class_name) for class_name in classes]
     if str(name) in names:
         return names.index(str(name))
-    by_number = not any(_is_number(other) for other in names)
-    if by_number and _is_number(str(name)) and 0 <= int(name) < len(classes):
+    indices_allowed = not any(_is_number(class_name) for class_name in names)
+    if indices_allowed and _is_number(str(name)) and 0 <= int(name) < len(classes):
         return int(name)
     raise UserError(f"label = {name}: allowed is {_allowed(str(name), classes)}, or each")
 
 
-def called(label: Int[np.ndarray, " n"], classes: Sequence[Class]) -> np.ndarray:
-    """What the classes of rows are called (n,), by their numbers: integers or text."""
+def decode_labels(label: Int[np.ndarray, " n"], classes: Sequence[Class]) -> np.ndarray:
+    """Class names (n,) of class indices: integers or text."""
     return np.asarray(classes)[label] if classes else np.asarray(label)
 
 
-def in_classes(count: int, classes: Sequence[Class]) -> str:
+def describe_classes(count: int, classes: Sequence[Class]) -> str:
     """` in 2 classes (cat, dog)`, for a line about the data; nothing where there are none."""
-    names = f" ({listed(classes)})" if classes else ""
+    names = f" ({format_list(classes)})" if classes else ""
     return f" in {count} class{'es' * (count > 1)}{names}" if count else ""
 
 
-def listed(classes: Sequence[Class]) -> str:
-    """Classes in a line, the first of many."""
-    return ", ".join(map(str, classes[:SHOWN])) + ", ..." * (len(classes) > SHOWN)
+def format_list(classes: Sequence[Class]) -> str:
+    """Entries in a line; of many, the first."""
+    return ", ".join(map(str, classes[:MAX_LISTED])) + ", ..." * (len(classes) > MAX_LISTED)
 
 
 def _allowed(name: str, classes: Sequence[Class]) -> str:
-    if not plain(classes):
+    if not custom_names(classes):
         return f"0 to {len(classes) - 1}"
-    words = [] if _is_number(name) else [str(other) for other in classes]
-    close = difflib.get_close_matches(name, words, n=1)
-    return listed(classes) + (f" (did you mean {close[0]}?)" if close else "")
+    candidates = [] if _is_number(name) else [str(class_name) for class_name in classes]
+    matches = difflib.get_close_matches(name, candidates, n=1)
+    return format_list(classes) + (f" (did you mean {matches[0]}?)" if matches else "")
 
 
 def _is_number(text: str) -> bool:

@@ -1,12 +1,12 @@
-"""What belongs to each row beside x: a vector, an array of an image's height and width, a start (data in pairs).
+"""Conditions of each row of x: a vector, an array of an image's height and width, a start (data in pairs).
 
-| name     | shape          | what a network sees                                                              |
+| name     | shape          | input of the network                                                             |
 |----------|----------------|----------------------------------------------------------------------------------|
-| `vector` | (n, k)         | each column with mean 0 and standard deviation 1; a constant one as 0            |
-| `image`  | (n, h, w, c)   | values in [-1, 1]: bytes as those of images, others by the range that holds them |
+| `vector` | (n, k)         | each column with mean 0 and standard deviation 1; a constant column is 0         |
+| `image`  | (n, h, w, c)   | values in [-1, 1]: bytes like images, floats by the range that contains them     |
 | `start`  | that of x      | the units of x                                                                   |
 
-Their units and a few thousand rows are plain data, which a run remembers: it draws samples without its data.
+Their units and a few thousand rows are stored with a run, which can then draw samples without its data set.
 """
 
 import dataclasses
@@ -20,16 +20,16 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from vamf.conditioning import Cond, Conditioning, CondShape
-from vamf.data.classes import Class, number_of
+from vamf.data.classes import Class, class_index
 from vamf.data.columns import column_name, moments
 from vamf.errors import UserError, require
 
 VECTOR, IMAGE, START = NAMES = ("vector", "image", "start")
 LABEL = "label"
-KEPT, KEPT_NUMBERS = 4096, 2**22
-"""Most rows that are remembered, and most numbers in them."""
+MAX_ROWS, MAX_VALUES = 4096, 2**22
+"""Largest number of rows stored with a run, and of values in them."""
 RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
-"""What values of images usually lie in."""
+"""Usual ranges of image values."""
 HALF_RANGE = 127.5
 """Bytes from 0 to 255 are `value * 127.5 + 127.5`."""
 
@@ -41,11 +41,11 @@ class Units:
     shift: np.ndarray | float = HALF_RANGE
     scale: np.ndarray | float = HALF_RANGE
     columns: np.ndarray | None = None
-    """The columns of a table that the network sees; all where it is None."""
+    """Table columns that the network takes; None takes all."""
 
     @classmethod
-    def within(cls, values: np.ndarray) -> "Units":
-        """Those in which an image's values are in [-1, 1]: bytes, or the narrowest of RANGES that holds floats."""
+    def from_range(cls, values: np.ndarray) -> "Units":
+        """Units that map image values to [-1, 1]: bytes, or the narrowest of RANGES that contains floats."""
         if values.dtype == np.uint8:
             return cls()
         low, high = float(values.min()), float(values.max())
@@ -53,124 +53,126 @@ class Units:
         return cls((low + high) / 2, (high - low) / 2 or 1.0)
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
-        """Rows in original units as the network sees them, in single precision."""
-        seen = rows if self.columns is None else rows[:, self.columns]
-        return ((np.asarray(seen, np.float64) - self.shift) / self.scale).astype(np.float32)
+        """Rows in original units -> the network's units, float32."""
+        selected = rows if self.columns is None else rows[:, self.columns]
+        return ((np.asarray(selected, np.float64) - self.shift) / self.scale).astype(np.float32)
 
-    def stored(self, rows: np.ndarray) -> np.ndarray:
-        """Rows as a data set holds them: bytes of images as they are, all else encoded."""
-        of_bytes = np.ndim(self.shift) == 0 and self.shift == self.scale == HALF_RANGE
-        return rows if rows.dtype == np.uint8 and of_bytes else self.encode(rows)
+    def to_storage(self, rows: np.ndarray) -> np.ndarray:
+        """Rows as a data set stores them: image bytes unchanged, all else encoded."""
+        byte_units = np.ndim(self.shift) == 0 and self.shift == self.scale == HALF_RANGE
+        return rows if rows.dtype == np.uint8 and byte_units else self.encode(rows)
 
 
-def seen(stored: jax.Array) -> jax.Array:
-    """What a data set holds, as the network sees it."""
+def from_storage(stored: jax.Array) -> jax.Array:
+    """Stored arrays -> the network's units."""
     return stored.astype(jnp.float32) / HALF_RANGE - 1 if stored.dtype == jnp.uint8 else stored
 
 
 @dataclasses.dataclass(frozen=True)
 class Conditions:
-    """Units of what belongs to each row, and some rows."""
+    """Units of the conditions of each row, and some example rows."""
 
     units: Mapping[str, Units]
     """By name."""
     rows: Mapping[str, np.ndarray]
-    """Some rows in original units, by name; where there are classes, their numbers as `label`."""
+    """Example rows in original units, by name; class indices as `label`, where there are classes."""
 
     @classmethod
-    def of(cls, **rows: np.ndarray) -> "Conditions":
-        """For a data set of one's own: some rows by name, as the network sees them."""
+    def from_rows(cls, **rows: np.ndarray) -> "Conditions":
+        """For a custom data set: example rows by name, in the network's units."""
         units = {name: Units(0.0, 1.0) for name in rows if name in NAMES}
         return cls(units, {name: np.asarray(values) for name, values in rows.items()})
 
     @property
     def has_start(self) -> bool:
-        """Whether data come in pairs."""
+        """Whether the data are pairs of start and sample."""
         return START in self.units
 
     def shape(self, num_classes: int) -> CondShape:
-        """What a network is told of each row."""
+        """Shape of a row's conditioning."""
         sizes = {name: self.rows[name].shape[-1] for name in (VECTOR, IMAGE) if name in self.units}
         return CondShape(num_classes, **sizes)
 
     def starts_only(self) -> "Conditions | None":
-        """The same for a training without conditions."""
+        """The starts only, for an unconditional run; None without starts."""
         if not self.has_start:
             return None
         return Conditions({START: self.units[START]}, {START: self.rows[START]})
 
     def read(self, arrays: Mapping[str, jax.Array], rows: Any) -> Cond:
-        """The condition of rows of a data set's arrays, in which each row may be flat. Traceable."""
+        """Conditioning of rows of a data set's arrays, which may be stored flat. Traceable."""
         label = arrays[LABEL][rows] if LABEL in arrays else None
-        parts: dict[str, Any] = {
-            name: seen(arrays[name][rows]).reshape(len(rows), *self.rows[name].shape[1:])
+        inputs: dict[str, Any] = {
+            name: from_storage(arrays[name][rows]).reshape(len(rows), *self.rows[name].shape[1:])
             for name in (VECTOR, IMAGE)
             if name in self.units
         }
-        return Conditioning(label, **parts) if parts else label
+        return Conditioning(label, **inputs) if inputs else label
 
     def encode(self, rows: Mapping[str, np.ndarray]) -> tuple[Any, Float[np.ndarray, "n *event"] | None]:
-        """Condition and start of rows in original units, as the network sees them."""
-        parts: dict[str, Any] = {name: units.encode(rows[name]) for name, units in self.units.items()}
-        start = parts.pop(START, None)
+        """Conditioning and start of rows in original units, in the network's units."""
+        inputs: dict[str, Any] = {name: units.encode(rows[name]) for name, units in self.units.items()}
+        start = inputs.pop(START, None)
         label = np.asarray(rows[LABEL], np.int32) if LABEL in rows else None
-        return Conditioning(label, **parts) if parts else label, start
+        return Conditioning(label, **inputs) if inputs else label, start
 
     def draw(self, n: int, seed: int, label: Int[np.ndarray, " n"] | None = None) -> dict[str, np.ndarray]:
-        """n of the rows, drawn with replacement; of given classes where they are given.
+        """n example rows, sampled with replacement; with `label`, rows of these classes.
 
         Raises:
-            UserError: no row is of such a class.
+            UserError: no example row has such a class.
         """
         uniform = np.random.default_rng((seed, 1)).random(n)
         if label is None:
-            places = (uniform * len(next(iter(self.rows.values())))).astype(int)
-            return {name: values[places] for name, values in self.rows.items()}
-        places = np.empty(n, int)
+            indices = (uniform * len(next(iter(self.rows.values())))).astype(int)
+            return {name: values[indices] for name, values in self.rows.items()}
+        indices = np.empty(n, int)
         for number in np.unique(label):
-            among = np.flatnonzero(self.rows[LABEL] == number)
-            if not len(among):
-                raise UserError(f"label: no remembered row is of class number {number}; give its condition as well")
-            chosen = label == number
-            places[chosen] = among[(uniform[chosen] * len(among)).astype(int)]
-        return {name: values[places] for name, values in self.rows.items()}
+            candidates = np.flatnonzero(self.rows[LABEL] == number)
+            if not len(candidates):
+                raise UserError(f"label: no stored row has class number {number}; give its condition as well")
+            in_class = label == number
+            indices[in_class] = candidates[(uniform[in_class] * len(candidates)).astype(int)]
+        return {name: values[indices] for name, values in self.rows.items()}
 
-    def given(
+    def parse(
         self, n: int, condition: Any, start: Any, label: Int[np.ndarray, " n"] | None, classes: Sequence[Class]
     ) -> dict[str, np.ndarray]:
-        """Rows in original units that a caller gives for n samples; a single row is for all of them.
+        """Conditions of n samples, passed by a caller, as rows in original units; a single row is broadcast.
 
         Args:
-            condition: a `Conditioning` or a mapping by name, the start perhaps among it; an array where there is one
-                kind; or None.
-            start: starts, in place of one in the mapping.
-            label: numbers of the classes, where they are given in other ways.
-            classes: what the classes are called, by their number.
+            condition: a `Conditioning`, a mapping by name (which may contain the start), an array where there is one
+                kind, or None.
+            start: starts; replaces one in the mapping.
+            label: class indices; replaces those in the mapping.
+            classes: class names in the order of their indices.
 
         Raises:
-            UserError: a kind that the data do not have, one that is missing, or another shape.
+            UserError: an unknown kind, a missing kind, or a wrong shape.
         """
-        wanted = self._kinds(classes)
+        names = self._kinds(classes)
         values = {} if condition is None else self.by_name(condition, classes)
         values |= {} if start is None else {START: start}
         values |= {} if label is None else {LABEL: label}
-        taken = f"this run takes {', '.join(wanted) or 'none'}"
+        accepted = f"this run takes {', '.join(names) or 'none'}"
         for name in values:
-            require(name in wanted, "condition", name, taken)
-        if missing := [name for name in wanted if name not in values]:
-            raise UserError(f"condition: {missing[0]} is missing; {taken}, and what is given together belongs together")
+            require(name in names, "condition", name, accepted)
+        if missing := [name for name in names if name not in values]:
+            raise UserError(f"condition: {missing[0]} is missing; {accepted}, and they are given together")
         if label is None and LABEL in values:
-            values[LABEL] = np.array([number_of(name, classes) for name in np.ravel(values[LABEL]).tolist()], np.int32)
+            values[LABEL] = np.array(
+                [class_index(name, classes) for name in np.ravel(values[LABEL]).tolist()], np.int32
+            )
         rows = {}
         for name, value in values.items():
             shape = self.rows[name].shape[1:] if name in self.units else ()
             value = np.asarray(value)
             value = value[..., None] if value.ndim == len(shape) and shape[-1:] == (1,) else value
             if value.shape[1:] != shape or len(value) not in (1, n):
-                right = ", ".join(map(str, (n, *shape)))
-                raise UserError(f"condition: {name} of shape {value.shape}; ({right}), or one row, is needed")
+                expected = ", ".join(map(str, (n, *shape)))
+                raise UserError(f"condition: {name} of shape {value.shape}; ({expected}), or one row, is needed")
             if value.dtype.kind not in "biuf" or not np.isfinite(value).all():
-                raise UserError(f"condition: {name} holds entries that are no finite numbers")
+                raise UserError(f"condition: {name} holds entries that are not finite numbers")
             rows[name] = np.broadcast_to(value, (n, *shape))
         return rows
 
@@ -178,10 +180,10 @@ class Conditions:
         return (*((LABEL,) if classes else ()), *self.units)
 
     def by_name(self, condition: Any, classes: Sequence[Class]) -> dict[str, Any]:
-        """Conditions by name: an array is the only kind that there is, the class apart.
+        """Conditions by name; an array alone is the only kind besides the class.
 
         Raises:
-            UserError: an array where there are several.
+            UserError: an array where there are several kinds.
         """
         if isinstance(condition, Conditioning):
             condition = {name: getattr(condition, name) for name in (LABEL, VECTOR, IMAGE)}
@@ -194,102 +196,104 @@ class Conditions:
 
 
 def read(conditions: Conditions | None, arrays: Mapping[str, jax.Array], rows: Any) -> Cond:
-    """The condition of rows of a data set's arrays: a label, more than that, or nothing. Traceable."""
+    """Conditioning of rows of a data set's arrays: labels, a `Conditioning` or None. Traceable."""
     return (conditions or NO_CONDITIONS).read(arrays, rows)
 
 
 NO_CONDITIONS = Conditions({}, {})
-"""Those of data whose rows have a class at most."""
+"""For data whose rows have at most a class."""
 
 
-def collect(
+def make_conditions(
     source: str,
-    beside: Mapping[str, np.ndarray],
+    extra_arrays: Mapping[str, np.ndarray],
     train: Int[np.ndarray, " m"],
     start: Units,
     label: Int[np.ndarray, " n"] | None,
 ) -> tuple[Conditions | None, dict[str, np.ndarray]]:
-    """Units of what lies beside x, and what a data set holds of it for the rows to train on; None where nothing does.
+    """Conditions of a data set, and its stored arrays of the training rows; None and {} without extra arrays.
 
     Args:
-        source: what a refusal names.
-        beside: as `checked` returns it.
+        source: named in error messages.
+        extra_arrays: from `check_arrays`.
         start: units of x.
-        label: numbers of the classes of all rows.
+        label: class indices of all rows.
     """
-    if not beside:
+    if not extra_arrays:
         return None, {}
     units = {}
-    for name, values in beside.items():
+    for name, values in extra_arrays.items():
         if name == VECTOR:
-            mean, spread, _ = moments(np.asarray(values[train], np.float64))
-            if not np.isfinite(spread).all():
-                where = column_name(int(np.argmin(np.isfinite(spread))))
-                raise UserError(f"{source}: vector, {where} holds values too large to standardise")
-            units[name] = Units(mean, np.where(spread > 0, spread, 1.0))
+            mean, std, _ = moments(np.asarray(values[train], np.float64))
+            if not np.isfinite(std).all():
+                column = column_name(int(np.argmin(np.isfinite(std))))
+                raise UserError(f"{source}: vector, {column} holds values too large to standardise")
+            units[name] = Units(mean, np.where(std > 0, std, 1.0))
         else:
-            units[name] = start if name == START else Units.within(values[train])
-    numbers = sum(values[0].size for values in beside.values())
-    chosen = np.random.default_rng(1).permutation(train)[: max(1, min(KEPT, KEPT_NUMBERS // numbers))]
-    stored = {name: units[name].stored(values[train]) for name, values in beside.items()}
-    return Conditions(units, at(beside, label, chosen)), {
+            units[name] = start if name == START else Units.from_range(values[train])
+    values_per_row = sum(values[0].size for values in extra_arrays.values())
+    sample_rows = np.random.default_rng(1).permutation(train)[: max(1, min(MAX_ROWS, MAX_VALUES // values_per_row))]
+    stored = {name: units[name].to_storage(values[train]) for name, values in extra_arrays.items()}
+    return Conditions(units, select_rows(extra_arrays, label, sample_rows)), {
         name: values.reshape(len(train), -1) for name, values in stored.items()
     }
 
 
-def at(
-    beside: Mapping[str, np.ndarray], label: Int[np.ndarray, " n"] | None, places: Int[np.ndarray, " m"]
+def select_rows(
+    extra_arrays: Mapping[str, np.ndarray], label: Int[np.ndarray, " n"] | None, rows: Int[np.ndarray, " m"]
 ) -> dict[str, np.ndarray]:
-    """What belongs to some rows, in original units; their classes among it."""
-    columns = beside if label is None else {LABEL: label, **beside}
-    return {name: values[places] for name, values in columns.items()}
+    """Conditions of some rows in original units, including their class indices."""
+    columns = extra_arrays if label is None else {LABEL: label, **extra_arrays}
+    return {name: values[rows] for name, values in columns.items()}
 
 
-def described(conditions: Conditions | None) -> str:
-    """What belongs to each row, for a line about the data."""
+def describe(conditions: Conditions | None) -> str:
+    """The conditions' names and shapes in words, for a summary of the data."""
     shapes = (
         {name: "x".join(map(str, conditions.rows[name].shape[1:])) for name in conditions.units} if conditions else {}
     )
     return f" with {' and '.join(f'{name} ({shape})' for name, shape in shapes.items())}" if shapes else ""
 
 
-def checked(source: str, given: Mapping[str, Any], count: int, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """What lies beside x as arrays of their shapes.
+def check_arrays(source: str, arrays: Mapping[str, Any], count: int, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """The extra arrays of x, checked and with all their axes.
 
     Args:
         count: rows of x.
-        shape: of one row of x; that of an image is (h, w, c).
+        shape: of one row of x; (h, w, c) for an image.
 
     Raises:
-        UserError: another number of rows, another shape, or entries that are no finite numbers.
+        UserError: a wrong number of rows, a wrong shape, or entries that are not finite numbers.
     """
-    found = {}
-    for name in (name for name in NAMES if name in given):
-        values = np.asarray(given[name])
+    valid = {}
+    for name in (name for name in NAMES if name in arrays):
+        values = np.asarray(arrays[name])
         if name == VECTOR:
-            values, right = values[:, None] if values.ndim == 1 else values, "(n, k)"
-            fits = values.ndim == 2
+            values, expected = values[:, None] if values.ndim == 1 else values, "(n, k)"
+            matches = values.ndim == 2
         elif name == IMAGE:
             if len(shape) != 3:
                 raise UserError(f"{source}: image: an array for each row goes with images x of shape (n, h, w, c)")
-            values, right = values[..., None] if values.ndim == 3 else values, f"(n, {shape[0]}, {shape[1]}, c)"
-            fits = values.ndim == 4 and values.shape[1:3] == shape[:2]
+            values, expected = values[..., None] if values.ndim == 3 else values, f"(n, {shape[0]}, {shape[1]}, c)"
+            matches = values.ndim == 4 and values.shape[1:3] == shape[:2]
         else:
             values = values[..., None] if len(shape) == 3 and values.ndim == 3 else values
-            right, fits = f"(n, {', '.join(map(str, shape))})", values.shape[1:] == shape
-        if not fits or len(values) != count or 0 in values.shape:
-            raise UserError(f"{source}: {name} of shape {np.shape(given[name])}; {right} with n = {count} is needed")
+            expected, matches = f"(n, {', '.join(map(str, shape))})", values.shape[1:] == shape
+        if not matches or len(values) != count or 0 in values.shape:
+            raise UserError(
+                f"{source}: {name} of shape {np.shape(arrays[name])}; {expected} with n = {count} is needed"
+            )
         if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
-            raise UserError(f"{source}: {name} holds entries that are no finite numbers")
-        found[name] = values
-    return found
+            raise UserError(f"{source}: {name} holds entries that are not finite numbers")
+        valid[name] = values
+    return valid
 
 
 def read_file(path: Path) -> Any:
     """Conditions in a file: a `.npy` array, or the arrays of a `.npz` by their names.
 
     Raises:
-        UserError: it is not there or not readable.
+        UserError: it does not exist or is not readable.
     """
     try:
         loaded = np.load(path, allow_pickle=False)

@@ -1,4 +1,4 @@
-"""What training needs to know about data: how to draw a batch, and how to go back to the original units."""
+"""The data set of a run: how to draw a batch, and how to convert samples to original units."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -18,83 +18,82 @@ from vamf.theory.mixture import GaussianMixture
 
 
 @runtime_checkable
-class Coordinates(Protocol):
-    """A change of the network's coordinates; called, it undoes itself on samples (..., *event)."""
+class InverseTransform(Protocol):
+    """An invertible change of coordinates; calling it maps the network's samples (..., *event) back."""
 
     def __call__(self, samples: np.ndarray, /) -> np.ndarray: ...
 
     def forward(self, samples: np.ndarray, /) -> np.ndarray:
-        """The samples in the network's coordinates."""
+        """Samples -> the network's coordinates."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A source of batches, in the units the network sees (`original = value * scale + shift`)."""
+    """A source of batches, in the network's units (`original = value * scale + shift`)."""
 
     name: str
     """Short name, for titles and file names."""
     event_shape: tuple[int, ...]
     """Shape of one sample."""
     arrays: Any
-    """Arrays that `draw` reads; handed to compiled programs as an argument."""
+    """Arrays that `draw` reads; an argument of compiled functions."""
     draw: Callable[[Any, jax.Array, int], tuple[jax.Array, Cond]]
-    """(arrays, key, n) -> n samples (n, *event) and their condition: labels (n,), a `Conditioning` or None.
+    """(arrays, key, n) -> n samples (n, *event) and their conditioning: labels (n,), a `Conditioning` or None.
     Traceable."""
     reference: Callable[[int, int], np.ndarray]
-    """(n, seed) -> up to n samples in original units, the yardstick of evaluation."""
+    """(n, seed) -> up to n samples in original units, to evaluate against."""
     unseen: bool = True
-    """Whether training never sees the reference: not so where nothing was held out."""
+    """Whether the reference is disjoint from the training rows; False where no rows are held out."""
     shift: np.ndarray | float = 0.0
     """Added to go back to original units."""
     scale: np.ndarray | float = 1.0
-    """Multiplied by, before that."""
+    """Multiplied by to go back to original units, before the shift."""
     num_classes: int = 0
     """Number of classes; 0 where samples have no labels."""
     classes: tuple[Class, ...] = ()
-    """The classes as the data name them, in the order of their numbers; () where they are called 0, 1, 2 and so on."""
-    picture: tuple[int, ...] | None = None
+    """Class names in the order of their indices; () where they are 0, 1, 2 and so on."""
+    image_shape: tuple[int, ...] | None = None
     """Shape of one sample as an image, where it is one."""
-    white: float = 255.0
+    max_value: float = 255.0
     """Value of an image's brightest pixel, in original units."""
-    black: float = 0.0
-    """Value of its darkest one."""
+    min_value: float = 0.0
+    """Value of its darkest pixel."""
     latents: Path | None = None
-    """Folder of the latents that samples are, where they are latents."""
+    """Folder of the latents, where samples are latents."""
     autoencoder: tuple[str, str] | None = None
-    """Name and SHA-256 of what made them."""
+    """Name and SHA-256 of the autoencoder that encoded them."""
     weights: str = ""
-    """Where its weights were then."""
-    bound: float | None = None
-    """Largest absolute value of a sample's numbers, where there is one, in the units the network sees."""
+    """Path of its weights at that time."""
+    clip_range: float | None = None
+    """Largest absolute value of a sample in the network's units, where there is one."""
     columns: tuple[str, ...] = ()
-    """Names of a table's columns, where it has them; constant ones are among them."""
+    """Names of a table's columns, including constant ones; () without names."""
     constants: tuple[tuple[int, float], ...] = ()
-    """Columns of a table, counted from 0, that hold one value, and the value. They are no part of an event:
-    `to_original` puts them in."""
+    """(column from 0 on, value) of a table's constant columns, which are not part of an event: `to_original` inserts
+    them."""
     integers: tuple[int, ...] = ()
-    """Columns of a table, counted from 0 with the constant ones, that hold integers: `to_original` rounds them."""
+    """Integer columns of a table, counted from 0 with the constant ones: `to_original` rounds them."""
     mixture: GaussianMixture | None = None
-    """The exact law of the data in the network's units, where it is known."""
+    """The exact distribution of the data in the network's units, where it is known."""
     stream: Stream | None = None
-    """The rows to train on, where they stay on disk: `arrays` are then some of them, and `labels` of all."""
+    """The training rows, where they stay on disk: `arrays` are then some of them, and the `labels` of all."""
     start: Callable[[Any, jax.Array, int], jax.Array] | None = None
-    """(arrays, key, n) -> the start (n, *event) that belongs to each of what `draw` returns, where data come in
-    pairs."""
+    """(arrays, key, n) -> the start (n, *event) of each sample that `draw` returns, for paired data."""
     conditions: Conditions | None = None
-    """What belongs to each row beside its class: units and some rows."""
+    """Conditions of each row besides its class: units and example rows."""
     reference_rows: Callable[[int, int], Mapping[str, np.ndarray]] | None = None
-    """(n, seed) -> what belongs to each row of `reference`, by name and in original units, where there is such."""
-    restore: Coordinates | None = None
-    """Undoes a change of coordinates, before scale and shift."""
+    """(n, seed) -> conditions of each row of `reference`, by name and in original units, where there are any."""
+    inverse_transform: InverseTransform | None = None
+    """Maps the network's coordinates back, before scale and shift."""
     held_out: Callable[[], Any] | None = None
-    """() -> arrays of the rows that are held out, as they were read: they tell data sets apart."""
+    """() -> arrays of the held-out rows in original units and type; their hash identifies the data set."""
     class_counts: np.ndarray | None = None
-    """Rows of each class (num_classes,) among those to train on, where there are classes."""
+    """Training rows of each class (num_classes,), where there are classes."""
     summary: str = ""
-    """One line for people: where the data is from and how large it is."""
-    reread: str = ""
-    """What earlier versions made otherwise of the same files, for runs that began with those."""
+    """One line for people: source and size of the data."""
+    legacy_note: str = ""
+    """How earlier versions read the same files differently, for messages about their runs."""
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -103,81 +102,84 @@ class Dataset:
 
     @property
     def cond_shape(self) -> CondShape:
-        """What a network is told of each row, beside its augmentation."""
+        """Shape of a row's conditioning, without augmentation."""
         return (self.conditions or NO_CONDITIONS).shape(self.num_classes)
 
     @property
     def has_start(self) -> bool:
-        """Whether data come in pairs whose starts samples begin at, too."""
+        """Whether the data are pairs of start and sample."""
         return self.conditions is not None and self.conditions.has_start
 
     @property
-    def named_classes(self) -> tuple[Class, ...]:
-        """What each class is called, by its number."""
+    def class_names(self) -> tuple[Class, ...]:
+        """Class names in the order of their indices."""
         return self.classes if self.classes and self.num_classes else tuple(range(self.num_classes))
 
     def unconditional(self) -> "Dataset":
-        """The same for a training that is told nothing of its rows; starts stay."""
+        """The data set of an unconditional run; starts stay."""
         if not any(self.cond_shape):
             return self
         conditions = self.conditions and self.conditions.starts_only()
-        said = "conditions are" if any(self.cond_shape[1:]) else "classes are"
+        field_text = "conditions are" if any(self.cond_shape[1:]) else "classes are"
         return dataclasses.replace(
-            self, num_classes=0, conditions=conditions, summary=f"{self.summary}; {said} not used"
+            self, num_classes=0, conditions=conditions, summary=f"{self.summary}; {field_text} not used"
         )
 
     def batch(self, arrays: Any, key: jax.Array, step, n: int) -> tuple[jax.Array, Cond]:
-        """The samples of a training step: drawn, or of a stream those whose turn it is. Traceable."""
+        """The batch of a training step: drawn at random, or the next rows of a stream. Traceable."""
         if self.stream is None:
             return self.draw(arrays, key, n)
         return self.stream.take(arrays, key, (step - arrays["start"]) * n + jnp.arange(n))
 
     def draw_labels(self, arrays: Any, key: jax.Array, n: int) -> jax.Array | None:
-        """Labels (n,), each class as often as the data have it; those of rows, without their counts. Traceable."""
+        """Labels (n,) with the class frequencies of the data; from random rows where counts are unknown. Traceable."""
         if self.class_counts is not None:
-            share = jnp.asarray(self.class_counts / self.class_counts.sum(), jnp.float32)
-            return jax.random.choice(key, len(share), (n,), p=share)
+            probs = jnp.asarray(self.class_counts / self.class_counts.sum(), jnp.float32)
+            return jax.random.choice(key, len(probs), (n,), p=probs)
         if self.stream is None:
             return label_of(self.draw(arrays, key, n)[1])
         return jax.random.choice(key, arrays["labels"], (n,))
 
     def encode(self, rows: Mapping[str, np.ndarray]) -> tuple[Any, np.ndarray | None]:
-        """Condition and start of rows in original units, as the network sees them."""
+        """Conditioning and start of rows in original units, in the network's units."""
         cond, start = (self.conditions or NO_CONDITIONS).encode(rows)
-        return cond, start if start is None or self.restore is None else self.restore.forward(start)
+        return cond, start if start is None or self.inverse_transform is None else self.inverse_transform.forward(start)
 
     def sampling_conditions(
         self, n: int, seeds: Sequence[int], label: Any = None, start: Any = None
     ) -> tuple[Any, Any]:
-        """Conditions and starts of n samples, with a leading axis for the seeds, as the network sees them.
+        """Conditioning and starts of n samples in the network's units, with a leading axis for the seeds.
 
         Args:
-            label: classes (n,) or a `Conditioning`. What is left out is drawn from the rows that are remembered, of the
-                given classes where these are given; where rows have a class at most, that is left to `draw_labels`.
+            label: class indices (n,) or a `Conditioning`. Missing conditions are drawn from the stored example rows, of
+                the classes in `label` if any; missing labels of data with nothing but classes are left to
+                `draw_labels`.
             start: (n, *event).
 
         Raises:
-            UserError: a condition without the start that belongs to it.
+            UserError: a condition without its start.
         """
         label = label if label is None or isinstance(label, Conditioning) else np.asarray(label, np.int32)
         if self.conditions is not None and not isinstance(label, Conditioning) and start is None:
-            drawn = [self.encode(self.conditions.draw(n, seed, label)) for seed in seeds]
-            return jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
+            batches = [self.encode(self.conditions.draw(n, seed, label)) for seed in seeds]
+            return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
         if self.has_start and start is None:
-            raise UserError("start: samples of data in pairs begin at one, which belongs to their condition")
+            raise UserError("start: missing; each sample of paired data begins at the start of its condition")
         return jax.tree.map(lambda leaf: np.stack([np.asarray(leaf)] * len(seeds)), (label, start))
 
     def to_original(self, samples: np.ndarray) -> np.ndarray:
         """Samples `(..., *event)` in original units, `(..., *sample_shape)`."""
         samples = np.asarray(samples)
-        values = (samples if self.restore is None else self.restore(samples)) * self.scale + self.shift
+        values = (
+            samples if self.inverse_transform is None else self.inverse_transform(samples)
+        ) * self.scale + self.shift
         if self.constants:
-            places, constants = zip(*self.constants, strict=True)
-            varying = np.delete(np.arange(self.sample_shape[0]), places)
-            learnt, values = values, np.empty((*values.shape[:-1], *self.sample_shape))
-            values[..., varying] = learnt
-            values[..., list(places)] = constants
+            constant_columns, constants = zip(*self.constants, strict=True)
+            varying = np.delete(np.arange(self.sample_shape[0]), constant_columns)
+            learned, values = values, np.empty((*values.shape[:-1], *self.sample_shape))
+            values[..., varying] = learned
+            values[..., list(constant_columns)] = constants
         if self.integers:
-            whole = list(self.integers)
-            values[..., whole] = np.rint(values[..., whole]) + 0.0  # no -0
+            integer_columns = list(self.integers)
+            values[..., integer_columns] = np.rint(values[..., integer_columns]) + 0.0  # no -0
         return values

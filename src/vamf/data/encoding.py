@@ -1,7 +1,7 @@
-"""`vamf data latents`: pictures through an encoder, shard by shard, with nothing lost when it is killed.
+"""`vamf data latents`: encoding images shard by shard; a killed encoding can be resumed.
 
-Shards hold consecutive pictures and are written whole, the index after each of them: a killed encoding goes on with the
-first shard that the index does not know.
+Shards hold consecutive images and are written atomically, and the index after each of them: a resumed encoding
+continues with the first shard that is not in the index.
 """
 
 import dataclasses
@@ -16,38 +16,38 @@ import numpy as np
 
 from vamf import locks
 from vamf.autoencoders import Autoencoder
-from vamf.autoencoders.pictures import from_bytes, in_batches, psnr, to_bytes
+from vamf.autoencoders.images import from_bytes, map_in_batches, psnr, to_bytes
 from vamf.data import image_dataset, image_files, images
 from vamf.data.image_dataset import ImageConfig
+from vamf.data.image_decoding import CorruptImage, EncodedImage, ImageSet
 from vamf.data.images import QUIET
 from vamf.data.latents import FORMAT, INDEX, is_folder, read_index
-from vamf.data.pictures import Damaged, Encoded, Pictures
 from vamf.errors import UserError, require
 from vamf.field_types import check_field_types
 from vamf.files import finite, write_arrays, write_json
 from vamf.progress import Progress, Task
 
-CHECKED = 16
-"""Pictures whose reconstruction is measured."""
+NUM_PSNR_IMAGES = 16
+"""Number of images whose reconstruction is measured."""
 
 
 @dataclasses.dataclass(frozen=True)
 @check_field_types()
 class LatentConfig:
-    """How pictures are encoded."""
+    """How images are encoded."""
 
     size: int = 256
-    """Height and width of the pictures after shrinking and a centre crop."""
+    """Height and width of the images after shrinking and a centre crop."""
     flip: bool = False
-    """Encode the mirror images too; a draw takes either."""
+    """Encode the mirror images too; each draw takes one of the two."""
     shard: int = 4096
-    """Pictures in a shard."""
+    """Images in a shard."""
     batch_size: int = 16
-    """Pictures encoded together."""
+    """Images encoded together."""
     dtype: Literal["float16", "float32"] = "float16"
-    """Type of the numbers kept."""
+    """Type of the stored latents."""
     strict: bool = False
-    """Refuse damaged pictures instead of leaving them out."""
+    """Refuse damaged images instead of leaving them out."""
 
     def __post_init__(self):
         for name in ("size", "shard", "batch_size"):
@@ -61,28 +61,30 @@ def encode(
     config: LatentConfig = LatentConfig(),
     progress: Progress = QUIET,
 ) -> dict[str, Any]:
-    """Encode the pictures of a file or folder; the same call continues where an earlier one stopped.
+    """Encode the images of a file or folder; the same call resumes an interrupted encoding.
 
     Returns:
-        The index, as it stands in `latents.json`.
+        The index, as in `latents.json`.
 
     Raises:
-        UserError: pictures that cannot be used, a folder that holds something else or that another process is encoding
-            into, or a file that cannot be written.
+        UserError: unsupported images, a folder with other contents, one in which another process is encoding, or a file
+            that cannot be written.
     """
-    down = autoencoder.downsampling
-    require(config.size % down == 0, "size", config.size, f"a multiple of {down}, the autoencoder's factor")
+    factor = autoencoder.downsampling
+    require(config.size % factor == 0, "size", config.size, f"a multiple of {factor}, the autoencoder's factor")
     source = image_files.read(path)
     with locks.folder_lock(folder, "encoded"):
         return _encode(path, source, autoencoder, folder, config, progress)
 
 
 def _encode(
-    path: Path, source: Pictures, autoencoder: Autoencoder, folder: Path, config: LatentConfig, progress: Progress
+    path: Path, source: ImageSet, autoencoder: Autoencoder, folder: Path, config: LatentConfig, progress: Progress
 ) -> dict[str, Any]:
-    label, classes, num_classes = image_dataset.classed(str(path), source.label, source.classes, source.num_classes)
+    label, classes, num_classes = image_dataset.resolve_classes(
+        str(path), source.label, source.classes, source.num_classes
+    )
     source = source._replace(label=label)
-    index = _open(folder, _settings(path, source, autoencoder, config))
+    index = _open_index(folder, _settings(path, source, autoencoder, config))
     index["source"] = str(path.resolve())
     index["weights"] = None if autoencoder.path is None else str(autoencoder.path)
     if classes:
@@ -93,109 +95,111 @@ def _encode(
         (f"latents-{number:05d}.npz", slice(first, min(first + config.shard, total)))
         for number, first in enumerate(range(0, total, config.shard))
     ]
-    known = {name for name, _ in shards if name in index["shards"] and (folder / name).exists()}
-    if index["complete"] and len(known) == len(shards):
+    on_disk = {name for name, _ in shards if name in index["shards"] and (folder / name).exists()}
+    if index["complete"] and len(on_disk) == len(shards):
         return index
-    done = sum(rows.stop - rows.start for name, rows in shards if name in known)
-    with progress.task(f"encoding {path.name}", total, done, "pictures") as task:
+    done = sum(rows.stop - rows.start for name, rows in shards if name in on_disk)
+    with progress.task(f"encoding {path.name}", total, done, "images") as task:
         for name, rows in shards:
-            if name in known:
+            if name in on_disk:
                 continue
-            arrays, damaged = _encode_shard(source, rows, autoencoder, config, partial(_advance, task, done))
+            arrays, corrupt = _encode_shard(source, rows, autoencoder, config, partial(_advance, task, done))
             write_arrays(folder / name, arrays)
-            index["shards"][name] = _summary(arrays) | {"damaged": damaged}
+            index["shards"][name] = _shard_statistics(arrays) | {"damaged": corrupt}
             write_json(folder / INDEX, index)
             done += rows.stop - rows.start
-    index |= _statistics(list(index["shards"].values()))
+    index |= _total_statistics(list(index["shards"].values()))
     index["psnr"] = finite(reconstruction(source, autoencoder, config))
     index["complete"] = True
     write_json(folder / INDEX, index)
     return index
 
 
-def reconstruction(source: Pictures, autoencoder: Autoencoder, config: LatentConfig, count: int = CHECKED) -> float:
-    """Mean PSNR in dB of the first pictures, encoded and decoded, against their bytes; NaN if none can be read."""
-    found = images.each(source.items[:count], _prepared(config))
-    readable = [picture for picture in found if not isinstance(picture, Damaged)]
+def reconstruction(
+    source: ImageSet, autoencoder: Autoencoder, config: LatentConfig, count: int = NUM_PSNR_IMAGES
+) -> float:
+    """Mean PSNR in dB of the first images, encoded and decoded, against their bytes; NaN if none can be read."""
+    decoded_images = images.iter_decoded(source.items[:count], _image_config(config))
+    readable = [image for image in decoded_images if not isinstance(image, CorruptImage)]
     if not readable:
         return math.nan
     pixels = np.stack(readable)
-    latents = in_batches(autoencoder.encode, from_bytes(pixels), config.batch_size)
-    decoded = to_bytes(in_batches(autoencoder.decode, latents, config.batch_size))
-    return float(np.mean(psnr(decoded, pixels)))
+    latents = map_in_batches(autoencoder.encode, from_bytes(pixels), config.batch_size)
+    reconstructed = to_bytes(map_in_batches(autoencoder.decode, latents, config.batch_size))
+    return float(np.mean(psnr(reconstructed, pixels)))
 
 
 def _encode_shard(
-    source: Pictures, rows: slice, autoencoder: Autoencoder, config: LatentConfig, update: Callable[[int], None]
+    source: ImageSet, rows: slice, autoencoder: Autoencoder, config: LatentConfig, update: Callable[[int], None]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Arrays of one shard and the pictures left out."""
-    kept, damaged, waiting = [], [], []
+    """Arrays of one shard, and the corrupt images."""
+    valid_rows, corrupt, pending = [], [], []
     parts: list[tuple[np.ndarray, ...]] = []
 
     def flush():
-        pixels = from_bytes(np.stack(waiting))
+        pixels = from_bytes(np.stack(pending))
         views = np.stack([pixels, pixels[:, :, ::-1]] if config.flip else [pixels], axis=1)
         flat = views.reshape(-1, *pixels.shape[1:])
-        found = in_batches(autoencoder.moments or autoencoder.encode, flat, config.batch_size)
-        moments = found if isinstance(found, tuple) else (found,)
-        split = (part.reshape(*views.shape[:2], *part.shape[1:]) for part in moments)
+        outputs = map_in_batches(autoencoder.moments or autoencoder.encode, flat, config.batch_size)
+        moments = outputs if isinstance(outputs, tuple) else (outputs,)
+        by_view = (part.reshape(*views.shape[:2], *part.shape[1:]) for part in moments)
         with np.errstate(over="ignore"):
-            parts.append(tuple(part.astype(config.dtype) for part in split))
-        waiting.clear()
+            parts.append(tuple(part.astype(config.dtype) for part in by_view))
+        pending.clear()
 
-    for at, found in enumerate(images.each(source.items[rows], _prepared(config))):
-        if isinstance(found, Damaged):
-            damaged.append(str(found))
+    for index, image in enumerate(images.iter_decoded(source.items[rows], _image_config(config))):
+        if isinstance(image, CorruptImage):
+            corrupt.append(str(image))
         else:
-            kept.append(rows.start + at)
-            waiting.append(found)
-        if len(waiting) == config.batch_size:
+            valid_rows.append(rows.start + index)
+            pending.append(image)
+        if len(pending) == config.batch_size:
             flush()
-            update(at + 1)
-    if waiting:
+            update(index + 1)
+    if pending:
         flush()
     update(rows.stop - rows.start)
-    if not kept:
-        raise UserError(f"none of {len(damaged)} pictures of a shard can be read; the first: {damaged[0]}")
+    if not valid_rows:
+        raise UserError(f"none of {len(corrupt)} images of a shard can be read; the first: {corrupt[0]}")
     arrays = dict(zip(("mean", "std"), map(np.concatenate, zip(*parts, strict=True)), strict=False))
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise UserError(f"latents of {autoencoder.name} are not finite in {config.dtype}; are these the right weights?")
-    return arrays | ({} if source.label is None else {"label": source.label[kept]}), damaged
+    return arrays | ({} if source.label is None else {"label": source.label[valid_rows]}), corrupt
 
 
-def _advance(task: Task, before: int, at: int) -> None:
-    task.update(before + at)
+def _advance(task: Task, offset: int, done: int) -> None:
+    task.update(offset + done)
 
 
-def _prepared(config: LatentConfig) -> ImageConfig:
+def _image_config(config: LatentConfig) -> ImageConfig:
     return ImageConfig(size=config.size, channels="rgb", strict=config.strict)
 
 
-def _settings(path: Path, source: Pictures, autoencoder: Autoencoder, config: LatentConfig) -> dict[str, Any]:
-    """What a folder of latents was made from; all of it must agree for an encoding to go on."""
+def _settings(path: Path, source: ImageSet, autoencoder: Autoencoder, config: LatentConfig) -> dict[str, Any]:
+    """Settings of a folder of latents, all of which must agree for an encoding to resume."""
     digest = hashlib.sha256(b"" if source.label is None else source.label.tobytes())
     for item in source.items:
-        digest.update(item.name.removeprefix(str(path)).encode() if isinstance(item, Encoded) else item.tobytes())
-    kept = {name: getattr(config, name) for name in ("size", "flip", "shard", "dtype", "strict")}
-    return kept | {
+        digest.update(item.name.removeprefix(str(path)).encode() if isinstance(item, EncodedImage) else item.tobytes())
+    settings = {name: getattr(config, name) for name in ("size", "flip", "shard", "dtype", "strict")}
+    return settings | {
         "format": FORMAT,
-        "pictures": len(source.items),
-        "pictures_sha256": digest.hexdigest(),
+        "images": len(source.items),
+        "images_sha256": digest.hexdigest(),
         "autoencoder": autoencoder.name,
         "autoencoder_sha256": autoencoder.sha256,
     }
 
 
-def _open(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The index of an encoding to go on with, or a new one."""
+def _open_index(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The index of an encoding to resume, or a new one."""
     if is_folder(folder):
         index = read_index(folder)
-        for left_over in folder.glob(".latents*.tmp"):
-            left_over.unlink()
+        for temporary in folder.glob(".latents*.tmp"):
+            temporary.unlink()
         for name, value in settings.items():
             if index["settings"].get(name) != value:
                 raise UserError(
-                    f"{folder}: holds latents with {name} = {index['settings'].get(name)}, asked is {value}; "
+                    f"{folder}: holds latents with {name} = {index['settings'].get(name)}, requested is {value}; "
                     "choose another folder"
                 )
         return index
@@ -206,8 +210,8 @@ def _open(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return index
 
 
-def _summary(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Count, and mean and variance of each channel, of a shard."""
+def _shard_statistics(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Number of images, and mean and variance of each channel, of a shard."""
     mean = arrays["mean"].astype(np.float64).reshape(-1, arrays["mean"].shape[-1])
     variance = mean.var(axis=0)
     if "std" in arrays:
@@ -220,7 +224,7 @@ def _summary(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
-def _statistics(shards: list[dict[str, Any]]) -> dict[str, Any]:
+def _total_statistics(shards: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation of each channel over all shards."""
     weight = np.array([shard["count"] for shard in shards], float)
     weight /= weight.sum()

@@ -1,7 +1,7 @@
-"""The official files of two kinds of data sets: IDX files (MNIST and its relatives) and the batches of CIFAR-10.
+"""The official files of MNIST-like data sets (IDX) and of CIFAR-10 (batches).
 
 Nothing in a file is executed: the Python version of CIFAR-10, whose batches are pickles, goes through an unpickler that
-admits numpy arrays, numbers, text and lists only.
+allows numpy arrays, numbers, text and lists only.
 """
 
 import gzip
@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from vamf.data.pictures import Pictures, check_labels, labelled, line, pixels
+from vamf.data.image_decoding import ImageSet, as_pixels, check_labels, error_line, make_image_set
 from vamf.errors import UserError
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 CIFAR_CLASSES = 10
 CIFAR_SHAPE = (3, 32, 32)
-_IDX = re.compile(r"idx\d-ubyte(\.gz)?$")
-_BATCH = re.compile(r"^(data_batch_\d|test_batch)(\.bin)?$")
+_IDX_NAME = re.compile(r"idx\d-ubyte(\.gz)?$")
+_BATCH_NAME = re.compile(r"^(data_batch_\d|test_batch)(\.bin)?$")
 
 
 # ---------------------------------------------------------------------------------------------------------- IDX files
@@ -33,38 +33,38 @@ _BATCH = re.compile(r"^(data_batch_\d|test_batch)(\.bin)?$")
 
 def is_idx(path: Path) -> bool:
     """Whether a file is named as an IDX file."""
-    return bool(_IDX.search(path.name))
+    return bool(_IDX_NAME.search(path.name))
 
 
-def read_idx_folder(path: Path) -> Pictures:
-    """The official files `train-images...`, `train-labels...` and, where they are there, `t10k-...`."""
+def read_idx_folder(path: Path) -> ImageSet:
+    """The official files `train-images...`, `train-labels...` and, where they exist, `t10k-...`."""
     images = sorted(file for file in path.iterdir() if is_idx(file) and "images" in file.name)
     train = [file for file in images if file.name.startswith("train")]
     test = [file for file in images if file.name.startswith(("t10k", "test"))]
     if not train:
         raise UserError(f"{path}: no train-images-idx3-ubyte (or .gz) among its IDX files")
-    pictures = read_idx(train[0], _labels_of(train[0]))
-    return pictures._replace(test=read_idx(test[0], _labels_of(test[0]))) if test else pictures
+    image_set = read_idx(train[0], _find_labels(train[0]))
+    return image_set._replace(test=read_idx(test[0], _find_labels(test[0]))) if test else image_set
 
 
-def read_idx(images: Path, labels: Path | None = None) -> Pictures:
-    """One file of images, with the labels that are named or lie beside it under the same name."""
-    beside = images.with_name(images.name.replace("images", "labels").replace("idx3", "idx1"))
-    if labels is None and beside != images and beside.exists():
-        labels = beside
-    array = pixels(images, _idx(images))
-    return Pictures(array) if labels is None else labelled(labels, array, _idx(labels))
+def read_idx(images: Path, labels: Path | None = None) -> ImageSet:
+    """One file of images, with `labels` or the labels file of the corresponding name."""
+    label_path = images.with_name(images.name.replace("images", "labels").replace("idx3", "idx1"))
+    if labels is None and label_path != images and label_path.exists():
+        labels = label_path
+    array = as_pixels(images, _read_idx_array(images))
+    return ImageSet(array) if labels is None else make_image_set(labels, array, _read_idx_array(labels))
 
 
-def _labels_of(images: Path) -> Path:
-    start = images.name.split("images")[0] + "labels"
-    found = sorted(file for file in images.parent.iterdir() if is_idx(file) and file.name.startswith(start))
-    if not found:
-        raise UserError(f"{images}: its labels are missing; {start}-idx1-ubyte (or .gz) is needed beside it")
-    return found[0]
+def _find_labels(images: Path) -> Path:
+    prefix = images.name.split("images")[0] + "labels"
+    matches = sorted(file for file in images.parent.iterdir() if is_idx(file) and file.name.startswith(prefix))
+    if not matches:
+        raise UserError(f"{images}: its labels are missing; {prefix}-idx1-ubyte (or .gz) is needed beside it")
+    return matches[0]
 
 
-def _idx(path: Path) -> np.ndarray:
+def _read_idx_array(path: Path) -> np.ndarray:
     """The array of an IDX file: two zero bytes, a type, the number of axes, their lengths (big-endian), the values."""
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as handle:
@@ -78,7 +78,7 @@ def _idx(path: Path) -> np.ndarray:
             size = math.prod(shape)
             values = handle.read()
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: not a readable IDX file ({line(error)})") from None
+        raise UserError(f"{path}: not a readable IDX file ({error_line(error)})") from None
     if len(values) < size:
         raise UserError(f"{path}: truncated; {shape} is {size:,} bytes, {len(values):,} are there")
     if len(values) > size:
@@ -92,11 +92,11 @@ def _idx(path: Path) -> np.ndarray:
 def is_cifar(path: Path) -> bool:
     """Whether a path is named as an archive or a batch, or is a folder with batches."""
     if path.is_dir():
-        return any(_BATCH.match(file.name) for file in path.iterdir())
-    return path.name.lower().endswith(ARCHIVES) or bool(_BATCH.match(path.name))
+        return any(_BATCH_NAME.match(file.name) for file in path.iterdir())
+    return path.name.lower().endswith(ARCHIVES) or bool(_BATCH_NAME.match(path.name))
 
 
-def read_cifar(path: Path) -> Pictures:
+def read_cifar(path: Path) -> ImageSet:
     """The archive, a folder of its batches, or one batch; binary or Python version."""
     batches = _batches(path)
     train = {name: content for name, content in batches.items() if name.startswith("data")}
@@ -104,14 +104,14 @@ def read_cifar(path: Path) -> Pictures:
     if not batches:
         raise UserError(f"{path}: holds no CIFAR-10 batches (data_batch_1 and so on)")
     if not train or not test:
-        return _joined(path, batches)
-    return _joined(path, train)._replace(test=_joined(path, test))
+        return _join_batches(path, batches)
+    return _join_batches(path, train)._replace(test=_join_batches(path, test))
 
 
 def _batches(path: Path) -> dict[str, Callable[[], bytes]]:
-    """Batches by name, read when called."""
+    """Batches by name, as functions that read them."""
     if path.is_dir():
-        return {file.name: file.read_bytes for file in sorted(path.iterdir()) if _BATCH.match(file.name)}
+        return {file.name: file.read_bytes for file in sorted(path.iterdir()) if _BATCH_NAME.match(file.name)}
     if not path.name.lower().endswith(ARCHIVES):
         return {path.name: path.read_bytes}
     try:
@@ -119,24 +119,24 @@ def _batches(path: Path) -> dict[str, Callable[[], bytes]]:
         with tarfile.open(path) as archive:
             for member in archive:
                 name = Path(member.name).name
-                if member.isfile() and _BATCH.match(name) and (file := archive.extractfile(member)):
+                if member.isfile() and _BATCH_NAME.match(name) and (file := archive.extractfile(member)):
                     contents[name] = file.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: not a readable archive ({line(error)})") from None
+        raise UserError(f"{path}: not a readable archive ({error_line(error)})") from None
     return {name: lambda content=contents[name]: content for name in sorted(contents)}
 
 
-def _joined(path: Path, batches: dict[str, Callable[[], bytes]]) -> Pictures:
+def _join_batches(path: Path, batches: dict[str, Callable[[], bytes]]) -> ImageSet:
     parts = []
     for name, content in batches.items():
         where = str(path) if path.name == name else f"{path}: {name}"
-        parts.append((_binary if name.endswith(".bin") else _python)(where, content()))
+        parts.append((_parse_binary if name.endswith(".bin") else _parse_pickle)(where, content()))
         check_labels(where, parts[-1][1], CIFAR_CLASSES)
     rows, label = (np.concatenate([part[at] for part in parts]) for at in (0, 1))
-    return Pictures(rows.reshape(-1, *CIFAR_SHAPE).transpose(0, 2, 3, 1), label.astype(np.int32), CIFAR_CLASSES)
+    return ImageSet(rows.reshape(-1, *CIFAR_SHAPE).transpose(0, 2, 3, 1), label.astype(np.int32), CIFAR_CLASSES)
 
 
-def _binary(where: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
+def _parse_binary(where: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Rows (n, 3072) and labels (n,): a record is one byte of label and the pixels, channel by channel."""
     record = 1 + math.prod(CIFAR_SHAPE)
     if not content or len(content) % record:
@@ -145,16 +145,18 @@ def _binary(where: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
     return records[:, 1:], records[:, 0]
 
 
-def _python(where: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
+def _parse_pickle(where: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Rows (n, 3072) and labels (n,) of a pickled dictionary."""
     try:
-        found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        content_dict = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     except Exception as error:  # a damaged pickle can fail anywhere
-        raise UserError(f"{where}: not a readable batch ({line(error)})") from None
-    entries = {_text(key): value for key, value in found.items()} if isinstance(found, dict) else {}
-    rows, label = _array(entries.get("data")), entries.get("labels")
+        raise UserError(f"{where}: not a readable batch ({error_line(error)})") from None
+    entries = (
+        {_decode_text(key): value for key, value in content_dict.items()} if isinstance(content_dict, dict) else {}
+    )
+    rows, label = _to_array(entries.get("data")), entries.get("labels")
     size = math.prod(CIFAR_SHAPE)
     if rows is None or rows.ndim != 2 or rows.shape[1] != size:
         raise UserError(f"{where}: no array `data` of shape (n, {size}), uint8")
@@ -164,7 +166,7 @@ def _python(where: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Record:
-    """What a pickle wanted to make: the arguments and the state, and nothing done with them."""
+    """The arguments and state of an object in a pickle, which is not constructed."""
 
     __slots__ = ("arguments", "state")
 
@@ -176,7 +178,7 @@ class _Record:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the names that numpy arrays are made of, each of which stands for an inert record, and no other."""
+    """Maps the names in pickled numpy arrays to inert records, and refuses all others."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ARRAYS:
@@ -193,18 +195,18 @@ _ARRAYS = {
 }
 
 
-def _array(found: Any) -> np.ndarray | None:
-    """The bytes of a recorded array in its shape; None for anything else."""
-    match found:
+def _to_array(record: Any) -> np.ndarray | None:
+    """The uint8 array of a record; None for anything else."""
+    match record:
         case _Record(
-            arguments=("ndarray", *_), state=(_, tuple(shape), _Record(arguments=(kind, *_)), fortran, values)
+            arguments=("ndarray", *_), state=(_, tuple(shape), _Record(arguments=(dtype_name, *_)), fortran, values)
         ):
             if isinstance(values, _Record):
-                values = str(_text(values.arguments[0])).encode("latin1")
-            if _text(kind) == "u1" and isinstance(values, bytes) and len(values) == math.prod(shape):
+                values = str(_decode_text(values.arguments[0])).encode("latin1")
+            if _decode_text(dtype_name) == "u1" and isinstance(values, bytes) and len(values) == math.prod(shape):
                 return np.frombuffer(values, np.uint8).reshape(shape, order="F" if fortran else "C")
     return None
 
 
-def _text(value: Any) -> Any:
+def _decode_text(value: Any) -> Any:
     return value.decode("latin1") if isinstance(value, bytes) else value

@@ -1,6 +1,6 @@
-"""Images as a data set: how they are prepared, held out, put together from rows of bytes and described.
+"""Image data sets: preprocessing options, split, batches from flat rows of pixels, summary.
 
-Where the bytes come from: `images.py` decodes them into memory, `image_stream.py` leaves them on disk.
+`images.py` decodes images into memory, `image_stream.py` leaves them on disk.
 """
 
 import dataclasses
@@ -13,43 +13,43 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from vamf.conditioning import Cond, Conditioning
-from vamf.data import conditions, pictures
-from vamf.data.classes import Class, check_count, in_classes, numbered, stated
+from vamf.data import conditions, image_decoding
+from vamf.data.classes import Class, apply_class_count, check_count, describe_classes, encode_labels
 from vamf.data.conditions import START, Conditions, Units
 from vamf.data.dataset import Dataset
-from vamf.data.pictures import Channels, Pictures
+from vamf.data.image_decoding import Channels, ImageSet
 from vamf.data.stream import Stream
 from vamf.errors import require
 from vamf.field_types import check_field_types
 
-MINIMUM = 32
-"""Fewest pictures to train on."""
-REFERENCE = 2**26
-"""Most numbers of an evaluation's reference."""
+MIN_IMAGES = 32
+"""Smallest number of training images."""
+MAX_REFERENCE_VALUES = 2**26
+"""Largest number of values in a reference for evaluation."""
 
 
 @dataclasses.dataclass(frozen=True)
 @check_field_types("images.")
 class ImageConfig:
-    """How pictures are prepared."""
+    """How images are prepared."""
 
     size: int | None = None
-    """Height and width after shrinking and a centre crop; None leaves pictures as they are, all of one size."""
+    """Height and width after shrinking and a centre crop; None leaves images as they are, all of one size."""
     flip: bool = False
-    """Mirror a picture left to right in half of its draws."""
+    """Random horizontal flips, with probability 1/2."""
     channels: Channels = "stored"
-    """grey or rgb converts; stored takes grey or RGB pictures as they are and refuses others."""
+    """grey or rgb converts; stored keeps grey and RGB images and refuses others."""
     strict: bool = False
-    """Refuse damaged pictures instead of leaving them out."""
+    """Refuse damaged images instead of leaving them out."""
     num_classes: int = 0
-    """Number of classes, the labels from 0 on; 0 takes those that there are."""
+    """Number of classes, for labels from 0 on; 0 takes it from the labels."""
     memory: float = 4.0
     """Largest data set to hold in memory, in GiB; a larger one is streamed from disk."""
     stream: bool = False
-    """Stream from disk whatever the size."""
+    """Stream from disk, whatever the size."""
     expect: Literal["", "fashion_mnist", "cifar10"] = ""
-    """The data set that the configuration is made for: without a size, pictures must have its shape. Others keep their
-    own name and classes. Empty: none."""
+    """The data set that the configuration is for: without a size, images must have its shape. Other images keep their
+    name and classes. Empty: none."""
 
     def __post_init__(self):
         require(self.size is None or self.size >= 1, "size", self.size, "1 or more")
@@ -57,7 +57,7 @@ class ImageConfig:
         require(self.memory > 0, "memory", self.memory, "any number of GiB above 0")
 
 
-def assembled(
+def make_dataset(
     name: str,
     shape: tuple[int, ...],
     arrays: dict[str, jax.Array],
@@ -67,35 +67,35 @@ def assembled(
     num_classes: int,
     classes: tuple[Class, ...],
     count: int,
-    used: str,
+    split_text: str,
     unseen: bool,
     stream: Stream | None = None,
     units: Units = Units(),
-    told: Conditions | None = None,
+    row_conditions: Conditions | None = None,
 ) -> Dataset:
     """A data set of flat rows of pixels.
 
     Args:
-        arrays: `pixels`, bytes or in the network's units, where there are classes `label`, and what `told` has.
-        count: pictures to train on.
-        used: what became of the others, in words.
-        unseen: whether the reference is none of the pictures to train on.
+        arrays: `pixels`, bytes or in the network's units; `label`, where there are classes; conditions by name.
+        count: number of training images.
+        split_text: the split, in words.
+        unseen: whether the reference is disjoint from the training images.
         units: of the pixels.
-        told: what belongs to each picture.
+        row_conditions: conditions of each image.
     """
-    take, take_start = taking(shape, flip, told), images_of(START, shape, flip)
+    gather, gather_start = make_gather(shape, flip, row_conditions), make_image_gather(START, shape, flip)
 
-    def rows_of(arrays, key, n):
+    def draw_rows(arrays, key, n):
         row_key, flip_key = jax.random.split(key)
         return flip_key, jax.random.randint(row_key, (n,), 0, len(arrays["pixels"]))
 
     def draw(arrays, key, n):
-        return take(arrays, *rows_of(arrays, key, n))
+        return gather(arrays, *draw_rows(arrays, key, n))
 
     def start(arrays, key, n):
-        return take_start(arrays, *rows_of(arrays, key, n))
+        return gather_start(arrays, *draw_rows(arrays, key, n))
 
-    kind = "x".join(map(str, shape)) + in_classes(num_classes, classes) + conditions.described(told)
+    kind = "x".join(map(str, shape)) + describe_classes(num_classes, classes) + conditions.describe(row_conditions)
     low, high = (sign * units.scale + units.shift for sign in (-1, 1))
     return Dataset(
         name=name,
@@ -108,76 +108,80 @@ def assembled(
         scale=units.scale,
         num_classes=num_classes,
         classes=classes,
-        picture=shape if shape[2] in (1, 3) else None,
-        white=float(high),
-        black=float(low),
-        start=start if told and told.has_start else None,
-        conditions=told,
-        bound=1.0,
+        image_shape=shape if shape[2] in (1, 3) else None,
+        max_value=float(high),
+        min_value=float(low),
+        start=start if row_conditions and row_conditions.has_start else None,
+        conditions=row_conditions,
+        clip_range=1.0,
         stream=stream,
-        summary=f"{name}: {count:,} pictures of {kind} to train on{', streamed from disk' if stream else ''}, {used}",
+        summary=(
+            f"{name}: {count:,} images of {kind} to train on{', streamed from disk' if stream else ''}, {split_text}"
+        ),
     )
 
 
-def parted(count: int, holdout: float) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " held"]]:
-    """Rows to train on and rows held out, in order; the same ones for so many pictures."""
-    require(0 <= holdout <= 0.5, "holdout", holdout, "[0, 0.5], a share of the pictures")
+def train_test_split(count: int, holdout: float) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " test"]]:
+    """Training rows and held-out rows, sorted; they depend on `count` and `holdout` only."""
+    require(0 <= holdout <= 0.5, "holdout", holdout, "[0, 0.5], a fraction of the images")
     order = np.random.default_rng(0).permutation(count)
-    held = max(1, round(holdout * count)) if holdout else 0
-    return np.sort(order[held:]), np.sort(order[:held])
+    num_held_out = max(1, round(holdout * count)) if holdout else 0
+    return np.sort(order[num_held_out:]), np.sort(order[:num_held_out])
 
 
-def taking(shape: tuple[int, ...], flip: bool, told: Conditions | None = None) -> Callable[..., tuple[jax.Array, Cond]]:
-    """(arrays, key, rows) -> pictures (n, h, w, c) of flat rows of pixels, mirrored by chance, and their condition,
-    whose image is mirrored with them."""
-    pictures_of = images_of("pixels", shape, flip)
+def make_gather(
+    shape: tuple[int, ...], flip: bool, row_conditions: Conditions | None = None
+) -> Callable[..., tuple[jax.Array, Cond]]:
+    """(arrays, key, rows) -> images (n, h, w, c) of flat rows of pixels, randomly flipped, and their conditioning,
+    whose image is flipped alike."""
+    gather_pixels = make_image_gather("pixels", shape, flip)
 
     def take(arrays, key, rows):
-        cond = conditions.read(told, arrays, rows)
+        cond = conditions.read(row_conditions, arrays, rows)
         if flip and isinstance(cond, Conditioning) and cond.image is not None:
-            cond = dataclasses.replace(cond, image=_mirrored(key, cond.image))
-        return pictures_of(arrays, key, rows), cond
+            cond = dataclasses.replace(cond, image=_random_flip(key, cond.image))
+        return gather_pixels(arrays, key, rows), cond
 
     return take
 
 
-def images_of(name: str, shape: tuple[int, ...], flip: bool) -> Callable[..., jax.Array]:
-    """(arrays, key, rows) -> images (n, h, w, c) of one of the arrays, mirrored by chance."""
+def make_image_gather(name: str, shape: tuple[int, ...], flip: bool) -> Callable[..., jax.Array]:
+    """(arrays, key, rows) -> images (n, h, w, c) of one of the arrays, randomly flipped."""
 
     def take(arrays, key, rows):
-        x = conditions.seen(arrays[name][rows].reshape(-1, *shape))
-        return _mirrored(key, x) if flip else x
+        x = conditions.from_storage(arrays[name][rows].reshape(-1, *shape))
+        return _random_flip(key, x) if flip else x
 
     return take
 
 
-def _mirrored(key, x):
-    """Half of the images mirrored left to right; the same ones for the same key."""
+def _random_flip(key, x):
+    """Horizontal flips with probability 1/2."""
     return jnp.where(jax.random.bernoulli(key, 0.5, (len(x), 1, 1, 1)), x[:, :, ::-1], x)
 
 
-def classed(
+def resolve_classes(
     where: str, label: Shaped[np.ndarray, " n"] | None, classes: tuple[Class, ...] = (), num_classes: int = 0
 ) -> tuple[Int[np.ndarray, " n"] | None, tuple[Class, ...], int]:
-    """The number of each picture's class, what the classes are called, and how many there are; 0 without labels.
+    """Class indices, class names and number of classes; 0 without labels.
 
     Args:
-        label: classes as they are called, or numbers of what `classes` says.
-        num_classes: their count where it is stated; labels are then numbers below it.
+        label: class names, or class indices where there are `classes`.
+        num_classes: a fixed number of classes; integer labels are then indices below it.
     """
     if label is None:
         return None, (), 0
     if not classes:
         if label.dtype.kind in "iu":
-            pictures.check_labels(where, label, num_classes)
-        label, classes = numbered(label)
+            image_decoding.check_labels(where, label, num_classes)
+        label, classes = encode_labels(label)
     if num_classes:
-        return *stated(where, label, classes, num_classes), num_classes
-    check_count(where, classes, len(label), "pictures")
+        return *apply_class_count(where, label, classes, num_classes), num_classes
+    check_count(where, classes, len(label), "images")
     return label, classes, len(classes) or int(label.max()) + 1
 
 
-def described(dataset: Dataset, source: Pictures) -> Dataset:
-    """A data set that says of its files what has to be said."""
-    summary = f"{dataset.summary}; {source.left_out}" if source.left_out else dataset.summary
-    return dataclasses.replace(dataset, summary=summary, reread=source.reread)
+def add_source_notes(dataset: Dataset, source: ImageSet) -> Dataset:
+    """The data set with the notes of its source."""
+    summary = f"{dataset.summary}; {source.unused_note}" if source.unused_note else dataset.summary
+    return dataclasses.replace(dataset, summary=summary, legacy_note=source.legacy_note)

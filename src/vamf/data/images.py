@@ -1,6 +1,6 @@
-"""Pictures as data sets: bytes in memory, scaled to [-1, 1] for the network, flipped as they are drawn.
+"""Image data sets in memory: bytes, scaled to [-1, 1] and flipped when drawn.
 
-Formats: `image_files.py`; decoding and cropping: `pictures.py`; more pictures than memory: `image_stream.py`.
+Formats: `image_files.py`; decoding and cropping: `image_decoding.py`; larger than memory: `image_stream.py`.
 """
 
 import dataclasses
@@ -17,41 +17,49 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from vamf.data import conditions, image_files, image_stream, pictures
+from vamf.data import conditions, image_decoding, image_files, image_stream
 from vamf.data.classes import Class
 from vamf.data.conditions import Units
 from vamf.data.dataset import Dataset
-from vamf.data.image_dataset import MINIMUM, REFERENCE, ImageConfig, assembled, classed, described, parted
-from vamf.data.pictures import Channels, Damaged, Encoded, Pictures
+from vamf.data.image_dataset import (
+    MAX_REFERENCE_VALUES,
+    MIN_IMAGES,
+    ImageConfig,
+    add_source_notes,
+    make_dataset,
+    resolve_classes,
+    train_test_split,
+)
+from vamf.data.image_decoding import Channels, CorruptImage, EncodedImage, ImageSet
 from vamf.errors import UserError
 from vamf.progress import Progress
 
 GIB = 2**30
-AHEAD = 1024
-"""Pictures that are decoded together."""
+DECODE_BATCH = 1024
+"""Images decoded together."""
 QUIET = Progress(show=False)
 CHANNELS: dict[int, Channels] = {1: "grey", 3: "rgb"}
 
 
-class Known(NamedTuple):
-    """A data set with a name."""
+class KnownDataset(NamedTuple):
+    """A well-known data set."""
 
     shape: tuple[int, int, int]
     classes: int
     labels: str
-    """SHA-256 of the labels of its training set in their order, a byte each: what it is known by."""
+    """SHA-256 of its training labels in order, one byte each, which identifies it."""
     files: str
-    """What the user has to bring."""
+    """The files that are needed."""
 
 
-KNOWN = {
-    "fashion_mnist": Known(
+KNOWN_DATASETS = {
+    "fashion_mnist": KnownDataset(
         (28, 28, 1),
         10,
         "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7",
         "a folder with train-images-idx3-ubyte.gz and the other official files",
     ),
-    "cifar10": Known(
+    "cifar10": KnownDataset(
         (32, 32, 3),
         10,
         "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253",
@@ -60,13 +68,13 @@ KNOWN = {
 }
 
 
-class Decoded(NamedTuple):
-    """Pictures in memory."""
+class DecodedImages(NamedTuple):
+    """Images in memory."""
 
     pixels: Shaped[np.ndarray, "n h w c"]
     label: Int[np.ndarray, " n"] | None
-    damaged: list[str]
-    """The pictures left out, and why."""
+    corrupt: list[str]
+    """Corrupt images, which are left out, and the reasons."""
 
 
 def load(
@@ -75,50 +83,54 @@ def load(
     holdout: float = 0.1,
     progress: Progress = QUIET,
 ) -> Dataset:
-    """The pictures of a file or folder as a data set.
+    """The images of a file or folder as a data set.
 
     Args:
-        holdout: share of the pictures kept for evaluation, in [0, 0.5], where there is no official test set.
+        holdout: fraction of images held out for evaluation, in [0, 0.5], where there is no official test set.
 
     Raises:
-        UserError: nothing to read, damaged files, pictures of several sizes or kinds, labels out of range, or too few
-            pictures.
+        UserError: nothing to read, damaged files, images of several sizes or kinds, labels out of range, or too few
+            images.
     """
-    expected = KNOWN.get(config.expect)
+    expected = KNOWN_DATASETS.get(config.expect)
     if expected and not path.exists():
         raise UserError(f"{path}: no such folder; {config.expect} needs {expected.files}")
     return from_source(path, path.stem, image_files.read(path, floats=True), config, holdout, progress)
 
 
 def from_source(
-    path: Path | str, name: str, source: Pictures, config: ImageConfig, holdout: float, progress: Progress = QUIET
+    path: Path | str, name: str, source: ImageSet, config: ImageConfig, holdout: float, progress: Progress = QUIET
 ) -> Dataset:
-    """Pictures as they were read as a data set.
+    """An image set as a data set.
 
     Args:
-        path: where they are from.
-        name: what the data set is called where it is no known one.
+        path: where the images are from.
+        name: of the data set, unless it is a well-known one.
 
     Raises:
-        UserError: as `load`.
+        UserError: as in `load`.
     """
-    expected = KNOWN.get(config.expect)
-    fixed = _fixed(source, config, str(path))
+    expected = KNOWN_DATASETS.get(config.expect)
+    fixed_reason = _fixed_reason(source, config, str(path))
     shape = _shape(source, config, str(path))
     if expected and config.size is None and shape != expected.shape:
         raise UserError(
-            f"{path}: pictures of shape {shape}; {config.expect} is {expected.shape}: {expected.files}; others get "
+            f"{path}: images of shape {shape}; {config.expect} is {expected.shape}: {expected.files}; others get "
             f"that shape by --images.size {expected.shape[0]} --images.channels {CHANNELS[expected.shape[2]]}"
         )
-    if expected and not _is(expected, source.label):
+    if expected and not _matches_known(expected, source.label):
         expected = None
     name = config.expect if expected else name
     num_classes = config.num_classes or (expected.classes if expected else source.num_classes)
-    label, classes, num_classes = classed(str(path), source.label, source.classes, num_classes)
+    label, classes, num_classes = resolve_classes(str(path), source.label, source.classes, num_classes)
     source = source._replace(label=label, classes=classes, num_classes=num_classes)
-    if config.stream or (isinstance(path, Path) and not fixed and _gibibytes(len(source.items), shape) > config.memory):
-        if fixed or not isinstance(path, Path):
-            raise UserError(f"{path}: images.stream: not for arrays {fixed or 'in memory'}, which stay in memory")
+    if config.stream or (
+        isinstance(path, Path) and not fixed_reason and _gibibytes(len(source.items), shape) > config.memory
+    ):
+        if fixed_reason or not isinstance(path, Path):
+            raise UserError(
+                f"{path}: images.stream: not for arrays {fixed_reason or 'in memory'}, which stay in memory"
+            )
         return image_stream.load(path, name, source, config, holdout)
     train = decode(source, config, str(path), progress)
     test = None if source.test is None else decode(source.test, config, f"{path} (test set)", progress)
@@ -132,10 +144,10 @@ def from_source(
         num_classes=num_classes,
         classes=classes,
         source=str(path),
-        damaged=train.damaged + (test.damaged if test else []),
-        beside=source.beside,
+        corrupt=train.corrupt + (test.corrupt if test else []),
+        extra_arrays=source.extra_arrays,
     )
-    return described(dataset, source)
+    return add_source_notes(dataset, source)
 
 
 def from_pixels(
@@ -149,59 +161,59 @@ def from_pixels(
     num_classes: int = 0,
     classes: tuple[Class, ...] = (),
     source: str = "in memory",
-    damaged: Sequence[str] = (),
-    beside: Mapping[str, Any] = {},
+    corrupt: Sequence[str] = (),
+    extra_arrays: Mapping[str, Any] = {},
 ) -> Dataset:
-    """Pictures (n, h, w, c) as a data set; original units are those of `pixels`, bytes or floats.
+    """Images (n, h, w, c) as a data set; original units are those of `pixels`, bytes or floats.
 
     Args:
-        label: the classes, numbers from 0 on, with gaps or not, or text.
-        held_out: pictures for evaluation; without them the share `holdout` of `pixels` is kept for it.
-        num_classes: number of classes, which are then the labels from 0 on; 0 takes those that there are.
-        classes: what the classes are called, by their number, where `label` has numbers in place of their names.
-        beside: what belongs to each picture, by name (`conditions.py`).
+        label: integers from 0 on, with or without gaps, or text.
+        held_out: images for evaluation; without them the fraction `holdout` of `pixels` is held out.
+        num_classes: number of classes, for labels from 0 on; 0 takes it from the labels.
+        classes: class names in the order of their indices, where `label` holds indices.
+        extra_arrays: conditions of each image, by name (`conditions.py`).
     """
-    left_out = f"; {len(damaged)} damaged and left out, the first: {damaged[0]}" if damaged else ""
-    if len(pixels) < MINIMUM:
-        raise UserError(f"{source}: {len(pixels)} pictures; at least {MINIMUM} are needed{left_out}")
+    corrupt_text = f"; {len(corrupt)} damaged and left out, the first: {corrupt[0]}" if corrupt else ""
+    if len(pixels) < MIN_IMAGES:
+        raise UserError(f"{source}: {len(pixels)} images; at least {MIN_IMAGES} are needed{corrupt_text}")
     if held_out is not None and held_out.shape[1:] != pixels.shape[1:]:
         raise UserError(
-            f"{source}: the test set has pictures of shape {held_out.shape[1:]}, the training set {pixels.shape[1:]}"
+            f"{source}: the test set has images of shape {held_out.shape[1:]}, the training set {pixels.shape[1:]}"
         )
     if classes and label is not None:
         num_classes = len(classes)
-        pictures.check_labels(source, label, num_classes)
+        image_decoding.check_labels(source, label, num_classes)
     else:
-        label, classes, num_classes = classed(source, label, (), num_classes)
-    beside = conditions.checked(source, beside, len(pixels), pixels.shape[1:])
-    rows = held = np.arange(len(pixels))
+        label, classes, num_classes = resolve_classes(source, label, (), num_classes)
+    extra_arrays = conditions.check_arrays(source, extra_arrays, len(pixels), pixels.shape[1:])
+    train_rows = test_rows = np.arange(len(pixels))
     if held_out is None:
-        rows, held = parted(len(pixels), holdout)
-        unseen = len(held) > 0
-        used = f"{len(held):,} held out" if unseen else "none held out"
-        held = held if unseen else rows
-        held_out = pixels[held] if unseen else pixels
+        train_rows, test_rows = train_test_split(len(pixels), holdout)
+        unseen = len(test_rows) > 0
+        split_text = f"{len(test_rows):,} held out" if unseen else "none held out"
+        test_rows = test_rows if unseen else train_rows
+        held_out = pixels[test_rows] if unseen else pixels
     else:
         unseen = True
-        used = f"{len(held_out):,} in the official test set"
-    chosen = pixels if len(rows) == len(pixels) else pixels[rows]
-    units = Units.within(chosen)
-    told, stored_beside = conditions.collect(source, beside, rows, units, label)
-    # Flat rows: a gather of them copies each in one piece.
-    arrays = {"pixels": jnp.asarray(units.stored(chosen).reshape(len(chosen), -1))}
+        split_text = f"{len(held_out):,} in the official test set"
+    train_pixels = pixels if len(train_rows) == len(pixels) else pixels[train_rows]
+    units = Units.from_range(train_pixels)
+    row_conditions, stored = conditions.make_conditions(source, extra_arrays, train_rows, units, label)
+    # Flat rows: gathering copies each in one piece.
+    arrays = {"pixels": jnp.asarray(units.to_storage(train_pixels).reshape(len(train_pixels), -1))}
     if label is not None:
-        arrays["label"] = jnp.asarray(label[rows], jnp.int32)
-    arrays |= {name: jnp.asarray(values) for name, values in stored_beside.items()}
+        arrays["label"] = jnp.asarray(label[train_rows], jnp.int32)
+    arrays |= {name: jnp.asarray(values) for name, values in stored.items()}
 
-    most = max(1, REFERENCE // math.prod(pixels.shape[1:]))
+    max_rows = max(1, MAX_REFERENCE_VALUES // math.prod(pixels.shape[1:]))
 
-    def of_reference(n, seed):
-        return np.random.default_rng(seed).permutation(len(held_out))[: min(n, most)]
+    def reference_indices(n, seed):
+        return np.random.default_rng(seed).permutation(len(held_out))[: min(n, max_rows)]
 
     def reference(n, seed):
-        return held_out[of_reference(n, seed)].astype(np.float32)
+        return held_out[reference_indices(n, seed)].astype(np.float32)
 
-    found = assembled(
+    dataset = make_dataset(
         name,
         pixels.shape[1:],
         arrays,
@@ -209,116 +221,126 @@ def from_pixels(
         flip=flip,
         num_classes=num_classes,
         classes=classes,
-        count=len(chosen),
-        used=f"{used}{left_out}",
+        count=len(train_pixels),
+        split_text=f"{split_text}{corrupt_text}",
         unseen=unseen,
         units=units,
-        told=told,
+        row_conditions=row_conditions,
     )
-    if told is not None:
-        found = dataclasses.replace(
-            found, reference_rows=lambda n, seed: conditions.at(beside, label, held[of_reference(n, seed)])
+    if row_conditions is not None:
+        dataset = dataclasses.replace(
+            dataset,
+            reference_rows=lambda n, seed: conditions.select_rows(
+                extra_arrays, label, test_rows[reference_indices(n, seed)]
+            ),
         )
     if not unseen:
-        return found
+        return dataset
     return dataclasses.replace(
-        found, held_out=lambda: (held_out, conditions.at(beside, label, held)) if told else held_out
+        dataset,
+        held_out=lambda: (
+            (held_out, conditions.select_rows(extra_arrays, label, test_rows)) if row_conditions else held_out
+        ),
     )
 
 
-def decode(source: Pictures, config: ImageConfig, where: str, progress: Progress = QUIET) -> Decoded:
-    """All pictures of a source, in its order, without the damaged ones.
+def decode(source: ImageSet, config: ImageConfig, where: str, progress: Progress = QUIET) -> DecodedImages:
+    """All images of a source in order, without the corrupt ones.
 
     Raises:
-        UserError: several sizes or kinds, more than the memory allows, all damaged, or one if `config.strict`.
+        UserError: several sizes or kinds, too large for memory, all corrupt, or one corrupt if `config.strict`.
     """
-    if isinstance(source.items, np.ndarray) and _as_wanted(source.items.shape[1:], config):
+    if isinstance(source.items, np.ndarray) and _is_prepared(source.items.shape[1:], config):
         _check_memory(where, source.items.shape, config, 4 if _are_floats(source.items) else 1)
-        copied = np.array if isinstance(source.items, np.memmap) else np.ascontiguousarray  # the file may change
-        return Decoded(copied(source.items), source.label, [])
+        copy = np.array if isinstance(source.items, np.memmap) else np.ascontiguousarray  # the file may change
+        return DecodedImages(copy(source.items), source.label, [])
     total = len(source.items)
-    pixels, kept, damaged = None, [], []
-    with progress.task(f"reading {where}", total, unit="pictures") as task:
-        for row, found in enumerate(each(source.items, config)):
-            if row % AHEAD == 0 or row == total - 1:
+    pixels, rows, corrupt = None, [], []
+    with progress.task(f"reading {where}", total, unit="images") as task:
+        for row, image in enumerate(iter_decoded(source.items, config)):
+            if row % DECODE_BATCH == 0 or row == total - 1:
                 task.update(row + 1)
-            if isinstance(found, Damaged):
-                damaged.append(str(found))
+            if isinstance(image, CorruptImage):
+                corrupt.append(str(image))
                 continue
             if pixels is None:
-                _check_memory(where, (total, *found.shape), config)
-                pixels = np.empty((total, *found.shape), np.uint8)
-            if found.shape != pixels.shape[1:]:
-                raise _unequal(source.items, row, found.shape, kept[0], pixels.shape[1:])
-            pixels[len(kept)] = found
-            kept.append(row)
+                _check_memory(where, (total, *image.shape), config)
+                pixels = np.empty((total, *image.shape), np.uint8)
+            if image.shape != pixels.shape[1:]:
+                raise _shape_error(source.items, row, image.shape, rows[0], pixels.shape[1:])
+            pixels[len(rows)] = image
+            rows.append(row)
     if pixels is None:
-        raise UserError(f"{where}: none of {total} pictures can be read; the first: {damaged[0]}")
-    return Decoded(pixels[: len(kept)], None if source.label is None else source.label[kept], damaged)
+        raise UserError(f"{where}: none of {total} images can be read; the first: {corrupt[0]}")
+    return DecodedImages(pixels[: len(rows)], None if source.label is None else source.label[rows], corrupt)
 
 
-def each(items: np.ndarray | Sequence[Encoded], config: ImageConfig) -> Iterator[np.ndarray | Damaged]:
-    """Every picture prepared, or its damage, in order; decoded on all cores.
+def iter_decoded(
+    items: np.ndarray | Sequence[EncodedImage], config: ImageConfig
+) -> Iterator[np.ndarray | CorruptImage]:
+    """Every image in order, prepared, or its error; decoded on all cores.
 
     Raises:
-        UserError: a picture of a kind that is refused, or a damaged one if `config.strict`.
+        UserError: an unsupported image, or a corrupt one if `config.strict`.
     """
 
     def prepare(item):
         try:
-            return pictures.one(item, config.size, config.channels)
-        except Damaged as damage:
+            return image_decoding.prepare_image(item, config.size, config.channels)
+        except CorruptImage as error:
             if config.strict:
-                raise UserError(str(damage)) from None
-            return damage
+                raise UserError(str(error)) from None
+            return error
 
-    waiting = iter(items)
+    remaining = iter(items)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        while batch := list(islice(waiting, AHEAD)):
+        while batch := list(islice(remaining, DECODE_BATCH)):
             yield from pool.map(prepare, batch)
 
 
-def _are_floats(items: np.ndarray | Sequence[Encoded]) -> bool:
+def _are_floats(items: np.ndarray | Sequence[EncodedImage]) -> bool:
     return isinstance(items, np.ndarray) and items.dtype != np.uint8
 
 
-def _fixed(source: Pictures, config: ImageConfig, where: str) -> str:
-    """What keeps images as they are, in memory; nothing where nothing does.
+def _fixed_reason(source: ImageSet, config: ImageConfig, where: str) -> str:
+    """Why images must stay unchanged and in memory; empty where they need not.
 
     Raises:
-        UserError: they are to be resized or converted all the same.
+        UserError: the configuration resizes or converts such images.
     """
-    fixed = f"beside {', '.join(source.beside)}" if source.beside else "of floats" * _are_floats(source.items)
-    if fixed and not _as_wanted(source.items.shape[1:], config):  # pyright: ignore[reportAttributeAccessIssue]
+    reason = (
+        f"beside {', '.join(source.extra_arrays)}" if source.extra_arrays else "of floats" * _are_floats(source.items)
+    )
+    if reason and not _is_prepared(source.items.shape[1:], config):  # pyright: ignore[reportAttributeAccessIssue]
         raise UserError(
-            f"{where}: images.size = {config.size}, images.channels = {config.channels}: not for arrays {fixed}; "
+            f"{where}: images.size = {config.size}, images.channels = {config.channels}: not for arrays {reason}; "
             "resize and convert them beforehand"
         )
-    return fixed
+    return reason
 
 
-def _as_wanted(shape: tuple[int, ...], config: ImageConfig) -> bool:
+def _is_prepared(shape: tuple[int, ...], config: ImageConfig) -> bool:
     """Whether pixels of a shape (h, w, c) need no preparation."""
     height, width, channels = shape
     right_size = config.size is None or height == width == config.size
     return right_size and channels == {"stored": channels, "grey": 1, "rgb": 3}[config.channels]
 
 
-def _shape(source: Pictures, config: ImageConfig, where: str) -> tuple[int, ...]:
-    """The shape (h, w, c) of the first picture that can be read, prepared."""
-    if isinstance(source.items, np.ndarray) and _as_wanted(source.items.shape[1:], config):
+def _shape(source: ImageSet, config: ImageConfig, where: str) -> tuple[int, ...]:
+    """The shape (h, w, c) of the first image that can be read, prepared."""
+    if isinstance(source.items, np.ndarray) and _is_prepared(source.items.shape[1:], config):
         return source.items.shape[1:]
-    damaged = []
+    corrupt = []
     for item in source.items:
         try:
-            return pictures.one(item, config.size, config.channels).shape
-        except Damaged as damage:
-            damaged.append(str(damage))
-    raise UserError(f"{where}: none of {len(damaged)} pictures can be read; the first: {damaged[0]}")
+            return image_decoding.prepare_image(item, config.size, config.channels).shape
+        except CorruptImage as error:
+            corrupt.append(str(error))
+    raise UserError(f"{where}: none of {len(corrupt)} images can be read; the first: {corrupt[0]}")
 
 
-def _is(known: Known, label: Int[np.ndarray, " n"] | None) -> bool:
-    """Whether pictures with these labels are a known data set's."""
+def _matches_known(known: KnownDataset, label: Int[np.ndarray, " n"] | None) -> bool:
+    """Whether the labels are those of a known data set."""
     return label is not None and hashlib.sha256(label.astype(np.uint8).tobytes()).hexdigest() == known.labels
 
 
@@ -326,17 +348,19 @@ def _gibibytes(count: int, shape: tuple[int, ...]) -> float:
     return count * math.prod(shape) / GIB
 
 
-def _check_memory(where: str, shape: tuple[int, ...], config: ImageConfig, bytes_each: int = 1) -> None:
-    size = bytes_each * _gibibytes(shape[0], shape[1:])
+def _check_memory(where: str, shape: tuple[int, ...], config: ImageConfig, bytes_per_value: int = 1) -> None:
+    size = bytes_per_value * _gibibytes(shape[0], shape[1:])
     if size > config.memory:
         raise UserError(
-            f"{where}: {shape[0]:,} pictures of {'x'.join(map(str, shape[1:]))} are {size:,.1f} GiB, memory = "
+            f"{where}: {shape[0]:,} images of {'x'.join(map(str, shape[1:]))} are {size:,.1f} GiB, memory = "
             f"{config.memory:g}; allow more, choose a smaller size, or encode them with `vamf data latents`"
         )
 
 
-def _unequal(items, row: int, shape: tuple[int, ...], first: int, usual: tuple[int, ...]) -> UserError:
-    """The complaint about a picture whose shape is not that of the first one."""
-    one, other = (f"picture {at + 1}" if isinstance(items, np.ndarray) else items[at].name for at in (row, first))
-    remedy = "channels = rgb or grey" if shape[:2] == usual[:2] else "a size, to which all are shrunk and cropped"
-    return UserError(f"{one} has shape {shape}, {other} {usual}; choose {remedy}")
+def _shape_error(items, row: int, shape: tuple[int, ...], first: int, first_shape: tuple[int, ...]) -> UserError:
+    """An error for an image whose shape differs from the first one's."""
+    name, first_name = (
+        f"image {index + 1}" if isinstance(items, np.ndarray) else items[index].name for index in (row, first)
+    )
+    remedy = "channels = rgb or grey" if shape[:2] == first_shape[:2] else "a size, to which all are shrunk and cropped"
+    return UserError(f"{name} has shape {shape}, {first_name} {first_shape}; choose {remedy}")

@@ -1,4 +1,4 @@
-"""Arrays in memory as data: x alone, or a mapping with what belongs to each row, as files hold them.
+"""Arrays in memory as data: x alone, or a mapping of x and its labels and conditions, named as in files.
 
 x (n, d) numbers, or images (n, h, w[, c]) of bytes or floats;    label (n,);    vector, image, start (`conditions.py`)
 """
@@ -8,53 +8,53 @@ from typing import Any
 
 import numpy as np
 
-from vamf.data import arrays, conditions, images
+from vamf.data import conditions, images, tables
 from vamf.data.dataset import Dataset
 from vamf.data.image_dataset import ImageConfig
-from vamf.data.pictures import labelled, pixels
+from vamf.data.image_decoding import as_pixels, make_image_set
 from vamf.errors import UserError
 
 NAME = "array"
-"""What a configuration calls them."""
+"""Their name in a configuration."""
 TABLE, LABEL = "x", conditions.LABEL
 ALLOWED = (TABLE, LABEL, *conditions.NAMES)
 
 
-def columns_of(source: Any) -> dict[str, Any]:
-    """Arrays by their names: those of a mapping, or x alone.
+def named_arrays(source: Any) -> dict[str, Any]:
+    """Arrays by name, from a mapping or from x alone.
 
     Raises:
-        UserError: another name, no x, or what is no array.
+        UserError: an unknown name, no x, or a value that is not an array.
     """
-    given = dict(source) if isinstance(source, Mapping) else {TABLE: source}
-    if TABLE not in given or not set(given) <= set(ALLOWED):
-        raise UserError(f"data: arrays {', '.join(map(str, given)) or 'none'}; x is needed, and {ALLOWED[1:]} may be")
-    found = {name: np.asarray(values) for name, values in given.items() if values is not None}
-    for name, values in found.items():
+    arrays = dict(source) if isinstance(source, Mapping) else {TABLE: source}
+    if TABLE not in arrays or not set(arrays) <= set(ALLOWED):
+        raise UserError(f"data: arrays {', '.join(map(str, arrays)) or 'none'}; x is needed, and {ALLOWED[1:]} may be")
+    valid = {name: np.asarray(values) for name, values in arrays.items() if values is not None}
+    for name, values in valid.items():
         if values.dtype.kind not in "biufUS" or not values.ndim:
-            what = type(given[name]).__name__ if values.dtype.kind == "O" else f"shape {values.shape}, {values.dtype}"
+            kind = type(arrays[name]).__name__ if values.dtype.kind == "O" else f"shape {values.shape}, {values.dtype}"
             raise UserError(
-                f"data: {name} is {what}: allowed are a data set's name, a file's path, an array, a mapping of arrays "
+                f"data: {name} is {kind}: allowed are a data set's name, a file's path, an array, a mapping of arrays "
                 "and a Dataset"
             )
-    return found
+    return valid
 
 
 def are_images(source: Any) -> bool:
-    """Whether they are images, not a table."""
-    return columns_of(source)[TABLE].ndim >= 3
+    """Whether x is images rather than a table."""
+    return named_arrays(source)[TABLE].ndim >= 3
 
 
 def load(source: Any, holdout: float, config: ImageConfig) -> Dataset:
-    """Arrays as a data set, made as from a file of them.
+    """Arrays as a data set, as from a file of the same arrays.
 
     Raises:
-        UserError: as of a file.
+        UserError: as for a file.
     """
-    beside = columns_of(source)
-    x, label = beside.pop(TABLE), beside.pop(LABEL, None)
+    extra_arrays = named_arrays(source)
+    x, label = extra_arrays.pop(TABLE), extra_arrays.pop(LABEL, None)
     if x.ndim >= 3:
-        found = labelled(NAME, pixels(NAME, x, floats=True), label)
-        return images.from_source(NAME, NAME, found._replace(beside=beside), config, holdout)
+        image_set = make_image_set(NAME, as_pixels(NAME, x, floats=True), label)
+        return images.from_source(NAME, NAME, image_set._replace(extra_arrays=extra_arrays), config, holdout)
     label = label[:, 0] if label is not None and label.shape[1:] == (1,) else label
-    return arrays.from_rows(NAME, NAME, arrays.as_table(NAME, x), holdout, label, beside)
+    return tables.from_rows(NAME, NAME, tables.to_table(NAME, x), holdout, label, extra_arrays)

@@ -1,20 +1,20 @@
-"""Latents as a data set: pictures encoded once by an autoencoder (`encoding.py`), kept in shards.
+"""Latent data sets: images encoded once by an autoencoder (`encoding.py`), stored in shards.
 
     FOLDER/latents.json        settings, classes, shards, mean and standard deviation of each channel
     FOLDER/latents-00000.npz   mean (n, views, h, w, c), std of the same shape where latents are random, label (n,)
 
-A view is the picture or, the second one, its mirror image. Where the encoder gives a Gaussian, every draw is a new
-sample of it, and the statistics are those of samples: Var = Var[mean] + E[std^2].
+View 0 is the image, view 1 its mirror image. Where the encoder gives a Gaussian, every draw is a new sample of it, and
+the statistics are those of samples: Var = Var[mean] + E[std^2].
 
-The network sees (latent - shift) / scale; samples are mapped back before they are decoded. With w the latents in the
-autoencoder's own units and f w what is stored (f = 0.18215 for Stable Diffusion's, 1 for the tiny ones), it sees
+The network takes (latent - shift) / scale; samples are mapped back before decoding. With w the latents in the
+autoencoder's units and f w the stored latents (f = 0.18215 for Stable Diffusion's, 1 for the tiny ones), its input is
 
-| `latents.scale` | the network sees                                                    | published by           |
+| `latents.scale` | input of the network                                                | published by           |
 |-----------------|---------------------------------------------------------------------|------------------------|
-| `standardise`   | each channel of these very latents with mean 0 and deviation 1      |                        |
+| `standardise`   | each channel of these latents with mean 0 and standard deviation 1  |                        |
 | `factor`        | f w                                                                 | MeanFlow, VaMF         |
 | `fixed`         | (w - mean) / std, the constants of ImageNet in `autoencoders/kl.py` | improved MeanFlow, TVM |
-| `own`           | (w - mean) / std, constants of one's own                            |                        |
+| `own`           | (w - mean) / std, custom constants                                  |                        |
 """
 
 import dataclasses
@@ -30,13 +30,13 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from vamf.autoencoders import FACTORS, Autoencoder, kl
-from vamf.autoencoders.pictures import in_batches, to_bytes
+from vamf.autoencoders.images import map_in_batches, to_bytes
 from vamf.data import images, shards
 from vamf.data import stream as streams
-from vamf.data.classes import in_classes
+from vamf.data.classes import describe_classes
 from vamf.data.dataset import Dataset
-from vamf.data.image_dataset import MINIMUM, parted
-from vamf.data.pictures import line
+from vamf.data.image_dataset import MIN_IMAGES, train_test_split
+from vamf.data.image_decoding import error_line
 from vamf.data.shards import Shards
 from vamf.data.stream import Stream
 from vamf.errors import UserError, require
@@ -44,24 +44,24 @@ from vamf.field_types import check_field_types
 
 INDEX = "latents.json"
 FORMAT = 1
-FOUND = ("count", "shape", "mean", "std")
-"""What the index of a finished encoding says."""
+RESULT_KEYS = ("count", "shape", "mean", "std")
+"""Keys of the index of a complete encoding."""
 
 
 @dataclasses.dataclass(frozen=True)
 @check_field_types("latents.")
 class LatentScale:
-    """The units in which the network sees latents."""
+    """The network's units of latents."""
 
     scale: Literal["standardise", "factor", "fixed", "own"] = "standardise"
     """standardise: mean 0 and standard deviation 1 for each channel of these latents; factor: times the autoencoder's
-    factor, 0.18215 for Stable Diffusion's, not centred (MeanFlow, VaMF); fixed: less a mean and over a deviation for
-    each channel, published for ImageNet (improved MeanFlow, TVM); own: those of latents.mean and latents.std."""
+    factor, 0.18215 for Stable Diffusion's, not centred (MeanFlow, VaMF); fixed: published mean and standard
+    deviation of each channel on ImageNet (improved MeanFlow, TVM); own: by latents.mean and latents.std."""
     mean: tuple[float, ...] = ()
-    """own: what is subtracted, one number or one for each channel, in the autoencoder's units before its factor; 0 if
-    left out."""
+    """own: the mean to subtract, one number or one for each channel, in the autoencoder's units before its factor;
+    default 0."""
     std: tuple[float, ...] = ()
-    """own: what is divided by, likewise."""
+    """own: the standard deviation to divide by, likewise."""
 
     def __post_init__(self):
         for name in ("mean", "std"):
@@ -69,28 +69,30 @@ class LatentScale:
             allowed = self.scale == "own" or not value
             require(allowed, f"latents.{name}", value, "none, unless latents.scale = own")
             require(bool(np.isfinite(value).all()), f"latents.{name}", value, "finite numbers")
-        given = self.scale != "own" or (len(self.std) > 0 and min(self.std) > 0)
-        require(given, "latents.std", self.std, "with latents.scale = own one number above 0, or one for each channel")
+        valid_std = self.scale != "own" or (len(self.std) > 0 and min(self.std) > 0)
+        require(
+            valid_std, "latents.std", self.std, "with latents.scale = own one number above 0, or one for each channel"
+        )
 
-    def of(self, folder: Path, index: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Shift and scale (c,) of stored latents, float32: the network sees (stored - shift) / scale.
+    def shift_and_scale(self, folder: Path, index: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Shift and scale (c,) of stored latents, float32: the network takes (stored - shift) / scale.
 
         Raises:
             UserError: constants for another number of channels.
         """
-        channels, made = index["shape"][-1], index["settings"]["autoencoder"]
-        raw = FACTORS.get(made, 1.0)
+        channels, autoencoder_name = index["shape"][-1], index["settings"]["autoencoder"]
+        factor = FACTORS.get(autoencoder_name, 1.0)
         mean, std = {
             "standardise": (index["mean"], index["std"]),
             "factor": (0.0, 1.0),
             "fixed": (kl.SCALE * np.array(kl.CHANNEL_MEAN), kl.SCALE * np.array(kl.CHANNEL_STD)),
-            "own": (raw * np.array(self.mean or (0.0,)), raw * np.array(self.std)),
+            "own": (factor * np.array(self.mean or (0.0,)), factor * np.array(self.std)),
         }[self.scale]
-        for name, found in (("mean", mean), ("std", std)):
-            if np.size(found) not in (1, channels):
+        for name, value in (("mean", mean), ("std", std)):
+            if np.size(value) not in (1, channels):
                 raise UserError(
-                    f"{folder}: latents of {channels} channels ({made}); latents.scale = {self.scale} has "
-                    f"{np.size(found)} for {name}" + "; choose standardise, factor or own" * (self.scale == "fixed")
+                    f"{folder}: latents of {channels} channels ({autoencoder_name}); latents.scale = {self.scale} has "
+                    f"{np.size(value)} for {name}" + "; choose standardise, factor or own" * (self.scale == "fixed")
                 )
         return np.full(channels, mean, np.float32), np.full(channels, std, np.float32)
 
@@ -108,16 +110,16 @@ def read_index(folder: Path) -> dict[str, Any]:
     """
     try:
         index = json.loads((folder / INDEX).read_text())
-        written = index["settings"]["format"]
-        fields = {"shards", "num_classes", *(FOUND if index["complete"] else ())}
+        version = index["settings"]["format"]
+        fields = {"shards", "num_classes", *(RESULT_KEYS if index["complete"] else ())}
         if not fields <= set(index):
             raise ValueError(f"without {', '.join(sorted(fields - set(index)))}")
     except FileNotFoundError:
         raise UserError(f"{folder}: no latents here (no {INDEX})") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / INDEX}: not a readable index ({line(error)})") from None
-    if written != FORMAT:
-        raise UserError(f"{folder / INDEX}: format {written}; allowed is {FORMAT}")
+        raise UserError(f"{folder / INDEX}: not a readable index ({error_line(error)})") from None
+    if version != FORMAT:
+        raise UserError(f"{folder / INDEX}: format {version}; allowed is {FORMAT}")
     return index
 
 
@@ -127,30 +129,30 @@ def load(
     holdout: float = 0.1,
     units: LatentScale = LatentScale(),
     memory: float = 4.0,
-    streamed: bool = False,
+    from_disk: bool = False,
 ) -> Dataset:
-    """The latents of a folder as a data set; original units are those of the stored latents, which are decoded.
+    """The latents of a folder as a data set; original units are those of the stored latents.
 
     Args:
-        holdout: share of the pictures kept for evaluation, in [0, 0.5].
-        units: what the network sees.
-        memory: largest set to hold in memory, in GiB; a larger one is streamed from disk.
-        streamed: from disk, whatever the size.
+        holdout: fraction of images held out for evaluation, in [0, 0.5].
+        units: the network's units.
+        memory: largest data set to hold in memory, in GiB; a larger one is streamed from disk.
+        from_disk: stream from disk, whatever the size.
 
     Raises:
-        UserError: no index, an encoding that is not finished, a damaged shard (named), or units of other latents.
+        UserError: no index, an incomplete encoding, a damaged shard, or units for other latents.
     """
     index = read_index(folder)
     if not index["complete"]:
         raise UserError(
             f"{folder}: the encoding is not finished; continue it with the same `vamf data latents` command"
         )
-    if index["count"] < MINIMUM:
-        raise UserError(f"{folder}: {index['count']} pictures; at least {MINIMUM} are needed")
-    train, held = parted(index["count"], holdout)
-    test = held if len(held) else train
+    if index["count"] < MIN_IMAGES:
+        raise UserError(f"{folder}: {index['count']} images; at least {MIN_IMAGES} are needed")
+    train_rows, test_rows = train_test_split(index["count"], holdout)
+    reference_rows = test_rows if len(test_rows) else train_rows
     shape = tuple(index["shape"])
-    shift, scale = units.of(folder, index)
+    shift, scale = units.shift_and_scale(folder, index)
 
     def take(arrays, keys, rows):
         view_key, noise_key = keys
@@ -166,35 +168,38 @@ def load(
         return take(arrays, keys, jax.random.randint(row_key, (n,), 0, len(arrays["mean"])))
 
     stream = None
-    if streamed or _gibibytes(folder, index) > memory:
+    if from_disk or _gibibytes(folder, index) > memory:
         streams.check_grain(folder)
-        source = Shards(folder, index, train)
-        arrays, rows_of = streams.kept(source), source.gather
+        source = Shards(folder, index, train_rows)
+        arrays, gather = streams.resident_arrays(source), source.gather
         digest = hashlib.sha256(json.dumps(index["shards"]).encode()).hexdigest()
         stream = Stream(source, lambda arrays, key, rows: take(arrays, jax.random.split(key), rows), digest)
     else:
-        stored = shards.read(folder, index)
-        arrays, rows_of = {name: jnp.asarray(array[train]) for name, array in stored.items()}, partial(_rows, stored)
+        arrays_in_memory = shards.read(folder, index)
+        arrays, gather = (
+            {name: jnp.asarray(array[train_rows]) for name, array in arrays_in_memory.items()},
+            partial(_select_rows, arrays_in_memory),
+        )
 
     def reference(n, seed):
         rng = np.random.default_rng(seed)
-        found = rows_of(rng.permutation(test)[:n])
-        x = found["mean"][:, 0].astype(np.float32)
-        if "std" in found:
-            x = x + found["std"][:, 0] * rng.standard_normal(x.shape, np.float32)
+        rows = gather(rng.permutation(reference_rows)[:n])
+        x = rows["mean"][:, 0].astype(np.float32)
+        if "std" in rows:
+            x = x + rows["std"][:, 0] * rng.standard_normal(x.shape, np.float32)
         return x.reshape(-1, *shape)
 
     settings = index["settings"]
     classes = tuple(index.get("classes", ()))
-    kind = "x".join(map(str, shape)) + in_classes(index["num_classes"], classes)
-    used = f"{len(held):,} held out" if len(held) else "none held out"
+    kind = "x".join(map(str, shape)) + describe_classes(index["num_classes"], classes)
+    split_text = f"{len(test_rows):,} held out" if len(test_rows) else "none held out"
     return Dataset(
         name=folder.name,
         event_shape=shape,
         arrays=arrays,
         draw=draw,
         reference=reference,
-        unseen=len(held) > 0,
+        unseen=len(test_rows) > 0,
         shift=shift,
         scale=scale,
         num_classes=index["num_classes"],
@@ -202,11 +207,11 @@ def load(
         latents=folder,
         autoencoder=(settings["autoencoder"], settings["autoencoder_sha256"]),
         weights=index.get("weights") or "",
-        held_out=None if stream else lambda: rows_of(held),
+        held_out=None if stream else lambda: gather(test_rows),
         stream=stream,
         summary=(
-            f"{folder.name}: {len(train):,} latents of {kind} ({settings['autoencoder']}, pictures of "
-            f"{settings['size']}) to train on{', streamed from disk' if stream else ''}, {used}"
+            f"{folder.name}: {len(train_rows):,} latents of {kind} ({settings['autoencoder']}, images of "
+            f"{settings['size']}) to train on{', streamed from disk' if stream else ''}, {split_text}"
         ),
     )
 
@@ -214,29 +219,29 @@ def load(
 def decode(
     autoencoder: Autoencoder, latents: Float[np.ndarray, "n h w c"], batch_size: int = 16
 ) -> UInt8[np.ndarray, "n height width 3"]:
-    """Latents in the autoencoder's units as pictures."""
+    """Latents in the autoencoder's units as images."""
 
-    def pictures(part):
-        return to_bytes(np.asarray(autoencoder.decode(part)))
+    def decode_batch(batch):
+        return to_bytes(np.asarray(autoencoder.decode(batch)))
 
-    return in_batches(pictures, np.asarray(latents, np.float32), min(batch_size, len(latents)))
+    return map_in_batches(decode_batch, np.asarray(latents, np.float32), min(batch_size, len(latents)))
 
 
 def check_autoencoder(dataset: Dataset, autoencoder: Autoencoder) -> None:
-    """Refuse an autoencoder that did not make a data set's latents."""
+    """Refuse any autoencoder but the one that encoded a data set's latents."""
     name, sha256 = dataset.autoencoder or ("", "")
     if sha256 != autoencoder.sha256:
         raise UserError(
-            f"{dataset.latents}: made by {name} of sha256 {sha256[:12]}, the autoencoder "
-            f"given is {autoencoder.name} of sha256 {autoencoder.sha256[:12]}"
+            f"{dataset.latents}: encoded by {name} of sha256 {sha256[:12]}; the autoencoder "
+            f"here is {autoencoder.name} of sha256 {autoencoder.sha256[:12]}"
         )
 
 
-def _rows(stored: dict[str, np.ndarray], rows: Int[np.ndarray, " n"]) -> dict[str, np.ndarray]:
+def _select_rows(stored: dict[str, np.ndarray], rows: Int[np.ndarray, " n"]) -> dict[str, np.ndarray]:
     return {name: array[rows] for name, array in stored.items()}
 
 
 def _gibibytes(folder: Path, index: dict[str, Any]) -> float:
-    """Size of the shards; of those that are there."""
+    """Size of the existing shards."""
     files = (folder / name for name in index["shards"])
     return sum(file.stat().st_size for file in files if file.exists()) / images.GIB

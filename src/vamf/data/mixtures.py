@@ -1,11 +1,11 @@
-"""Data whose law is known: dense Gaussian mixtures in any dimension, and the 2-D toys written as mixtures.
+"""Data with a known distribution: dense Gaussian mixtures in any dimension, and the 2-D toys as mixtures.
 
 The dense mixtures `dgmm<d>` are those of the paper (arXiv:2605.09235): 64 components of equal weight and std 0.5, their
-centres on the sphere of radius 1.5. They are drawn afresh for every batch, as the toys are.
+centres on the sphere of radius 1.5. Every batch is drawn anew, as for the toys.
 
-The toys are points of a curve or an area plus Gaussian noise of std s, so a sum over such points at spacing delta makes
-them mixtures too. The sum ripples about the integral by a share of 2 exp(-2 pi^2 (s/delta)^2), below 1e-8 at delta = s,
-and where a curve ends the density is off by at most a share of (delta/s)^2 / 24.
+The toys are points of a curve or an area plus Gaussian noise of std s, so a sum over points at spacing delta makes them
+mixtures too. The sum differs from the integral by a relative error of 2 exp(-2 pi^2 (s/delta)^2), below 1e-8 at
+delta = s; at the end of a curve the relative error of the density is at most (delta/s)^2 / 24.
 
 | toy             | components                      | delta / s    | how it differs from the toy                    |
 |-----------------|---------------------------------|--------------|------------------------------------------------|
@@ -47,12 +47,12 @@ def dense_gaussian_mixture(dim: int, seed: int = 0) -> GaussianMixture:
 
 
 def is_name(name: str) -> bool:
-    """Whether `load` knows it: dgmm<d>, of any dimension d."""
+    """Whether a name is dgmm<d>, for any dimension d."""
     return _PATTERN.fullmatch(name) is not None
 
 
 def load(name: str) -> Dataset:
-    """dgmm<d> as a data set; its reference points are fresh draws with keys that training never uses."""
+    """dgmm<d> as a data set; its reference points are drawn with keys that training never uses."""
     match = _PATTERN.fullmatch(name)
     if match is None:
         raise UserError(f"data = {name!r}: allowed are {', '.join(NAMES)}, or dgmm and any other dimension")
@@ -70,8 +70,8 @@ def load(name: str) -> Dataset:
 
 
 @functools.cache
-def of_toy(name: str) -> GaussianMixture:
-    """The law of a 2-D toy as a mixture; how close to it, the table above says."""
+def toy_mixture(name: str) -> GaussianMixture:
+    """A 2-D toy as a mixture; the table above states the error."""
     if name not in _TOYS:
         raise UserError(f"data = {name!r}: allowed are {', '.join(_TOYS)}")
     return _TOYS[name]()
@@ -80,28 +80,28 @@ def of_toy(name: str) -> GaussianMixture:
 def checkerboard() -> GaussianMixture:
     corners = [(across, down) for across in range(-4, 4, 2) for down in range(-4, 4, 2) if (across + down) % 4 == 0]
     cells = 0.25 * (np.arange(8) + 0.5)
-    inside = np.stack(np.meshgrid(cells, cells), axis=-1).reshape(-1, 2)
-    return _even((np.array(corners)[:, None] + inside).reshape(-1, 2), 0.125)
+    offsets = np.stack(np.meshgrid(cells, cells), axis=-1).reshape(-1, 2)
+    return _uniform_mixture((np.array(corners)[:, None] + offsets).reshape(-1, 2), 0.125)
 
 
 def eight_gaussians() -> GaussianMixture:
-    return _even(3.0 * _on_circle(2 * np.pi * np.arange(8) / 8), 0.25)
+    return _uniform_mixture(3.0 * _on_circle(2 * np.pi * np.arange(8) / 8), 0.25)
 
 
 def two_moons() -> GaussianMixture:
     upper = _on_circle(np.pi * _midpoints(128))
-    return _even(2 * np.concatenate([upper, [1.0, 0.5] - upper]), 0.16)
+    return _uniform_mixture(2 * np.concatenate([upper, [1.0, 0.5] - upper]), 0.16)
 
 
 def swiss_roll() -> GaussianMixture:
     angle = 1.5 * np.pi * (1 + 2 * _midpoints(512))
-    return _even(angle[:, None] * _on_circle(angle) / 8, 0.08)
+    return _uniform_mixture(angle[:, None] * _on_circle(angle) / 8, 0.08)
 
 
 def two_spirals() -> GaussianMixture:
     angle = 3 * np.pi * np.sqrt(_midpoints(256))
     arm = angle[:, None] * _on_circle(np.pi - angle) / 5
-    return _even(np.concatenate([arm, -arm]), 0.08)
+    return _uniform_mixture(np.concatenate([arm, -arm]), 0.08)
 
 
 def pinwheel() -> GaussianMixture:
@@ -109,22 +109,22 @@ def pinwheel() -> GaussianMixture:
     # N(0, s^2), the former by the trapezoidal rule. Within a component the arm is straight.
     s = 0.1
     nodes = s * np.arange(-42, 43)
-    share = np.exp(-(nodes**2) / (2 * (1 - s**2)))
+    weights = np.exp(-(nodes**2) / (2 * (1 - s**2)))
     along, arm = (grid.ravel() for grid in np.meshgrid(1 + 0.3 * nodes, np.arange(5)))
     bend = 0.25 * np.exp(along)  # also its own derivative
-    turn = 2 * np.pi * arm / 5 + bend
-    outward = np.stack([np.cos(turn), -np.sin(turn)], axis=1)
-    sideward = np.stack([np.sin(turn), np.cos(turn)], axis=1)
+    angle = 2 * np.pi * arm / 5 + bend
+    outward = np.stack([np.cos(angle), -np.sin(angle)], axis=1)
+    sideward = np.stack([np.sin(angle), np.cos(angle)], axis=1)
     forward = outward - (along * bend)[:, None] * sideward  # derivative of along * outward
-    spread = np.stack([0.3 * s * forward, 0.1 * sideward], axis=2)
+    factors = np.stack([0.3 * s * forward, 0.1 * sideward], axis=2)
     return GaussianMixture(
-        np.tile(share / share.sum() / 5, 5),
+        np.tile(weights / weights.sum() / 5, 5),
         1.5 * along[:, None] * outward,
-        covariances=1.5**2 * spread @ np.swapaxes(spread, 1, 2),
+        covariances=1.5**2 * factors @ np.swapaxes(factors, 1, 2),
     )
 
 
-def _even(means: np.ndarray, std: float) -> GaussianMixture:
+def _uniform_mixture(means: np.ndarray, std: float) -> GaussianMixture:
     return GaussianMixture(np.full(len(means), 1 / len(means)), means, np.full(len(means), std))
 
 

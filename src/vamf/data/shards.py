@@ -1,6 +1,6 @@
-"""The shards of a folder of latents: read whole, or a row at a time from where it lies.
+"""The shards of a folder of latents: read as a whole, or row by row from disk.
 
-A shard is an uncompressed `.npz`: each of its arrays is a stretch of the file.
+A shard is an uncompressed `.npz`, in which each array is contiguous.
 """
 
 import math
@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from vamf.data.pictures import line
+from vamf.data.image_decoding import error_line
 from vamf.errors import UserError
 
 NAMES = ("mean", "std", "label")
 LOCAL_HEADER = 30
-"""Length of a zip entry's header before name and extra field, whose lengths are its last four bytes."""
-AGAIN = "the same `vamf data latents` command makes it again"
+"""Length of a zip entry's header before its name and extra field; its last four bytes are their lengths."""
+REENCODE_HINT = "the same `vamf data latents` command makes it again"
 
 
-class Stretch(NamedTuple):
+class FileSpan(NamedTuple):
     """An array within a file."""
 
     offset: int
@@ -34,111 +34,111 @@ def read(folder: Path, index: dict[str, Any]) -> dict[str, np.ndarray]:
     """All shards as flat rows: mean and std (n, views, h w c), label (n,)."""
     stored: dict[str, np.ndarray] = {}
     at = 0
-    for name, facts in sorted(index["shards"].items()):
-        arrays = _read(folder / name, facts)
+    for name, entry in sorted(index["shards"].items()):
+        arrays = _read(folder / name, entry)
         if not stored:
             stored = {key: np.empty((index["count"], *array.shape[1:]), array.dtype) for key, array in arrays.items()}
         for key, array in arrays.items():
             stored[key][at : at + len(array)] = array
-        at += facts["count"]
+        at += entry["count"]
     return stored
 
 
 class Shards:
-    """Random access to latents that stay on disk, flat as in memory."""
+    """Random access to latents on disk, flat as in memory."""
 
     def __init__(self, folder: Path, index: dict[str, Any], rows: Int[np.ndarray, " n"]):
-        """The given rows of all."""
-        facts = sorted(index["shards"].items())
-        self._paths = [folder / name for name, _ in facts]
-        self._stretches = [_stretches(folder / name, known) for name, known in facts]
-        self._starts = np.cumsum([0] + [known["count"] for _, known in facts])
+        """The rows `rows` of all shards."""
+        entries = sorted(index["shards"].items())
+        self._paths = [folder / name for name, _ in entries]
+        self._file_spans = [_file_spans(folder / name, entry) for name, entry in entries]
+        self._starts = np.cumsum([0] + [entry["count"] for _, entry in entries])
         self._rows = rows
         self.labels = self._labels()
-        """Classes of the rows, where there are any."""
+        """Class indices of the rows, where there are classes."""
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, row: int) -> dict[str, np.ndarray]:
-        return self._at(int(self._rows[row]))
+        return self._read_row(int(self._rows[row]))
 
     def gather(self, rows: Int[np.ndarray, " k"]) -> dict[str, np.ndarray]:
-        """Rows counted among all, as arrays: mean and std (k, views, h w c), label (k,)."""
-        found = [self._at(int(at)) for at in rows]
-        return {name: np.stack([row[name] for row in found]) for name in found[0]}
+        """Rows by their index in all shards, as arrays: mean and std (k, views, h w c), label (k,)."""
+        selected = [self._read_row(int(row)) for row in rows]
+        return {name: np.stack([row[name] for row in selected]) for name in selected[0]}
 
-    def _at(self, at: int) -> dict[str, np.ndarray]:
-        """A row counted among all.
+    def _read_row(self, at: int) -> dict[str, np.ndarray]:
+        """A row by its index in all shards.
 
         Raises:
-            UserError: its shard is gone or damaged.
+            UserError: its shard is missing or damaged.
         """
         shard = int(np.searchsorted(self._starts, at, side="right")) - 1
         path, within = self._paths[shard], at - int(self._starts[shard])
         try:
-            return {name: _row(path, stretch, within) for name, stretch in self._stretches[shard].items()}
+            return {name: _read_span(path, span, within) for name, span in self._file_spans[shard].items()}
         except (OSError, ValueError) as error:
-            raise _damaged(path, error) from None
+            raise _shard_error(path, error) from None
 
     def _labels(self) -> Int[np.ndarray, " n"] | None:
-        if "label" not in self._stretches[0]:
+        if "label" not in self._file_spans[0]:
             return None
-        whole = []
-        for path, stretches, count in zip(self._paths, self._stretches, np.diff(self._starts), strict=True):
-            whole.append(np.fromfile(path, stretches["label"].dtype, count, offset=stretches["label"].offset))
-        return np.concatenate(whole)[self._rows]
+        parts = []
+        for path, spans, count in zip(self._paths, self._file_spans, np.diff(self._starts), strict=True):
+            parts.append(np.fromfile(path, spans["label"].dtype, count, offset=spans["label"].offset))
+        return np.concatenate(parts)[self._rows]
 
 
-def _row(path: Path, stretch: Stretch, at: int) -> np.ndarray:
-    count = math.prod(stretch.row)
-    found = np.fromfile(path, stretch.dtype, count, offset=stretch.offset + at * count * stretch.dtype.itemsize)
-    return found.reshape(stretch.row)
+def _read_span(path: Path, span: FileSpan, at: int) -> np.ndarray:
+    count = math.prod(span.row)
+    values = np.fromfile(path, span.dtype, count, offset=span.offset + at * count * span.dtype.itemsize)
+    return values.reshape(span.row)
 
 
-def _read(path: Path, facts: dict[str, Any]) -> dict[str, np.ndarray]:
+def _read(path: Path, entry: dict[str, Any]) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as loaded:
             arrays = {name: loaded[name] for name in NAMES if name in loaded.files}
-        _check(arrays["mean"].shape, facts)
+        _check(arrays["mean"].shape, entry)
     except Exception as error:
-        raise _damaged(path, error) from None
-    return {name: array.reshape(len(array), *_flat(name, facts)) for name, array in arrays.items()}
+        raise _shard_error(path, error) from None
+    return {name: array.reshape(len(array), *_flat(name, entry)) for name, array in arrays.items()}
 
 
-def _stretches(path: Path, facts: dict[str, Any]) -> dict[str, Stretch]:
-    """Where each array of a shard begins."""
-    found = {}
+def _file_spans(path: Path, entry: dict[str, Any]) -> dict[str, FileSpan]:
+    """Position of each array of a shard."""
+    spans = {}
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as handle:
-            for entry in archive.infolist():
-                handle.seek(entry.header_offset)
-                after = sum(struct.unpack("<HH", handle.read(LOCAL_HEADER)[-4:]))
-                handle.seek(after, 1)
+            for member in archive.infolist():
+                handle.seek(member.header_offset)
+                extra_length = sum(struct.unpack("<HH", handle.read(LOCAL_HEADER)[-4:]))
+                handle.seek(extra_length, 1)
                 version = np.lib.format.read_magic(handle)
-                if version != (1, 0) or entry.compress_type != zipfile.ZIP_STORED:
+                if version != (1, 0) or member.compress_type != zipfile.ZIP_STORED:
                     raise ValueError("not as numpy.savez writes it")
                 shape, _, dtype = np.lib.format.read_array_header_1_0(handle)
-                name = entry.filename.removesuffix(".npy")
+                name = member.filename.removesuffix(".npy")
                 if name == "mean":
-                    _check(shape, facts)
-                found[name] = Stretch(handle.tell(), dtype, _flat(name, facts))
+                    _check(shape, entry)
+                spans[name] = FileSpan(handle.tell(), dtype, _flat(name, entry))
     except Exception as error:
-        raise _damaged(path, error) from None
-    return {name: found[name] for name in NAMES if name in found}
+        raise _shard_error(path, error) from None
+    return {name: spans[name] for name in NAMES if name in spans}
 
 
-def _flat(name: str, facts: dict[str, Any]) -> tuple[int, ...]:
+def _flat(name: str, entry: dict[str, Any]) -> tuple[int, ...]:
     """Shape of a row: (views, h w c), or () of labels."""
-    return () if name == "label" else (facts["shape"][0], math.prod(facts["shape"][1:]))
+    return () if name == "label" else (entry["shape"][0], math.prod(entry["shape"][1:]))
 
 
-def _check(shape: tuple[int, ...], facts: dict[str, Any]) -> None:
-    if shape != (facts["count"], *facts["shape"]):
-        raise ValueError(f"mean of shape {shape}, expected {(facts['count'], *facts['shape'])}")
+def _check(shape: tuple[int, ...], entry: dict[str, Any]) -> None:
+    if shape != (entry["count"], *entry["shape"]):
+        raise ValueError(f"mean of shape {shape}, expected {(entry['count'], *entry['shape'])}")
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
+def _shard_error(path: Path, error: Exception) -> UserError:
     if isinstance(error, FileNotFoundError):
-        return UserError(f"{path}: this shard is missing; {AGAIN}")
-    return UserError(f"{path}: damaged shard ({line(error)}); delete it, and {AGAIN}")
+        return UserError(f"{path}: this shard is missing; {REENCODE_HINT}")
+    return UserError(f"{path}: damaged shard ({error_line(error)}); delete it, and {REENCODE_HINT}")

@@ -1,11 +1,11 @@
-"""Data that no memory holds: rows read from disk while training runs, a window at a time.
+"""Streaming data sets: rows read from disk during training, one window at a time.
 
-Rows come in an order that follows from the seed alone: every epoch is a permutation of all of them, and row k of the
-order is the same from wherever reading starts. So a training's place in its data follows from the step, and one that
-was interrupted goes on with the rows that it would have seen.
+The order of rows depends on the seed only: every epoch is a permutation of all rows, and row k of the order does not
+depend on where reading starts. So the step determines the position in the data, and a resumed run continues with the
+same rows as one without interruption.
 
-A window is a stretch of that order as arrays. Training goes through its rows one batch after another; what needs rows
-at random (a bank, the gradient's variance) takes them from the window.
+A window is a slice of that order as arrays. Training takes its rows batch by batch; random rows (for a bank, or the
+gradient variance) come from the window, too.
 """
 
 import os
@@ -20,12 +20,12 @@ import numpy as np
 from vamf.conditioning import Cond
 from vamf.errors import UserError
 
-AHEAD = 64
-"""Rows that are read ahead."""
-KEPT, FEWEST = 1024, 32
-"""Rows that stay in memory, if they are small, and if they are large."""
-KEPT_BYTES = 2**26
-"""Memory that they may take."""
+PREFETCH_ROWS = 64
+"""Rows prefetched by grain."""
+MAX_ROWS, MIN_ROWS = 1024, 32
+"""Largest and smallest number of rows that stay in memory."""
+MAX_BYTES = 2**26
+"""Largest size of these rows, unless the smallest number needs more."""
 
 
 @runtime_checkable
@@ -33,7 +33,7 @@ class Source(Protocol):
     """Random access to rows."""
 
     labels: np.ndarray | None
-    """The classes of all rows, where there are any."""
+    """Class indices of all rows, where there are classes."""
 
     def __len__(self) -> int: ...
 
@@ -44,54 +44,54 @@ class Stream(NamedTuple):
     """The training rows of a data set, on disk."""
 
     source: Source
-    """Gives a row as named arrays."""
+    """Rows as named arrays."""
     take: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Cond]]
-    """(window, key, rows of it) -> samples in the network's units and their condition. Traceable."""
+    """(window, key, rows of it) -> samples in the network's units and their conditioning. Traceable."""
     digest: str
-    """What tells these rows from others."""
-    damaged: Mapping[int, str] = {}
-    """Rows that turned out damaged while reading, and how."""
+    """Hash that identifies the rows."""
+    corrupt: Mapping[int, str] = {}
+    """Rows that could not be read, and the errors."""
 
 
-def order(source: Source, seed: int) -> Any:
-    """The rows of a source without end, as grain's `MapDataset`."""
+def row_order(source: Source, seed: int) -> Any:
+    """The infinite order of a source's rows, as grain's `MapDataset`."""
     import grain  # type: ignore[import-not-found]
 
     return grain.MapDataset.source(source).seed(seed).shuffle().repeat()  # type: ignore[arg-type]
 
 
-def options(threads: int = 0) -> Any:
-    """How grain reads: rows in parallel, some of them ahead.
+def read_options(threads: int = 0) -> Any:
+    """Options of grain: parallel reading with prefetching.
 
     Args:
         threads: 0 takes one for each core.
     """
     import grain  # type: ignore[import-not-found]
 
-    return grain.ReadOptions(num_threads=threads or os.cpu_count() or 1, prefetch_buffer_size=AHEAD)
+    return grain.ReadOptions(num_threads=threads or os.cpu_count() or 1, prefetch_buffer_size=PREFETCH_ROWS)
 
 
 def window(source: Source, seed: int, first: int, count: int) -> dict[str, np.ndarray]:
-    """Rows `first` to `first + count` of a seed's order."""
+    """Rows `first` to `first + count` of the order, as arrays."""
     arrays: dict[str, np.ndarray] = {}
-    for at, row in enumerate(order(source, seed)[first : first + count].to_iter_dataset(options())):
+    for index, row in enumerate(row_order(source, seed)[first : first + count].to_iter_dataset(read_options())):
         if not arrays:
             arrays = {name: np.empty((count, *value.shape), value.dtype) for name, value in row.items()}
         for name, value in row.items():
-            arrays[name][at] = value
+            arrays[name][index] = value
     return arrays
 
 
-def kept(source: Source) -> dict[str, jax.Array]:
-    """What a streamed data set holds in memory, for all but training: a window of some rows, and the labels of all."""
-    row = sum(value.nbytes for value in source[0].values())
-    arrays = window(source, 0, 0, min(len(source), KEPT, max(FEWEST, KEPT_BYTES // row)))
+def resident_arrays(source: Source) -> dict[str, jax.Array]:
+    """Arrays of a streamed data set in memory, for everything but training: some rows, and the labels of all rows."""
+    row_bytes = sum(value.nbytes for value in source[0].values())
+    arrays = window(source, 0, 0, min(len(source), MAX_ROWS, max(MIN_ROWS, MAX_BYTES // row_bytes)))
     labels = {} if source.labels is None else {"labels": source.labels}
     return jax.tree.map(jnp.asarray, arrays | labels | {"start": np.int32(0)})
 
 
 def check_grain(path: Path) -> None:
-    """Refuse to stream without the package that reads.
+    """Refuse streaming without grain.
 
     Raises:
         UserError: grain is not installed.

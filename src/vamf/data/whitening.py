@@ -1,12 +1,12 @@
-"""Whitening: the network sees data whose covariance is the identity, up to a floor.
+"""Whitening: data whose covariance is the identity, up to a floor on the eigenvalues.
 
 Flow matching learns directions of high variance first and stagnates in those of low variance where the covariance is
 ill-conditioned (preconditioned flow matching, arXiv:2603.02337). With the covariance U diag(l) U^T of the data
 
     y = D^{-1/2} U^T (x - mean),        D = diag(max(l, floor l_max))
 
-is what is trained on, and samples are mapped back. It changes the Jacobian S of the flow map, and with it the best
-beta, too.
+is the training data, and samples are mapped back. This changes the Jacobian S of the flow map, and with it the optimal
+beta.
 """
 
 import dataclasses
@@ -17,13 +17,13 @@ import numpy as np
 
 from vamf.data.dataset import Dataset
 
-POINTS = 2**15
-"""Draws from which mean and covariance are taken."""
+NUM_SAMPLES = 2**15
+"""Samples for the mean and covariance."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Whitening:
-    """The change of coordinates; called, it undoes itself on samples (..., *shape)."""
+    """The whitening transform; calling it maps whitened samples (..., *shape) back."""
 
     mean: np.ndarray
     vectors: np.ndarray
@@ -38,7 +38,7 @@ class Whitening:
         return (flat @ (self.vectors * self.spread).T + self.mean).reshape(samples.shape)
 
     def forward(self, samples: np.ndarray) -> np.ndarray:
-        """Samples (..., *shape) in these coordinates, in single precision."""
+        """Samples (..., *shape) -> whitened coordinates, float32."""
         flat = np.asarray(samples, np.float64).reshape(*samples.shape[: samples.ndim - len(self.shape)], -1)
         return ((flat - self.mean) @ (self.vectors / self.spread)).reshape(samples.shape).astype(np.float32)
 
@@ -53,39 +53,41 @@ def whiten(dataset: Dataset, floor: float) -> Dataset:
 
 
 def fit(dataset: Dataset, floor: float) -> Whitening:
-    """The change of coordinates that whitens a data set; `floor` as `whiten` takes it."""
+    """The transform that whitens a data set; `floor` as in `whiten`."""
     shape = dataset.event_shape
-    drawn = dataset.draw(dataset.arrays, jax.random.key(0), POINTS)[0]
-    points = np.asarray(drawn, np.float64).reshape(POINTS, -1)
-    mean = points.mean(axis=0)
-    values, vectors = np.linalg.eigh(np.cov(points, rowvar=False).reshape(len(mean), len(mean)))
+    samples = dataset.draw(dataset.arrays, jax.random.key(0), NUM_SAMPLES)[0]
+    flat = np.asarray(samples, np.float64).reshape(NUM_SAMPLES, -1)
+    mean = flat.mean(axis=0)
+    values, vectors = np.linalg.eigh(np.cov(flat, rowvar=False).reshape(len(mean), len(mean)))
     return Whitening(mean, vectors, np.sqrt(np.maximum(values, floor * values[-1])), shape)
 
 
-def apply(dataset: Dataset, change: Whitening) -> Dataset:
-    """The data set in other coordinates; the law of a mixture is no longer one of round components."""
-    to_white = jnp.asarray(change.vectors / change.spread, jnp.float32)
-    centre = jnp.asarray(change.mean, jnp.float32)
+def apply(dataset: Dataset, whitener: Whitening) -> Dataset:
+    """The data set in whitened coordinates; without its mixture, whose components are no longer isotropic."""
+    matrix = jnp.asarray(whitener.vectors / whitener.spread, jnp.float32)
+    centre = jnp.asarray(whitener.mean, jnp.float32)
 
-    def white(x):
-        flat = jnp.matmul(x.reshape(len(x), -1) - centre, to_white, precision=jax.lax.Precision.HIGHEST)
+    def whiten_samples(x):
+        flat = jnp.matmul(x.reshape(len(x), -1) - centre, matrix, precision=jax.lax.Precision.HIGHEST)
         return flat.reshape(x.shape)
 
-    def whitened(draw):
-        def drawn(*arguments):
-            x, cond = draw(*arguments)
-            return white(x), cond
+    def whiten_draw(draw):
+        def whitened_draw(*args):
+            x, cond = draw(*args)
+            return whiten_samples(x), cond
 
-        return drawn
+        return whitened_draw
 
-    stream = None if dataset.stream is None else dataset.stream._replace(take=whitened(dataset.stream.take))
-    start = None if dataset.start is None else (lambda *arguments, first=dataset.start: white(first(*arguments)))
+    stream = None if dataset.stream is None else dataset.stream._replace(take=whiten_draw(dataset.stream.take))
+    start = (
+        None if dataset.start is None else (lambda *args, draw_start=dataset.start: whiten_samples(draw_start(*args)))
+    )
     return dataclasses.replace(
         dataset,
-        draw=whitened(dataset.draw),
+        draw=whiten_draw(dataset.draw),
         stream=stream,
         start=start,
-        restore=change,
+        inverse_transform=whitener,
         mixture=None,
-        bound=None,
+        clip_range=None,
     )

@@ -1,9 +1,9 @@
-"""The doctor: where a training's noise comes from, what beta should be, and what the log says.
+"""Diagnosis of a run: the sources of its gradient noise, the best beta, and checks of its log.
 
 measure.py     any average velocity and data -> Diagnosis
 advice.py      Diagnosis -> findings in words, each with the setting to change
-logbook.py     the log of a training -> findings
-run.py         all of it on a run's folder
+log_checks.py  the log of a run -> findings
+run.py         all of these for a run's folder
 """
 
 from vamf.diagnosis.advice import Finding, advise

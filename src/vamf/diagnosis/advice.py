@@ -1,7 +1,7 @@
-"""From measured numbers to words: what to change, by how much it would help, and how sure that is.
+"""Advice from measurements: what to change, the expected gain, and its error.
 
-Every sentence rests on differences of at least two standard errors; what is not clear is called so. The recommended
-constant beta is read off the measured curve, never off a formula.
+Every sentence rests on differences of at least two standard errors; smaller ones are reported as not clear. The
+recommended constant beta comes from the measured curve, never from a formula.
 """
 
 import math
@@ -15,42 +15,47 @@ from vamf.objectives import METHODS
 from vamf.theory.estimate import Estimate
 
 WORTHWHILE = 0.95
-"""A variance ratio above this one is not worth a change of settings."""
+"""A variance ratio above this value does not justify a change of settings."""
 
 
 class Finding(NamedTuple):
-    """One thing to know about a training."""
+    """One finding about a run."""
 
     severity: Literal["good", "note", "advice", "warning", "problem"]
-    """good: nothing to do; note: worth knowing; advice: a gain to be had; warning and problem: something is wrong."""
+    """good: nothing to do; note: information; advice: a possible gain; warning and problem: something is wrong."""
     text: str
     """One or two sentences."""
     setting: str = ""
-    """What to change on the command line, where something is to be changed."""
+    """The command-line option to change, if any."""
 
 
 class Current(NamedTuple):
-    """How the training that is diagnosed is set up."""
+    """The settings of the diagnosed run."""
 
     method: str
-    """Its named method."""
+    """Name of its method."""
     beta: float | str | None
-    """Its tangent mix: a number, the name of an adaptive one, or None where v_hat is no mix."""
+    """Its tangent mix: a number, the name of an adaptive one, or None without a mix."""
     ema_target: float
     """Decay of the EMA behind v_hat."""
     proxy: str = "ema"
-    """Where its v_hat comes from."""
+    """The source of its v_hat."""
 
 
 def advise(diagnosis: Diagnosis, current: Current | None = None) -> list[Finding]:
-    """What the measurements say, the largest gain first, then what explains it."""
+    """Findings from the measurements, the largest gain first, then the explanations."""
     options = [
         _constant(diagnosis, current),
         *_adaptive(diagnosis, current),
         *_bank(diagnosis, current),
     ]
     ranked = sorted(options, key=lambda option: option[0])
-    rest = [*_own(diagnosis, current), _plane(diagnosis), _source(diagnosis), *_proxy(diagnosis, current)]
+    rest = [
+        *_run_gradient(diagnosis, current),
+        _mixing_map(diagnosis),
+        _noise_source(diagnosis),
+        *_proxy(diagnosis, current),
+    ]
     return [finding for _, finding in ranked] + rest
 
 
@@ -59,45 +64,47 @@ def _constant(diagnosis: Diagnosis, current: Current | None) -> tuple[float, Fin
     curve, beta = diagnosis.measured, diagnosis.beta
     name = "gradient variance" if diagnosis.of_gradient else "squared residual"
     ratio = curve.relative[curve.recommended]
-    reached = f"at beta = 1 it is {_lower(curve.relative[-1])}"
+    at_one = f"at beta = 1 it is {_lower(curve.relative[-1])}"
     if beta == 0:
-        text = f"No constant beta clearly lowers the measured {name}: {reached} than at beta = 0."
+        text = f"No constant beta clearly lowers the measured {name}: {at_one} than at beta = 0."
     else:
         text = f"At beta = {beta:g} the measured {name} is {_lower(ratio)} than at beta = 0"
-        text += "." if beta == BETAS[-1] else f"; {reached}."
+        text += "." if beta == BETAS[-1] else f"; {at_one}."
     if current is None:
         return ratio.value, Finding("advice" if beta else "note", text, f"--beta {beta:g}" if beta else "")
-    now = current.beta
-    if not isinstance(now, float):
+    beta_now = current.beta
+    if not isinstance(beta_now, float):
         return ratio.value, Finding("note", text)
 
-    def here(estimates, part):
-        return float(np.interp(now, BETAS, [getattr(estimate, part) for estimate in estimates]))
+    def interpolate(estimates, part):
+        return float(np.interp(beta_now, BETAS, [getattr(estimate, part) for estimate in estimates]))
 
-    present = here(curve.relative, "value")
-    unclear = here(curve.excess, "value") <= CLEAR * here(curve.excess, "error")
-    if unclear or ratio.value > WORTHWHILE * present:
-        text += f" The run's beta = {now:g} is no worse, within 5 % or the error."
+    current_ratio = interpolate(curve.relative, "value")
+    not_worse = interpolate(curve.excess, "value") <= CLEAR * interpolate(curve.excess, "error")
+    if not_worse or ratio.value > WORTHWHILE * current_ratio:
+        text += f" The run's beta = {beta_now:g} is no worse, within 5 % or the error."
         return ratio.value, Finding("good", text)
-    text += f" The run's beta = {now:g} has {present / ratio.value:.2f} times the variance of beta = {beta:g}."
+    text += (
+        f" The run's beta = {beta_now:g} has {current_ratio / ratio.value:.2f} times the variance of beta = {beta:g}."
+    )
     return ratio.value, Finding("advice", text, _setting(current, f"{beta:g}"))
 
 
 def _adaptive(diagnosis: Diagnosis, current: Current | None) -> list[tuple[float, Finding]]:
-    """A beta for each (r, t), where one number is not enough."""
-    best, each = diagnosis.predicted.relative[diagnosis.predicted.best], diagnosis.by_time
-    clear = best.value - each.value > CLEAR * float(np.hypot(best.error, each.error))
-    if not clear or each.value > WORTHWHILE * best.value:
+    """An adaptive beta for each (r, t), where it beats a constant."""
+    best, adaptive = diagnosis.predicted.relative[diagnosis.predicted.best], diagnosis.by_time
+    clear = best.value - adaptive.value > CLEAR * float(np.hypot(best.error, adaptive.error))
+    if not clear or adaptive.value > WORTHWHILE * best.value:
         return []
     text = (
-        f"One number is a compromise: with a beta for each (r, t) the noise is predicted to be {_lower(each)} than at "
-        f"beta = 0, with the best constant {_lower(best)}."
+        f"One number is a compromise: with a beta for each (r, t) the noise is predicted to be {_lower(adaptive)} than "
+        f"at beta = 0, with the best constant {_lower(best)}."
     )
     if current is not None and isinstance(current.beta, str):
-        return [(each.value, Finding("good", f"{text} The run's beta, {current.beta}, adapts."))]
+        return [(adaptive.value, Finding("good", f"{text} The run's beta, {current.beta}, adapts."))]
     if current is not None and current.beta is None:
-        return [(each.value, Finding("note", text))]
-    return [(each.value, Finding("advice", text, _setting(current, "binned")))]
+        return [(adaptive.value, Finding("note", text))]
+    return [(adaptive.value, Finding("advice", text, _setting(current, "binned")))]
 
 
 def _bank(diagnosis: Diagnosis, current: Current | None) -> list[tuple[float, Finding]]:
@@ -118,23 +125,23 @@ def _bank(diagnosis: Diagnosis, current: Current | None) -> list[tuple[float, Fi
     return [(ratio.value, Finding("advice", text, "--method rao_blackwell"))]
 
 
-def _own(diagnosis: Diagnosis, current: Current | None) -> list[Finding]:
-    """The loss that the run trains, where the curve is not of it."""
-    if diagnosis.own is None or current is None:
+def _run_gradient(diagnosis: Diagnosis, current: Current | None) -> list[Finding]:
+    """The gradient variance of the run's own loss, where the curve of beta does not contain it."""
+    if diagnosis.run_gradient is None or current is None:
         return []
     text = (
-        f"The loss that this run trains, {current.method}, has a gradient variance {_lower(diagnosis.own)} than "
-        "MeanFlow's tangent (beta = 0) would have on this network. The curve of beta is of that tangent and its mixes, "
-        "with the run's times, weight, guidance and further terms."
+        f"The loss that this run trains, {current.method}, has a gradient variance {_lower(diagnosis.run_gradient)} "
+        "than MeanFlow's tangent (beta = 0) would have on this network. The curve of beta is of that tangent and its "
+        "mixes, with the run's times, weight, guidance and further terms."
     )
     return [Finding("note", text)]
 
 
-def _plane(diagnosis: Diagnosis) -> Finding:
-    """Where mixing helps and where it harms."""
-    drawn = [cell for cell in diagnosis.cells if cell.weight > 0]
-    better = [cell for cell in drawn if above(cell.amplification, 1.0)]
-    worse = [cell for cell in drawn if below(cell.amplification, 1.0)]
+def _mixing_map(diagnosis: Diagnosis) -> Finding:
+    """The (r, t) where mixing lowers the noise and where it raises it."""
+    sampled = [cell for cell in diagnosis.cells if cell.weight > 0]
+    better = [cell for cell in sampled if above(cell.amplification, 1.0)]
+    worse = [cell for cell in sampled if below(cell.amplification, 1.0)]
     parts = []
     if better:
         parts.append(f"lower the noise {_total(better):.2f} times on {diagnosis.helps:.0%}")
@@ -147,42 +154,41 @@ def _plane(diagnosis: Diagnosis) -> Finding:
     return Finding("note", f"Full mixing (beta = 1) would {' and '.join(parts)} of the pairs (r, t) of training{rest}.")
 
 
-def _source(diagnosis: Diagnosis) -> Finding:
-    """Which times make the noise at beta = 0."""
+def _noise_source(diagnosis: Diagnosis) -> Finding:
+    """The times that cause most of the noise at beta = 0."""
     total = sum(cell.weight * cell.noise.value for cell in diagnosis.cells)
     ranked = sorted(diagnosis.cells, key=lambda cell: -cell.weight * cell.noise.value)
-    chosen, share = [], 0.0
+    largest, fraction = [], 0.0
     for cell in ranked:
-        chosen.append(cell)
-        share += cell.weight * cell.noise.value / max(total, 1e-300)
-        if share >= 0.5:
+        largest.append(cell)
+        fraction += cell.weight * cell.noise.value / max(total, 1e-300)
+        if fraction >= 0.5:
             break
     half = 0.5 / (len(diagnosis.lines) - 1)
-    low, high = min(cell.t for cell in chosen) - half, max(cell.t for cell in chosen) + half
-    pairs = sum(cell.weight for cell in chosen)
+    low, high = min(cell.t for cell in largest) - half, max(cell.t for cell in largest) + half
+    pairs = sum(cell.weight for cell in largest)
     return Finding(
         "note",
-        f"At beta = 0, {share:.0%} of the noise comes from {pairs:.0%} of the pairs (r, t), with t from {low:.2f} to "
-        f"{high:.2f}; the largest part from around t = {ranked[0].t:.2f}, t - r = {ranked[0].gap:.2f}.",
+        f"At beta = 0, {fraction:.0%} of the noise comes from {pairs:.0%} of the pairs (r, t), with t from {low:.2f} "
+        f"to {high:.2f}; the largest part from around t = {ranked[0].t:.2f}, t - r = {ranked[0].gap:.2f}.",
     )
 
 
 def _proxy(diagnosis: Diagnosis, current: Current | None) -> list[Finding]:
-    """How far the EMA trails the network."""
-    trust = diagnosis.shrinkage
+    """The lag of v_hat behind the network."""
+    shrinkage = diagnosis.shrinkage
     if diagnosis.tracking_gap.value == 0:
         return []
-    lag = 1 - trust.value
+    ema_lag = 1 - shrinkage.value
     if current is not None and current.proxy in ("head", "teacher", "oracle"):
-        text = (
-            f"v_hat, from the run's {current.proxy}, and the network's own velocity differ by {lag:.1%} of the noise."
-        )
+        source = f"v_hat, from the run's {current.proxy},"
+        text = f"{source} and the network's own velocity differ by {ema_lag:.1%} of the noise."
         return [Finding("note", text)]
-    if above(trust, 0.95):
-        return [Finding("good", f"v_hat trails the network by little: {lag:.1%} of the noise.")]
-    text = f"v_hat trails the network: the gap is {lag:.0%} of the noise, so a beta near 1 brings bias with it."
-    setting = "" if current is None else f"--optimiser.ema-target {max(0.0, 3 * current.ema_target - 2):.6g}"
-    return [Finding("warning" if trust.value < 0.8 else "note", text, setting)]
+    if above(shrinkage, 0.95):
+        return [Finding("good", f"v_hat trails the network by little: {ema_lag:.1%} of the noise.")]
+    text = f"v_hat trails the network: the gap is {ema_lag:.0%} of the noise, so a beta near 1 brings bias with it."
+    setting = "" if current is None else f"--optimizer.ema-target {max(0.0, 3 * current.ema_target - 2):.6g}"
+    return [Finding("warning" if shrinkage.value < 0.8 else "note", text, setting)]
 
 
 def _total(cells: Sequence[Cell]) -> float:
@@ -192,8 +198,8 @@ def _total(cells: Sequence[Cell]) -> float:
 
 
 def _setting(current: Current | None, beta: str) -> str:
-    free = current is None or (current.method in METHODS and "beta" in METHODS[current.method].options)
-    return f"--beta {beta}" if free else f"--method vamf --beta {beta}"
+    has_beta = current is None or (current.method in METHODS and "beta" in METHODS[current.method].options)
+    return f"--beta {beta}" if has_beta else f"--method vamf --beta {beta}"
 
 
 def _times(ratio: Estimate) -> str:

@@ -1,4 +1,4 @@
-"""What a diagnosis measures, as numbers with their standard errors."""
+"""The results of a diagnosis: numbers with their standard errors."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -10,28 +10,28 @@ from vamf.theory.estimate import Estimate
 BETAS = tuple(round(0.1 * index, 1) for index in range(11))
 """Tangent mixes of the curves."""
 CLEAR = 2.0
-"""Standard errors from which a difference counts."""
+"""Standard errors from which a difference is significant."""
 
 
 class Cell(NamedTuple):
-    """What was measured at one point of the (t, gap) plane."""
+    """Measurements at one point of the (t, gap) plane."""
 
     t: float
     """Start time."""
     gap: float
     """t - r."""
     weight: float
-    """Share of the training law's pairs with r < t in this cell."""
+    """Fraction of the training pairs with r < t in this cell."""
     amplification: Estimate
     """tr(S Sigma S^T) / tr Sigma: above 1, full mixing lowers the noise."""
     beta: Estimate
-    """beta* with the stand-in for the bias, not clipped to [0, 1]."""
+    """beta* with the surrogate bias, not clipped to [0, 1]."""
     noise: Estimate
     """E||S xi||^2: noise in the residual at beta = 0."""
     floor: Estimate
     """E||xi||^2: noise at beta = 1."""
     derivative: Estimate
-    """E||(t - r) D_{v_c} u||^2: size of the term that the tangent enters."""
+    """E||(t - r) D_{v_c} u||^2: size of the derivative term."""
     trace: Estimate
     """tr S / d."""
     frobenius: Estimate
@@ -43,16 +43,16 @@ class Cell(NamedTuple):
 
 
 class Optimum(NamedTuple):
-    """Estimates of the one best beta over the training law of times."""
+    """Estimates of the best constant beta over the training times."""
 
     bound: Estimate
     """Without the bias: an upper bound [14]. Not clipped."""
     biased: Estimate
-    """With the stand-in for the bias [30]. Not clipped."""
+    """With the surrogate bias [30]. Not clipped."""
     signed: Estimate
     """Isotropic formula [12] with a = tr A / d, clipped."""
     unsigned: Estimate
-    """Isotropic formula [12] with a = ||A||_F / sqrt(d), which has lost the sign; clipped."""
+    """Isotropic formula [12] with a = ||A||_F / sqrt(d), which has no sign; clipped."""
 
 
 class Curve(NamedTuple):
@@ -76,18 +76,18 @@ class Curve(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """What was measured on one average velocity."""
+    """Measurements of one average velocity."""
 
     cells: list[Cell]
     """The (t, gap) plane, gap <= t."""
     lines: tuple[float, ...]
     """Edges of the cells, along t and along the gap."""
     amplification: Estimate
-    """Of the noise at beta = 0 over that at beta = 1, over the training law."""
+    """The noise at beta = 0 over that at beta = 1, over the training times."""
     optimum: Optimum
-    """The one best beta."""
+    """The best constant beta."""
     predicted: Curve
-    """MSE(beta) in the space of outputs."""
+    """MSE(beta) in output space."""
     measured: Curve
     """Variance of a batch's gradient; of a bare callable, mean squared residual."""
     of_gradient: bool
@@ -96,8 +96,8 @@ class Diagnosis:
     """Predicted MSE with the best beta in each cell, over that at beta = 0."""
     rao_blackwell: Estimate | None
     """Variance of a batch's gradient with the bank's posterior mean in both roles, over that at beta = 0."""
-    own: Estimate | None
-    """The same of the loss that the training has."""
+    run_gradient: Estimate | None
+    """The same ratio for the run's own loss, where it has no tangent mix."""
     tracking_gap: Estimate
     """E||u(z, t, t) - v_hat||^2."""
     shrinkage: Estimate
@@ -105,12 +105,12 @@ class Diagnosis:
 
     @property
     def helps(self) -> float:
-        """Share of the training law where full mixing clearly lowers the noise."""
+        """Fraction of the training pairs where full mixing clearly lowers the noise."""
         return sum(cell.weight for cell in self.cells if above(cell.amplification, 1.0))
 
     @property
     def harms(self) -> float:
-        """Share of the training law where full mixing clearly raises the noise."""
+        """Fraction of the training pairs where full mixing clearly raises the noise."""
         return sum(cell.weight for cell in self.cells if below(cell.amplification, 1.0))
 
     @property
@@ -120,7 +120,8 @@ class Diagnosis:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON; an estimate is its value and its error."""
-        values = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        keys = {field.name: field.name for field in dataclasses.fields(self)} | {"run_gradient": "own"}
+        values = {key: _to_json(getattr(self, name)) for name, key in keys.items()}
         return values | {"betas": list(BETAS), "helps": self.helps, "harms": self.harms, "beta": self.beta}
 
 
@@ -134,10 +135,10 @@ def below(estimate: Estimate, level: float) -> bool:
     return estimate.value + CLEAR * estimate.error < level
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     """Named tuples as dicts."""
     if isinstance(value, list | tuple):
         names = getattr(value, "_fields", None)
-        entries = [_plain(entry) for entry in value]
+        entries = [_to_json(entry) for entry in value]
         return dict(zip(names, entries, strict=True)) if names else entries
     return value

@@ -1,12 +1,12 @@
-"""How far a score would move if other samples had been drawn: the bootstrap (Efron, 1979).
+"""Standard errors of scores by the bootstrap (Efron, 1979).
 
-Samples are drawn again from the samples, with replacement, and the score is computed anew. The standard deviation over
-such replicates is the standard error; the interval is the score +- 1.96 of it. Two caveats:
+The samples are resampled with replacement, and the score is recomputed. The standard deviation over such replicates is
+the standard error; the interval is the score +- 1.96 standard errors. Two caveats:
 
-* what is resampled are the generated images; the reference, and what it would be with other pictures, stays fixed;
-* a resample holds each image about once, but many never and others twice, so that scores with a bias in the number of
-  images (Fréchet distance: about 1/n) carry that bias once more. The mean of the replicates minus the score shows how
-  large it is (`bias`); the score is left as it is.
+* only the generated images are resampled; the reference stays fixed;
+* a resample repeats some images and omits others, so that scores with a bias in the number of images (Fréchet distance:
+  about 1/n) have that bias twice. The mean of the replicates minus the score estimates it (`bias`); the score is not
+  corrected.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ QUANTILE = 1.96
 
 
 class Estimate(NamedTuple):
-    """A score and how far to trust it."""
+    """A score with its standard error and bias."""
 
     value: float
     error: float | None = None
@@ -29,7 +29,7 @@ class Estimate(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The central 95 % if the replicates are normal."""
+        """95 % confidence interval, for normal replicates."""
         if self.error is None:
             return None
         return self.value - QUANTILE * self.error, self.value + QUANTILE * self.error
@@ -44,11 +44,11 @@ class Estimate(NamedTuple):
 
 def resamples(n: int, count: int, seed: int) -> Iterator[Int[np.ndarray, " n"]]:
     """`count` times n rows of n, drawn with replacement."""
-    for key in np.random.SeedSequence(seed).spawn(count):
-        yield np.random.default_rng(key).integers(0, n, n)
+    for sequence in np.random.SeedSequence(seed).spawn(count):
+        yield np.random.default_rng(sequence).integers(0, n, n)
 
 
 def mean(values: np.ndarray, count: int, seed: int) -> Estimate:
-    """The mean of values (n,) that each sample has of its own."""
+    """The mean of per-sample values (n,)."""
     replicates = [float(values[rows].mean()) for rows in resamples(len(values), count, seed)]
     return Estimate.of(float(values.mean()), replicates)

@@ -1,7 +1,7 @@
-"""Residual networks for CIFAR-10 (arXiv:1512.03385, section 4.2) as feature extractors and judges of class.
+"""Residual networks for CIFAR-10 (arXiv:1512.03385, section 4.2) as feature extractors and classifiers.
 
-Three groups of basic blocks with 16, 32 and 64 channels; where the size halves, the shortcut takes every second pixel
-and pads the channels with zeros. Features: the 64 spatial means before the linear layer; logits: the ten classes.
+Three groups of basic blocks with 16, 32 and 64 channels; where the resolution halves, the shortcut takes every second
+pixel and pads the channels with zeros. Features: the 64 spatial means before the linear layer; logits: the ten classes.
 Layers are named as in the PyTorch state dictionaries (`layer2.0.conv1`), with or without `module.` in front.
 """
 
@@ -22,32 +22,32 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 WIDTHS = (16, 32, 64)
 EPSILON = 1e-5
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
-"""Of ImageNet: what these classifiers were trained with."""
+"""ImageNet's mean and standard deviation, with which these classifiers were trained."""
 
 Parameters = Mapping[str, Any]
 """Layer -> (kernel (height, width, in, out), bias (out,)), batch normalisation folded in; "linear" (64, 10)."""
 
 
-def load(found: Mapping[str, np.ndarray], path: Path) -> dict[str, Any]:
-    """Parameters from the tensors of a file; its depth (20, 32, 44, 56, ...) is read off.
+def load(state_dict: Mapping[str, np.ndarray], path: Path) -> dict[str, Any]:
+    """Parameters from the tensors of a file; the depth (20, 32, 44, 56, ...) follows from them.
 
     Raises:
         UserError: tensors are missing or misshapen, by name.
     """
-    found = {name.removeprefix("module."): array for name, array in found.items()}
-    needed, layers = {"linear.weight": (len(CLASSES), DIMENSIONS), "linear.bias": (len(CLASSES),)}, {}
-    for layer, (fan_in, fan_out) in _layers(_depth(found)).items():
+    state_dict = {name.removeprefix("module."): array for name, array in state_dict.items()}
+    shapes, layers = {"linear.weight": (len(CLASSES), DIMENSIONS), "linear.bias": (len(CLASSES),)}, {}
+    for layer, (fan_in, fan_out) in _layers(_depth(state_dict)).items():
         layers[layer] = layer.replace("conv", "bn")
-        needed[f"{layer}.weight"] = (fan_out, fan_in, 3, 3)
-        needed |= {f"{layers[layer]}.{part}": (fan_out,) for part in ("weight", "bias", "running_mean", "running_var")}
-    taken = {name: array.astype(np.float64) for name, array in tensors.take(found, needed, path).items()}
+        shapes[f"{layer}.weight"] = (fan_out, fan_in, 3, 3)
+        shapes |= {f"{layers[layer]}.{part}": (fan_out,) for part in ("weight", "bias", "running_mean", "running_var")}
+    arrays = {name: array.astype(np.float64) for name, array in tensors.select(state_dict, shapes, path).items()}
     parameters: dict[str, Any] = {
-        "linear": (jnp.asarray(taken["linear.weight"].T, jnp.float32), jnp.asarray(taken["linear.bias"], jnp.float32))
+        "linear": (jnp.asarray(arrays["linear.weight"].T, jnp.float32), jnp.asarray(arrays["linear.bias"], jnp.float32))
     }
     for layer, norm in layers.items():
-        scale = taken[f"{norm}.weight"] / np.sqrt(taken[f"{norm}.running_var"] + EPSILON)
-        bias = taken[f"{norm}.bias"] - taken[f"{norm}.running_mean"] * scale
-        kernel = taken[f"{layer}.weight"].transpose(2, 3, 1, 0) * scale
+        scale = arrays[f"{norm}.weight"] / np.sqrt(arrays[f"{norm}.running_var"] + EPSILON)
+        bias = arrays[f"{norm}.bias"] - arrays[f"{norm}.running_mean"] * scale
+        kernel = arrays[f"{layer}.weight"].transpose(2, 3, 1, 0) * scale
         parameters[layer] = jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32)
     return parameters
 
@@ -64,10 +64,10 @@ def features(parameters: Parameters, images: Float[Array, "n 32 32 3"]) -> dict[
 
 
 def classify(parameters: Parameters, images: UInt8[np.ndarray, "n 32 32 3"], batch_size: int = 500) -> np.ndarray:
-    """Classes (n,) that the network takes images for; the share that is right is a generator's class accuracy."""
+    """Predicted classes (n,); their accuracy on generated images is a generator's class accuracy."""
     logits = jax.jit(lambda parameters, x: features(parameters, x.astype(jnp.float32))["logits"])
-    parts = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
-    return np.concatenate([np.asarray(logits(parameters, part)).argmax(axis=1) for part in parts])
+    batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
+    return np.concatenate([np.asarray(logits(parameters, batch)).argmax(axis=1) for batch in batches])
 
 
 def _block(parameters: Parameters, name: str, x: Array, stride: int) -> Array:
@@ -89,9 +89,9 @@ def _convolve(parameters: Parameters, layer: str, x: Array, stride: int = 1) -> 
     )
 
 
-def _depth(named: Mapping[str, Any]) -> int:
+def _depth(names: Mapping[str, Any]) -> int:
     """Blocks in each group."""
-    return len({name.split(".")[1] for name in named if name.startswith("layer1.")})
+    return len({name.split(".")[1] for name in names if name.startswith("layer1.")})
 
 
 def _layers(depth: int) -> dict[str, tuple[int, int]]:

@@ -1,6 +1,6 @@
-"""Feature extractors, and images through them.
+"""Feature extractors, and the features of images.
 
-Any network can stand in for Inception: an `Extractor` is two functions and an identity, which names the scores.
+Any network can replace Inception: an `Extractor` is two functions and an identity, which names the scores.
 """
 
 import collections
@@ -20,16 +20,16 @@ from jaxtyping import Array, Float, UInt8
 from vamf import distributed, tensors
 from vamf.errors import UserError
 from vamf.metrics import cifar_resnet, classifier, inception
-from vamf.metrics.identity import Identity, is_genuine
+from vamf.metrics.identity import Identity, is_inception_2015
 from vamf.metrics.images import Images
 from vamf.metrics.moments import Moments
 from vamf.metrics.resize import Method, resize
 
 PIXELS = "pixels"
-ENVIRONMENT = "VAMF_INCEPTION"
-"""Variable that names the weights file where an option does not."""
-PUBLISHED = "pt_inception-2015-12-05-6726825d.pth"
-LARGEST_PICTURE = 32 * 32
+ENV_VARIABLE = "VAMF_INCEPTION"
+"""Environment variable with the default path of the weights."""
+PUBLISHED_WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
+MAX_PIXELS = 32 * 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,25 +37,25 @@ class Extractor:
     """A function from images to features."""
 
     identity: Identity
-    """What it is."""
+    """Identifies the features."""
     prepare: Callable[[UInt8[np.ndarray, "n h w 3"]], Array]
-    """Images of any size to the network's input, which has one size."""
+    """Images of any size -> the network's input of fixed size."""
     apply: Callable[[Array], dict[str, Array]]
-    """Inputs to "features" (n, dims), and "logits" (n, classes) where there are classes."""
+    """Inputs -> "features" (n, dims), and "logits" (n, classes) where there are classes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What is left of images once they went through an extractor."""
+    """Features of images and their moments."""
 
     identity: Identity
-    """Whose features they are."""
+    """The extractor."""
     moments: Moments
     """Count, mean and scatter."""
     rows: Float[np.ndarray, "n d"] | None
-    """The features themselves, where they were kept."""
+    """The features, if `keep` was set."""
     logits: Float[np.ndarray, "n classes"] | None
-    """Where they were kept and the extractor has them."""
+    """The logits, if `keep` was set and the extractor has them."""
     sha256: str
     """Hash of the images, their sizes and order."""
 
@@ -68,63 +68,65 @@ def open_extractor(weights: str = "", dims: int | None = None, method: Method = 
 
     Args:
         weights: path of Inception's weights (see `vamf.metrics.inception.load`), of a CIFAR-10 ResNet's or of a
-            classifier of `vamf.metrics.classifier`; where empty, the variable VAMF_INCEPTION says.
-        dims: length of the features; the deepest that the file has where left out.
+            classifier of `vamf.metrics.classifier`; where empty, by the variable VAMF_INCEPTION.
+        dims: length of the features; by default the deepest in the file.
         method: resizing before Inception.
 
     Raises:
-        UserError: no file, a file of another network, tensors missing or misshapen, or a length it does not have.
+        UserError: no file, a file of another network, tensors missing or misshapen, or an unsupported length.
     """
-    weights = weights or os.environ.get(ENVIRONMENT, "")
+    weights = weights or os.environ.get(ENV_VARIABLE, "")
     if not weights:
         raise UserError(
-            f"weights: no file named. FID needs Inception's, {PUBLISHED} from the releases of pytorch-fid: "
-            f"give --weights FILE or set {ENVIRONMENT}; --weights {PIXELS} compares bare pixels"
+            f"weights: no file named. FID needs Inception's, {PUBLISHED_WEIGHTS} from the releases of pytorch-fid: "
+            f"give --weights FILE or set {ENV_VARIABLE}; --weights {PIXELS} compares raw pixels"
         )
     if weights == PIXELS:
         return _pixels(dims)
     path = Path(weights)
-    found = tensors.read(path)
+    state_dict = tensors.read(path)
     with path.open("rb") as handle:
         sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
-    if "weights_conv" in found or "Conv2d_1a_3x3.conv.weight" in found:
-        return _inception(found, dims, method, sha256, path)
-    if any(name.removeprefix("module.") == "layer1.0.conv1.weight" for name in found):
-        return _cifar_resnet(found, dims, sha256, path)
-    if classifier.is_one(found):
-        return _classifier(found, dims, sha256, path)
-    named = ", ".join(list(found)[:3])
-    raise UserError(f"{path}: tensors {named}, ...: allowed are Inception's of 2015 and those of CIFAR-10 ResNets")
+    if "weights_conv" in state_dict or "Conv2d_1a_3x3.conv.weight" in state_dict:
+        return _inception(state_dict, dims, method, sha256, path)
+    if any(name.removeprefix("module.") == "layer1.0.conv1.weight" for name in state_dict):
+        return _cifar_resnet(state_dict, dims, sha256, path)
+    if classifier.is_classifier(state_dict):
+        return _classifier(state_dict, dims, sha256, path)
+    names = ", ".join(list(state_dict)[:3])
+    raise UserError(f"{path}: tensors {names}, ...: allowed are Inception's of 2015 and those of CIFAR-10 ResNets")
 
 
-def _inception(found: dict[str, np.ndarray], dims: int | None, method: Method, sha256: str, path: Path) -> Extractor:
-    deepest = 2048 if "Conv2d_1a_3x3.conv.weight" in found else 1280
+def _inception(
+    state_dict: dict[str, np.ndarray], dims: int | None, method: Method, sha256: str, path: Path
+) -> Extractor:
+    deepest = 2048 if "Conv2d_1a_3x3.conv.weight" in state_dict else 1280
     dims = dims or deepest
     if dims not in inception.DIMENSIONS:
         raise UserError(f"dims = {dims}: allowed are {', '.join(map(str, inception.DIMENSIONS))}")
-    parameters = inception.load(found, dims, path)
+    parameters = inception.load(state_dict, dims, path)
 
     @jax.jit
     def run(parameters, x):
-        found = inception.features(parameters, (x - 128) / 128, dims)
-        return {"features": found.pop(str(dims)), **{name: found[name] for name in ("logits",) if name in found}}
+        outputs = inception.features(parameters, (x - 128) / 128, dims)
+        return {"features": outputs.pop(str(dims)), **{name: outputs[name] for name in ("logits",) if name in outputs}}
 
     return Extractor(
-        Identity("inception-2015-12-05" if is_genuine(sha256) else path.name, dims, method, sha256),
+        Identity("inception-2015-12-05" if is_inception_2015(sha256) else path.name, dims, method, sha256),
         prepare=lambda images: resize(images, inception.SIZE, method),
         apply=lambda x: run(parameters, x),
     )
 
 
-def _cifar_resnet(found: dict[str, np.ndarray], dims: int | None, sha256: str, path: Path) -> Extractor:
+def _cifar_resnet(state_dict: dict[str, np.ndarray], dims: int | None, sha256: str, path: Path) -> Extractor:
     if dims not in (None, cifar_resnet.DIMENSIONS):
         raise UserError(f"dims = {dims}: a CIFAR ResNet has {cifar_resnet.DIMENSIONS}")
-    parameters = cifar_resnet.load(found, path)
+    parameters = cifar_resnet.load(state_dict, path)
 
     @jax.jit
     def run(parameters, x):
-        found = cifar_resnet.features(parameters, x)
-        return {"features": found[str(cifar_resnet.DIMENSIONS)], "logits": found["logits"]}
+        outputs = cifar_resnet.features(parameters, x)
+        return {"features": outputs[str(cifar_resnet.DIMENSIONS)], "logits": outputs["logits"]}
 
     def prepare(images):
         if images.shape[1:3] != (cifar_resnet.SIZE, cifar_resnet.SIZE):
@@ -135,10 +137,10 @@ def _cifar_resnet(found: dict[str, np.ndarray], dims: int | None, sha256: str, p
     return Extractor(identity, prepare, lambda x: run(parameters, x))
 
 
-def _classifier(found: dict[str, np.ndarray], dims: int | None, sha256: str, path: Path) -> Extractor:
+def _classifier(state_dict: dict[str, np.ndarray], dims: int | None, sha256: str, path: Path) -> Extractor:
     if dims not in (None, classifier.DIMENSIONS):
         raise UserError(f"dims = {dims}: a classifier of vamf has {classifier.DIMENSIONS}")
-    parameters, size = classifier.load(found, path)
+    parameters, size = classifier.load(state_dict, path)
     run = jax.jit(classifier.features)
     identity = Identity(path.stem, classifier.DIMENSIONS, sha256=sha256)
     return Extractor(identity, lambda images: classifier.prepare(images, size), lambda x: run(parameters, x))
@@ -146,11 +148,11 @@ def _classifier(found: dict[str, np.ndarray], dims: int | None, sha256: str, pat
 
 def _pixels(dims: int | None) -> Extractor:
     if dims is not None:
-        raise UserError(f"dims = {dims}: of bare pixels there are as many as the images have")
+        raise UserError(f"dims = {dims}: fixed by the size of the images for raw pixels")
 
     def prepare(images):
-        if images.shape[1] * images.shape[2] > LARGEST_PICTURE:
-            raise UserError(f"images of {images.shape[1]}x{images.shape[2]}: bare pixels are compared up to 32x32")
+        if images.shape[1] * images.shape[2] > MAX_PIXELS:
+            raise UserError(f"images of {images.shape[1]}x{images.shape[2]}: raw pixels are compared up to 32x32")
         return jnp.asarray(images.reshape(len(images), -1), jnp.float32) / 255
 
     return Extractor(Identity(PIXELS, 0), prepare, lambda x: {"features": jnp.asarray(x)})
@@ -166,32 +168,32 @@ def extract(
     keep: bool = False,
     advance: Callable[[int], None] = lambda done: None,
 ) -> Features:
-    """All images through an extractor, in memory for one batch; with `keep` also for the features of all.
+    """Features of all images, batch by batch; memory holds one batch, with `keep` also all features.
 
-    Several processes take the batches in turns and tell each other the features: all return the same, to the last bit
-    what one process finds.
+    Several processes share the batches and broadcast their features: all return the same result, bit-identical to that
+    of a single process.
 
     Args:
-        advance: called with the number of images that are done.
+        advance: called with the number of processed images.
 
     Raises:
         UserError: an image does not suit the extractor, or fewer than two can be read.
     """
     digest = hashlib.sha256()
     moments: Moments | None = None
-    kept: list[dict[str, np.ndarray]] = []
+    batches: list[dict[str, np.ndarray]] = []
     done = 0
-    for found in _through(_batches(images, batch_size, digest), images.path, extractor):
-        part = Moments.of(found["features"])
-        moments = part if moments is None else moments + part
-        done += len(found["features"])
+    for batch in _extract_batches(_batches(images, batch_size, digest), images.path, extractor):
+        batch_moments = Moments.of(batch["features"])
+        moments = batch_moments if moments is None else moments + batch_moments
+        done += len(batch["features"])
         advance(done)
         if keep:
-            kept.append(found)
+            batches.append(batch)
     if moments is None or moments.count < 2:
         raise UserError(f"{images.path}: {done} readable images; two or more are needed")
     rows, logits = (
-        np.concatenate([found[name] for found in kept]) if kept and name in kept[0] else None
+        np.concatenate([batch[name] for batch in batches]) if batches and name in batches[0] else None
         for name in ("features", "logits")
     )
     identity = dataclasses.replace(extractor.identity, dims=len(moments.mean))
@@ -199,7 +201,7 @@ def extract(
 
 
 def _batches(images: Images, size: int, digest: Any) -> Iterator[tuple[list[np.ndarray], int]]:
-    """Images in batches of exactly `size`, in pieces of one size of image each, the last filled up; how many count."""
+    """Batches of exactly `size` images, as pieces of equal image size, and how many are no padding."""
     size = min(size, images.count)
     pieces: list[np.ndarray] = []
     for batch in images.batches(size):
@@ -210,37 +212,37 @@ def _batches(images: Images, size: int, digest: Any) -> Iterator[tuple[list[np.n
         if len(batch) >= room:
             yield pieces, size
             pieces = [batch[room:]] if len(batch) > room else []
-    if held := sum(map(len, pieces)):
-        yield [*pieces, np.repeat(pieces[-1][-1:], size - held, axis=0)], held
+    if num_left := sum(map(len, pieces)):
+        yield [*pieces, np.repeat(pieces[-1][-1:], size - num_left, axis=0)], num_left
 
 
-def _through(
+def _extract_batches(
     batches: Iterator[tuple[list[np.ndarray], int]], path: Path, extractor: Extractor
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Features of each batch in order, each from the process whose turn it is; a device works while others are read."""
-    number, processes = jax.process_index(), jax.process_count()
-    waiting: collections.deque[tuple[dict[str, Array], list[int]]] = collections.deque()
+    """Features of each batch in order, distributed over processes; devices compute while the next batches are read."""
+    process_index, num_processes = jax.process_index(), jax.process_count()
+    pending: collections.deque[tuple[dict[str, Array], list[int]]] = collections.deque()
     shape = None
-    while together := list(itertools.islice(batches, processes)):
-        mine, _ = together[min(number, len(together) - 1)]  # at the end some do what another does too
-        parts = [extractor.prepare(piece) for piece in mine if len(piece)]
+    while group := list(itertools.islice(batches, num_processes)):
+        pieces, _ = group[min(process_index, len(group) - 1)]  # the last group may have fewer batches than processes
+        parts = [extractor.prepare(piece) for piece in pieces if len(piece)]
         shape = shape or parts[0].shape[1:]
         if any(part.shape[1:] != shape for part in parts):
             raise UserError(f"{path}: images of different sizes; {extractor.identity.name} needs one size")
-        waiting.append((extractor.apply(_joined(parts)), [count for _, count in together]))
-        if len(waiting) > 1:
-            yield from _fetched(*waiting.popleft())
-    while waiting:
-        yield from _fetched(*waiting.popleft())
+        pending.append((extractor.apply(_concatenate(parts)), [count for _, count in group]))
+        if len(pending) > 1:
+            yield from _gather(*pending.popleft())
+    while pending:
+        yield from _gather(*pending.popleft())
 
 
-def _joined(pieces: list[Any]) -> Any:
-    """Together; on the host, where sizes that never come again compile nothing."""
+def _concatenate(pieces: list[Any]) -> Any:
+    """Concatenated on the host, where one-off sizes are not compiled."""
     return pieces[0] if len(pieces) == 1 else np.concatenate([np.asarray(piece) for piece in pieces])
 
 
-def _fetched(found: dict[str, Array], counts: list[int]) -> Iterator[dict[str, np.ndarray]]:
-    """What the processes found of a batch each, and of that the images that count."""
-    told = distributed.told_all(found)
-    for place, count in enumerate(counts):
-        yield {name: value[place, :count] for name, value in told.items()}
+def _gather(features: dict[str, Array], counts: list[int]) -> Iterator[dict[str, np.ndarray]]:
+    """Features of each process's batch, without padding."""
+    gathered = distributed.all_gather(features)
+    for process, count in enumerate(counts):
+        yield {name: value[process, :count] for name, value in gathered.items()}

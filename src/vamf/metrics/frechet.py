@@ -1,10 +1,10 @@
-"""The Fréchet distance between Gaussians (Dowson and Landau, 1982), squared as everywhere in this field.
+"""The Fréchet distance between Gaussians (Dowson and Landau, 1982), squared as in the FID.
 
     d^2 = |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2)
 
 With factors C1 = A A^T and C2 = B B^T the last trace is the sum of the singular values of A^T B. The factors come from
-symmetric eigendecompositions, so that no eigenvalue's square root is taken of what rounding left, and covariances of
-any rank are met to rounding: (C1 C2)^(1/2) by a Schur decomposition is slower and loses half the digits there.
+symmetric eigendecompositions, which is accurate to rounding for covariances of any rank: (C1 C2)^(1/2) by a Schur
+decomposition is slower and loses half the digits for singular ones.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from vamf.errors import UserError
 from vamf.metrics.bootstrap import resamples
 
 BLOCK = 4096
-"""Rows that are worked on in double precision at a time."""
+"""Rows processed together in double precision."""
 
 Vector = Float[np.ndarray, " d"]
 Matrix = Float[np.ndarray, "d d"]
@@ -25,10 +25,10 @@ def frechet_distance(mean1, cov1, mean2, cov2) -> float:
 
     Args:
         mean1, mean2: means (d,).
-        cov1, cov2: covariances (d, d), symmetric with eigenvalues from 0 on.
+        cov1, cov2: covariances (d, d), symmetric with nonnegative eigenvalues.
 
     Raises:
-        UserError: shapes that do not belong together, numbers that are not finite, or a matrix that is no covariance.
+        UserError: mismatched shapes, numbers that are not finite, or a matrix that is not a covariance.
     """
     mean1, cov1 = _gaussian(mean1, cov1, "1")
     mean2, cov2 = _gaussian(mean2, cov2, "2")
@@ -42,45 +42,45 @@ def frechet_distance(mean1, cov1, mean2, cov2) -> float:
 def replicates(features: Float[np.ndarray, "n d"], mean, cov, count: int, seed: int = 0) -> list[float]:
     """Distances of `count` resamples of the features (n, d) from N(mean, cov); see `vamf.metrics.bootstrap`.
 
-    With cov = B B^T the singular values are those of the centred resample times B, found from its Gram matrix.
+    With cov = B B^T the singular values are those of the centred resample times B, computed from its Gram matrix.
     """
     if not count:
         return []
     mean, cov = _gaussian(mean, cov, "")
     root = factor(cov)
     blocks = [slice(start, start + BLOCK) for start in range(0, len(features), BLOCK)]
-    squares = np.concatenate([np.sum((features[block] - mean) ** 2, axis=1) for block in blocks])
+    squared_norms = np.concatenate([np.sum((features[block] - mean) ** 2, axis=1) for block in blocks])
     projected = np.concatenate([((features[block] - mean) @ root).astype(np.float32) for block in blocks])
-    found = []
+    distances = []
     for rows in resamples(len(features), count, seed):
         weights = np.bincount(rows, minlength=len(features)) / len(features)
-        move = sum(weights[block] @ (features[block] - mean) for block in blocks)
+        shift = sum(weights[block] @ (features[block] - mean) for block in blocks)
         centre = sum(weights[block] @ projected[block].astype(np.float64) for block in blocks)
         scaled = ((projected[block] - centre) * np.sqrt(weights[block])[:, None] for block in blocks)
         if len(features) > root.shape[1]:
-            gram = sum(part.T @ part for part in scaled)
+            gram = sum(block_rows.T @ block_rows for block_rows in scaled)
         else:
-            whole = np.concatenate(list(scaled))
-            gram = whole @ whole.T
+            stacked = np.concatenate(list(scaled))
+            gram = stacked @ stacked.T
         unbiased = len(features) / (len(features) - 1)
         overlap = np.sqrt(np.maximum(np.linalg.eigvalsh(unbiased * gram), 0)).sum()
-        spread = unbiased * (weights @ squares - np.sum(move**2))
-        found.append(float(np.sum(move**2) + spread + np.trace(cov) - 2 * overlap))
-    return found
+        trace = unbiased * (weights @ squared_norms - np.sum(shift**2))
+        distances.append(float(np.sum(shift**2) + trace + np.trace(cov) - 2 * overlap))
+    return distances
 
 
 def factor(cov: Matrix) -> Float[np.ndarray, "d rank"]:
-    """A matrix A with A A^T = cov, one column for each eigenvalue that is not 0 to rounding.
+    """A matrix A with A A^T = cov, one column for each eigenvalue above rounding error.
 
     Raises:
         UserError: an eigenvalue is negative beyond rounding.
     """
     values, vectors = np.linalg.eigh(cov)
-    size = np.abs(values).max(initial=0.0)
-    if values.min(initial=0.0) < -1e-6 * size:
+    largest = np.abs(values).max(initial=0.0)
+    if values.min(initial=0.0) < -1e-6 * largest:
         raise UserError(f"a covariance has the eigenvalue {values.min():.3g}; allowed are those from 0 on")
-    kept = values > len(values) * np.finfo(np.float64).eps * size
-    return vectors[:, kept] * np.sqrt(values[kept])
+    nonzero = values > len(values) * np.finfo(np.float64).eps * largest
+    return vectors[:, nonzero] * np.sqrt(values[nonzero])
 
 
 def _gaussian(mean, cov, number: str) -> tuple[Vector, Matrix]:

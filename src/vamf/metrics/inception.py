@@ -1,15 +1,15 @@
-"""Inception-v3 (arXiv:1512.00567) as in the TensorFlow graph of 2015-12-05, by which FID (arXiv:1706.08500) is defined.
+"""Inception-v3 (arXiv:1512.00567) as in the TensorFlow graph of 2015-12-05, which defines FID (arXiv:1706.08500).
 
 That graph is not the published architecture: it has 1008 outputs, its average pooling does not count the padding, and
-its last block pools by maximum. The network is data (`NETWORK`), a chain of steps that a few lines run on a dictionary
-of parameters. Convolutions carry their batch normalisation (scale / sqrt(variance + 1e-3)) folded in.
+its last block uses max pooling. The network is data (`NETWORK`), a chain of steps that a few lines apply with a
+dictionary of parameters. Batch normalisation (scale / sqrt(variance + 1e-3)) is folded into the convolutions.
 
 Names of layers are those of the PyTorch copy of the weights (`Mixed_6e.branch7x7_2`). Features, spatial means:
 
     64, 192     after the first and the second pooling
     768, 1280   after Mixed_6e (mixed_7 in TensorFlow) and Mixed_7a (mixed_8)
     2048        after Mixed_7c: the FID's
-    logits      (1008) of the 2048, without bias as the Inception score takes them
+    logits      (1008) of the 2048, without bias, as in the Inception score
 """
 
 import itertools
@@ -58,7 +58,7 @@ class Branches(NamedTuple):
 
 
 class Tap(NamedTuple):
-    """Here features leave the network: their number."""
+    """An output of features, after spatial averaging; their number."""
 
     dims: int
 
@@ -66,7 +66,7 @@ class Tap(NamedTuple):
 Step = Conv | Pool | Branches | Tap
 Chain = tuple[Step, ...]
 
-AVERAGE, MAXIMUM, SHRINK = Pool(False), Pool(True), Pool(True, 2, "VALID")
+AVERAGE, MAXIMUM, DOWNSAMPLE = Pool(False), Pool(True), Pool(True, 2, "VALID")
 ROW, COLUMN, SQUARE = (1, 7), (7, 1), (3, 3)
 
 
@@ -89,7 +89,7 @@ def _block_b(scope: str) -> Branches:
             Conv("branch3x3dbl_2", 96, SQUARE),
             Conv("branch3x3dbl_3", 96, SQUARE, 2, "VALID"),
         ),
-        (SHRINK,),
+        (DOWNSAMPLE,),
     )
 
 
@@ -119,7 +119,7 @@ def _block_d(scope: str) -> Branches:
             Conv("branch7x7x3_3", 192, COLUMN),
             Conv("branch7x7x3_4", 192, SQUARE, 2, "VALID"),
         ),
-        (SHRINK,),
+        (DOWNSAMPLE,),
     )
 
 
@@ -149,11 +149,11 @@ NETWORK: Chain = (
     Conv("Conv2d_1a_3x3", 32, SQUARE, 2, "VALID"),
     Conv("Conv2d_2a_3x3", 32, SQUARE, 1, "VALID"),
     Conv("Conv2d_2b_3x3", 64, SQUARE),
-    SHRINK,
+    DOWNSAMPLE,
     Tap(64),
     Conv("Conv2d_3b_1x1", 80),
     Conv("Conv2d_4a_3x3", 192, SQUARE, 1, "VALID"),
-    SHRINK,
+    DOWNSAMPLE,
     Tap(192),
     _block_a("Mixed_5b", 32),
     _block_a("Mixed_5c", 64),
@@ -176,39 +176,39 @@ Parameters = Mapping[str, Any]
 
 def shapes(dims: int) -> dict[str, tuple[int, int, int, int]]:
     """The kernels (out, in, height, width) that features of `dims` numbers need, by layer."""
-    found: dict[str, tuple[int, int, int, int]] = {}
+    kernels: dict[str, tuple[int, int, int, int]] = {}
 
     def walk(chain: Chain, channels: int) -> int:
         for step in chain:
             if isinstance(step, Conv):
-                found[step.name] = (step.out, channels, *step.kernel)
+                kernels[step.name] = (step.out, channels, *step.kernel)
                 channels = step.out
             elif isinstance(step, Branches):
                 channels = sum(walk(branch, channels) for branch in step.chains)
         return channels
 
-    walk(_until(dims), 3)
-    return found
+    walk(_steps_up_to(dims), 3)
+    return kernels
 
 
-def _until(dims: int) -> Chain:
+def _steps_up_to(dims: int) -> Chain:
     return NETWORK[: NETWORK.index(Tap(dims)) + 1]
 
 
 def features(parameters: Parameters, x: Float[Array, "n h w 3"], dims: int) -> dict[str, Float[Array, "n _"]]:
     """All features up to those of `dims` numbers, by their number; with 2048 also the logits."""
-    found = {}
-    for step in _until(dims):
+    outputs = {}
+    for step in _steps_up_to(dims):
         if isinstance(step, Tap):
-            found[str(step.dims)] = x.mean(axis=(1, 2))
+            outputs[str(step.dims)] = x.mean(axis=(1, 2))
         else:
-            x = _run(parameters, (step,), x)
+            x = _apply_chain(parameters, (step,), x)
     if dims == DIMENSIONS[-1]:
-        found["logits"] = jnp.matmul(found[str(dims)], parameters["fc"], precision=jax.lax.Precision.HIGHEST)
-    return found
+        outputs["logits"] = jnp.matmul(outputs[str(dims)], parameters["fc"], precision=jax.lax.Precision.HIGHEST)
+    return outputs
 
 
-def _run(parameters: Parameters, chain: Chain, x: Array) -> Array:
+def _apply_chain(parameters: Parameters, chain: Chain, x: Array) -> Array:
     for step in chain:
         if isinstance(step, Conv):
             kernel, bias = parameters[step.name]
@@ -216,13 +216,13 @@ def _run(parameters: Parameters, chain: Chain, x: Array) -> Array:
         elif isinstance(step, Pool):
             x = _pool(step, x)
         elif isinstance(step, Branches):
-            x = jnp.concatenate([_run(parameters, branch, x) for branch in step.chains], axis=-1)
+            x = jnp.concatenate([_apply_chain(parameters, branch, x) for branch in step.chains], axis=-1)
     return x
 
 
 def _convolve(conv: Conv, kernel: Array, bias: Array, x: Array) -> Array:
     strides, layout = (conv.stride, conv.stride), ("NHWC", "HWIO", "NHWC")
-    # Scores have to agree between machines: no bfloat16 or TF32 products inside.
+    # Scores must agree between machines: no bfloat16 or TF32 products.
     precision = jax.lax.Precision.HIGHEST
     x = jax.lax.conv_general_dilated(x, kernel, strides, conv.padding, dimension_numbers=layout, precision=precision)
     return jax.nn.relu(x + bias)
@@ -240,7 +240,7 @@ def _pool(pool: Pool, x: Array) -> Array:
 # ------------------------------------------------------------------------------------------------------------- weights
 
 
-def load(found: Mapping[str, np.ndarray], dims: int, path: Path) -> dict[str, Any]:
+def load(state_dict: Mapping[str, np.ndarray], dims: int, path: Path) -> dict[str, Any]:
     """Parameters for features of `dims` numbers from the tensors of a file.
 
     Two layouts: the PyTorch copy, a state dictionary with batch normalisation (`pt_inception-2015-12-05`), or folded
@@ -250,57 +250,59 @@ def load(found: Mapping[str, np.ndarray], dims: int, path: Path) -> dict[str, An
         UserError: tensors are missing or misshapen, by name.
     """
     kernels = shapes(dims)
-    if any(name.startswith("weights_") for name in found):
+    if any(name.startswith("weights_") for name in state_dict):
         if dims > 1280:
             raise UserError(f"{path}: folded weights end at 1280 dimensions, before those of the FID")
-        return _from_folded(found, kernels, path)
-    return _from_state(found, kernels, dims, path)
+        return _from_folded(state_dict, kernels, path)
+    return _from_state_dict(state_dict, kernels, dims, path)
 
 
-def _from_state(found: Mapping[str, np.ndarray], kernels: Mapping[str, tuple[int, ...]], dims: int, path: Path):
-    needed = {}
+def _from_state_dict(
+    state_dict: Mapping[str, np.ndarray], kernels: Mapping[str, tuple[int, ...]], dims: int, path: Path
+):
+    required = {}
     for name, shape in kernels.items():
-        needed[f"{name}.conv.weight"] = shape
-        needed |= {f"{name}.bn.{part}": shape[:1] for part in ("weight", "bias", "running_mean", "running_var")}
+        required[f"{name}.conv.weight"] = shape
+        required |= {f"{name}.bn.{part}": shape[:1] for part in ("weight", "bias", "running_mean", "running_var")}
     if dims == DIMENSIONS[-1]:
-        needed["fc.weight"] = (CLASSES, dims)
-    taken = tensors.take(found, needed, path)
+        required["fc.weight"] = (CLASSES, dims)
+    arrays = tensors.select(state_dict, required, path)
     parameters: dict[str, Any] = {}
     for name in kernels:
         scale, bias, mean, variance = (
-            taken[f"{name}.bn.{part}"].astype(np.float64) for part in ("weight", "bias", "running_mean", "running_var")
+            arrays[f"{name}.bn.{part}"].astype(np.float64) for part in ("weight", "bias", "running_mean", "running_var")
         )
         scale = scale / np.sqrt(variance + EPSILON)
-        kernel = taken[f"{name}.conv.weight"].transpose(2, 3, 1, 0) * scale
+        kernel = arrays[f"{name}.conv.weight"].transpose(2, 3, 1, 0) * scale
         parameters[name] = jnp.asarray(kernel, jnp.float32), jnp.asarray(bias - mean * scale, jnp.float32)
     if dims == DIMENSIONS[-1]:
-        parameters["fc"] = jnp.asarray(taken["fc.weight"].T, jnp.float32)
+        parameters["fc"] = jnp.asarray(arrays["fc.weight"].T, jnp.float32)
     return parameters
 
 
-def _from_folded(found: Mapping[str, np.ndarray], kernels: Mapping[str, tuple[int, ...]], path: Path):
+def _from_folded(state_dict: Mapping[str, np.ndarray], kernels: Mapping[str, tuple[int, ...]], path: Path):
     names = _tensorflow_names()
-    needed = {f"weights_{names[name]}": (math.prod(shape),) for name, shape in kernels.items()}
-    needed |= {f"bias_{names[name]}": shape[:1] for name, shape in kernels.items()}
-    taken = tensors.take(found, needed, path)
+    required = {f"weights_{names[name]}": (math.prod(shape),) for name, shape in kernels.items()}
+    required |= {f"bias_{names[name]}": shape[:1] for name, shape in kernels.items()}
+    arrays = tensors.select(state_dict, required, path)
     parameters = {}
     for name, (fan_out, fan_in, height, width) in kernels.items():
-        flat = taken[f"weights_{names[name]}"].reshape(fan_out, height, width, fan_in)
-        kernel, bias = flat.transpose(1, 2, 3, 0), taken[f"bias_{names[name]}"]
+        flat = arrays[f"weights_{names[name]}"].reshape(fan_out, height, width, fan_in)
+        kernel, bias = flat.transpose(1, 2, 3, 0), arrays[f"bias_{names[name]}"]
         parameters[name] = jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32)
     return parameters
 
 
 def _tensorflow_names() -> dict[str, str]:
-    """Layer -> its name there. Blocks, chains of several steps and convolutions are numbered; a 0 is not written."""
-    steps = _until(1280)
-    names = {conv.name: _numbered("conv", k) for k, conv in enumerate(_convolutions(steps))}
-    for number, block in enumerate(step for step in steps if isinstance(step, Branches)):
+    """Layer -> name in TensorFlow, which numbers blocks, chains of several steps and convolutions; 0 is omitted."""
+    steps = _steps_up_to(1280)
+    names = {conv.name: _numbered_name("conv", k) for k, conv in enumerate(_convolutions(steps))}
+    for index, block in enumerate(step for step in steps if isinstance(step, Branches)):
         towers = itertools.count()
         for chain in block.chains:
-            tower = f"{_numbered('tower', next(towers))}_" if len(chain) > 1 else ""
-            prefix = f"{_numbered('mixed', number)}_{tower}"
-            names |= {conv.name: prefix + _numbered("conv", k) for k, conv in enumerate(_convolutions(chain))}
+            tower = f"{_numbered_name('tower', next(towers))}_" if len(chain) > 1 else ""
+            prefix = f"{_numbered_name('mixed', index)}_{tower}"
+            names |= {conv.name: prefix + _numbered_name("conv", k) for k, conv in enumerate(_convolutions(chain))}
     return names
 
 
@@ -308,5 +310,5 @@ def _convolutions(chain: Chain) -> list[Conv]:
     return [step for step in chain if isinstance(step, Conv)]
 
 
-def _numbered(name: str, number: int) -> str:
+def _numbered_name(name: str, number: int) -> str:
     return f"{name}_{number}" if number else name

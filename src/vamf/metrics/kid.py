@@ -21,7 +21,7 @@ def kernel(x: Rows, y: Rows) -> Float[np.ndarray, "n m"]:
 
 def mmd2(x: Rows, y: Rows) -> float:
     """The unbiased squared discrepancy between two samples of two rows or more."""
-    return float(_attributed(np.asarray(x, np.float64), np.asarray(y, np.float64))[0])
+    return float(_mmd2_and_influence(np.asarray(x, np.float64), np.asarray(y, np.float64))[0])
 
 
 def kid(
@@ -30,11 +30,11 @@ def kid(
     """Kernel distance of samples x from a reference y.
 
     Args:
-        subsets, size: pairs of random subsets without repetition, as large as both samples allow.
-        bootstrap: replicates for the error. They resample what each row of x adds to the distance, in first order.
+        subsets, size: pairs of random subsets without replacement, as large as both samples allow.
+        bootstrap: replicates for the error. They resample the first-order influence of each row of x on the distance.
 
     Returns:
-        The estimate, and the standard deviation over subsets which papers print (its error is smaller).
+        The estimate, and the standard deviation over subsets, as in papers (the error of the mean is smaller).
 
     Raises:
         UserError: fewer than two rows, or no subset.
@@ -43,26 +43,26 @@ def kid(
     require(size >= 2, "kid: rows", size, "2 or more in both samples")
     require(subsets >= 1, "kid: subsets", subsets, "1 or more")
     rng = np.random.default_rng(seed)
-    values, added, seen = [], np.zeros(len(x)), np.zeros(len(x))
+    values, total_influence, counts = [], np.zeros(len(x)), np.zeros(len(x))
     for _ in range(subsets):
         rows = rng.choice(len(x), size, replace=False)
-        others = y[rng.choice(len(y), size, replace=False)]
-        value, parts = _attributed(x[rows].astype(np.float64), others.astype(np.float64))
+        reference_rows = y[rng.choice(len(y), size, replace=False)]
+        value, row_influence = _mmd2_and_influence(x[rows].astype(np.float64), reference_rows.astype(np.float64))
         values.append(value)
-        added[rows] += parts
-        seen[rows] += 1
+        total_influence[rows] += row_influence
+        counts[rows] += 1
     value = float(np.mean(values))
-    influence = added[seen > 0] / seen[seen > 0]
+    influence = total_influence[counts > 0] / counts[counts > 0]
     influence -= influence.mean()
-    moved = [value + float(influence[rows].mean()) for rows in resamples(len(influence), bootstrap, seed)]
-    return Estimate.of(value, moved), float(np.std(values))
+    replicates = [value + float(influence[rows].mean()) for rows in resamples(len(influence), bootstrap, seed)]
+    return Estimate.of(value, replicates), float(np.std(values))
 
 
-def _attributed(x: Rows, y: Rows) -> tuple[float, Float[np.ndarray, " n"]]:
-    """The discrepancy, and its derivative with respect to the weight of each row of x, up to a constant."""
+def _mmd2_and_influence(x: Rows, y: Rows) -> tuple[float, Float[np.ndarray, " n"]]:
+    """The squared discrepancy, and its derivative with respect to the weight of each row of x, up to a constant."""
     n, m = len(x), len(y)
-    of_x, of_y, across = kernel(x, x), kernel(y, y), kernel(x, y)
-    near = (of_x.sum(axis=1) - np.diagonal(of_x)) / (n - 1)
-    far = across.mean(axis=1)
-    within_y = (of_y.sum() - np.trace(of_y)) / (m * (m - 1))
-    return near.mean() + within_y - 2 * far.mean(), 2 * (near - far)
+    k_xx, k_yy, k_xy = kernel(x, x), kernel(y, y), kernel(x, y)
+    mean_within = (k_xx.sum(axis=1) - np.diagonal(k_xx)) / (n - 1)
+    mean_across = k_xy.mean(axis=1)
+    mean_yy = (k_yy.sum() - np.trace(k_yy)) / (m * (m - 1))
+    return mean_within.mean() + mean_yy - 2 * mean_across.mean(), 2 * (mean_within - mean_across)

@@ -1,10 +1,10 @@
-"""Mean and covariance of features, gathered a batch at a time in float64, and their files.
+"""Mean and covariance of features, accumulated batch by batch in float64, and their files.
 
-Of two parts with counts n, m, means a, b and scatters S, T (sums of outer products of deviations), the union has
+For two parts with counts n, m, means a, b and scatters S, T (sums of outer products of deviations), the union has
 
     mean = a + (b - a) m / (n + m)        scatter = S + T + (b - a)(b - a)^T n m / (n + m)
 
-(Chan, Golub and LeVeque, 1979). Parts add up in any order and from any process, and nothing cancels far from 0.
+(Chan, Golub and LeVeque, 1979). Parts can be added in any order and from any process, without cancellation far from 0.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from vamf.metrics.identity import Identity
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """What a covariance is made of; `+` joins the moments of two parts."""
+    """Sufficient statistics of a covariance; `+` merges the moments of two parts."""
 
     count: int
     """Number of samples."""
@@ -42,9 +42,9 @@ class Moments:
 
     def __add__(self, other: "Moments") -> "Moments":
         total = self.count + other.count
-        move, share = other.mean - self.mean, other.count / total
-        spread = np.outer(move, move) * (self.count * share)
-        return Moments(total, self.mean + move * share, self.scatter + other.scatter + spread)
+        shift, fraction = other.mean - self.mean, other.count / total
+        between = np.outer(shift, shift) * (self.count * fraction)
+        return Moments(total, self.mean + shift * fraction, self.scatter + other.scatter + between)
 
     def statistics(self, extractor: Identity | None = None) -> "Statistics":
         """Mean and covariance (divided by n - 1).
@@ -59,19 +59,19 @@ class Moments:
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Mean and covariance of features, and where they come from as far as it is known."""
+    """Mean and covariance of features, with their count and extractor if known."""
 
     mean: Float[np.ndarray, " d"]
     """Mean; `mu` in files."""
     covariance: Float[np.ndarray, "d d"]
     """Unbiased covariance; `sigma` in files."""
     count: int | None = None
-    """Number of samples; None where a file does not say."""
+    """Number of samples; None where a file does not state it."""
     extractor: Identity | None = None
-    """Whose features they are; None where a file does not say."""
+    """The extractor; None where a file does not state it."""
 
     def moments(self) -> Moments:
-        """Back to what adds up with others.
+        """The moments, which can be merged with others.
 
         Raises:
             UserError: the number of samples is not known.
@@ -81,14 +81,14 @@ class Statistics:
         return Moments(self.count, self.mean, self.covariance * (self.count - 1))
 
     def save(self, path: Path) -> None:
-        """Write an `.npz` with `mu` and `sigma`, which other tools read; as far as known also `n` and `extractor`."""
-        notes: dict[str, Any] = {}
+        """Write an `.npz` with `mu` and `sigma`, which other tools read; if known also `n` and `extractor`."""
+        extra: dict[str, Any] = {}
         if self.count is not None:
-            notes["n"] = self.count
+            extra["n"] = self.count
         if self.extractor is not None:
-            notes["extractor"] = json.dumps(dataclasses.asdict(self.extractor))
+            extra["extractor"] = json.dumps(dataclasses.asdict(self.extractor))
         buffer = io.BytesIO()
-        np.savez(buffer, mu=self.mean, sigma=self.covariance, **notes)
+        np.savez(buffer, mu=self.mean, sigma=self.covariance, **extra)
         write_atomic(path, buffer.getvalue())
 
     @classmethod
@@ -98,16 +98,16 @@ class Statistics:
         Raises:
             UserError: arrays are missing or misshapen, or hold numbers that are not finite.
         """
-        found = _read(path)
-        mean, covariance = (found.get(name, found.get(f"ref_{name}")) for name in ("mu", "sigma"))
+        arrays = _read(path)
+        mean, covariance = (arrays.get(name, arrays.get(f"ref_{name}")) for name in ("mu", "sigma"))
         if mean is None or covariance is None:
             raise UserError(f"{path}: statistics are two arrays, mu (d,) and sigma (d, d)")
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
             raise UserError(f"{path}: mu {mean.shape} and sigma {covariance.shape}: shapes (d,) and (d, d) are needed")
         if not all(array.dtype.kind in "iuf" and np.isfinite(array).all() for array in (mean, covariance)):
             raise UserError(f"{path}: mu and sigma hold something else than finite numbers")
-        count = int(found["n"]) if "n" in found else None
-        extractor = _identity(path, str(found["extractor"])) if "extractor" in found else None
+        count = int(arrays["n"]) if "n" in arrays else None
+        extractor = _identity(path, str(arrays["extractor"])) if "extractor" in arrays else None
         return cls(mean.astype(np.float64), covariance.astype(np.float64), count, extractor)
 
 
@@ -127,11 +127,11 @@ def _identity(path: Path, text: str) -> Identity:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays that belong to statistics; others, such as the pictures that some files carry, are left alone."""
+    """The arrays of statistics; others, such as images in some files, are not read."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            wanted = ("mu", "sigma", "ref_mu", "ref_sigma", "n", "extractor")
-            return {name: archive[name] for name in wanted if name in archive.files}
+            names = ("mu", "sigma", "ref_mu", "ref_sigma", "n", "extractor")
+            return {name: archive[name] for name in names if name in archive.files}
     except Exception as error:  # zip and array readers fail in many ways
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{path}: truncated, or no file of statistics ({reason})") from None

@@ -1,4 +1,4 @@
-"""How images are compared with images: the options of `vamf fid` and of the comparison behind it."""
+"""Options of a comparison of two sets of images, and of `vamf fid`."""
 
 import dataclasses
 from pathlib import Path
@@ -12,9 +12,9 @@ class Options:
     """How two sets of images are compared."""
 
     weights: str = ""
-    """Weights of the feature extractor, or pixels; default the file that the variable VAMF_INCEPTION names."""
+    """Weights of the feature extractor, or pixels; by default the file in the variable VAMF_INCEPTION."""
     dims: Literal[64, 192, 768, 1280, 2048] | None = None
-    """Length of the features; the deepest that the weights have if left out. Only 2048 is called FID."""
+    """Length of the features; by default the deepest of the weights. Only 2048 is called FID."""
     resize: Literal["tensorflow", "clean"] = "tensorflow"
     """Resizing to 299x299: as the original FID's TensorFlow, or antialiased as clean-fid."""
     batch_size: int = 64
@@ -30,13 +30,13 @@ class Options:
     seed: int = 0
     """Seed of subsets and resamples."""
     strict: bool = False
-    """End at a corrupt image instead of leaving it out."""
+    """Stop at a corrupt image instead of leaving it out."""
     save: Path | None = None
-    """Write the statistics of B here, an .npz to be given as B next time."""
+    """File for the statistics of B, an .npz that can be B in later calls."""
 
     def __post_init__(self):
         require(self.batch_size >= 1, "batch-size", self.batch_size, "1 or more")
         require(self.bootstrap == 0 or self.bootstrap >= 2, "bootstrap", self.bootstrap, "0, or 2 and more")
         require(self.resize in ("tensorflow", "clean"), "resize", self.resize, "tensorflow or clean")
-        suffix = self.save is None or self.save.suffix == ".npz"
-        require(suffix, "save", self.save, "a file that ends in .npz")
+        valid_suffix = self.save is None or self.save.suffix == ".npz"
+        require(valid_suffix, "save", self.save, "a file that ends in .npz")

@@ -1,11 +1,11 @@
-"""Fidelity and variety apart: precision and recall (arXiv:1904.06991), density and coverage (arXiv:2002.09797).
+"""Fidelity and diversity: precision and recall (arXiv:1904.06991), density and coverage (arXiv:2002.09797).
 
 A sample's manifold is the union of balls around its points, each as large as the distance to the k-th nearest other.
 
-    precision   share of generated points inside the manifold of the real ones
-    recall      share of real points inside the manifold of the generated ones
-    density     how many real balls a generated point is in, over k
-    coverage    share of real points whose ball holds a generated point
+    precision   fraction of generated points inside the manifold of the real ones
+    recall      fraction of real points inside the manifold of the generated ones
+    density     number of real balls that contain a generated point, over k
+    coverage    fraction of real points whose ball contains a generated point
 """
 
 from typing import NamedTuple
@@ -39,23 +39,23 @@ def precision_recall(generated: Rows, real: Rows, k: int = K, k_density: int = K
     Raises:
         UserError: a sample has no k-th neighbour.
     """
-    fewest = min(len(generated), len(real))
-    if not 1 <= min(k, k_density) <= max(k, k_density) < fewest:
-        raise UserError(f"precision and recall: {fewest} images; more than k = {max(k, k_density)} are needed")
+    num_images = min(len(generated), len(real))
+    if not 1 <= min(k, k_density) <= max(k, k_density) < num_images:
+        raise UserError(f"precision and recall: {num_images} images; more than k = {max(k, k_density)} are needed")
     centre = real.mean(axis=0, dtype=np.float64)
     generated, real = generated - centre, real - centre
-    around_real = _radii(real, (k, k_density))
-    around_generated = _radii(generated, (k,))[0]
+    real_radii = _radii(real, (k, k_density))
+    generated_radii = _radii(generated, (k,))[0]
     precision, density = np.zeros(len(generated), bool), np.zeros(len(generated))
     recall, coverage = np.zeros(len(real), bool), np.zeros(len(real), bool)
     for start in range(0, len(generated), BLOCK):
         block = slice(start, start + BLOCK)
-        distances = _squared(generated[block], real)
-        precision[block] = (distances <= around_real[0]).any(axis=1)
-        inside = distances <= around_real[1]
+        distances = _squared_distances(generated[block], real)
+        precision[block] = (distances <= real_radii[0]).any(axis=1)
+        inside = distances <= real_radii[1]
         density[block] = inside.sum(axis=1) / k_density
         coverage |= inside.any(axis=0)
-        recall |= (distances <= around_generated[block, None]).any(axis=0)
+        recall |= (distances <= generated_radii[block, None]).any(axis=0)
     return PrecisionRecall(precision, recall, density, coverage)
 
 
@@ -63,12 +63,12 @@ def _radii(points: Rows, neighbours: tuple[int, ...]) -> Float[np.ndarray, "_ n"
     """Squared distances to the k-th nearest other point, for each k."""
     parts = []
     for start in range(0, len(points), BLOCK):
-        distances = _squared(points[start : start + BLOCK], points)
-        distances[np.arange(len(distances)), start + np.arange(len(distances))] = -1.0  # itself, and first
+        distances = _squared_distances(points[start : start + BLOCK], points)
+        distances[np.arange(len(distances)), start + np.arange(len(distances))] = -1.0  # the point itself sorts first
         parts.append(np.partition(distances, neighbours, axis=1)[:, list(neighbours)])
     return np.concatenate(parts).T
 
 
-def _squared(x: Rows, y: Rows) -> Float[np.ndarray, "n m"]:
-    found = np.sum(x**2, axis=1)[:, None] + np.sum(y**2, axis=1) - 2 * (x @ y.T)
-    return np.maximum(found, 0.0)
+def _squared_distances(x: Rows, y: Rows) -> Float[np.ndarray, "n m"]:
+    distances = np.sum(x**2, axis=1)[:, None] + np.sum(y**2, axis=1) - 2 * (x @ y.T)
+    return np.maximum(distances, 0.0)

@@ -1,11 +1,11 @@
-"""Resizing before a feature extractor, where tools differ more than anywhere else (arXiv:2104.11222).
+"""Resizing before a feature extractor, the main difference between tools (arXiv:2104.11222).
 
     tensorflow   bilinear as in TensorFlow 1: output i reads position i * in / out, no half-pixel centres, no
-                 antialiasing. The original FID's.
-    clean        bicubic (a = -1/2) about half-pixel centres, widened when shrinking, on unrounded numbers, then
-                 clipped to [0, 255]. What clean-fid does with Pillow, channel by channel in float.
+                 antialiasing. As in the original FID.
+    clean        bicubic (a = -1/2) with half-pixel centres, antialiased, in float, then clipped to [0, 255]. As in
+                 clean-fid, which uses Pillow for each channel in float.
 
-Both are separable: a picture is multiplied by one matrix from each side.
+Both are separable: an image is multiplied by one matrix from each side.
 """
 
 import functools
@@ -22,11 +22,11 @@ Method = Literal["tensorflow", "clean"]
 def resize(images: UInt8[np.ndarray, "n h w 3"], size: int, method: Method) -> Float[Array, "n {size} {size} 3"]:
     """Images of one size to size x size, float32 between 0 and 255."""
     rows, columns = (matrix(length, size, method) for length in images.shape[1:3])
-    return _apply(images, rows, columns)
+    return _resize(images, rows, columns)
 
 
 @jax.jit
-def _apply(images, rows, columns):
+def _resize(images, rows, columns):
     resized = jnp.einsum(
         "ih,nhwc,jw->nijc", rows, images.astype(jnp.float32), columns, precision=jax.lax.Precision.HIGHEST
     )
@@ -35,17 +35,17 @@ def _apply(images, rows, columns):
 
 @functools.lru_cache
 def matrix(length: int, size: int, method: Method) -> Float[np.ndarray, "{size} {length}"]:
-    """The weights with which `size` output pixels read `length` input pixels."""
+    """Weights of `length` input pixels in `size` output pixels."""
     return {"tensorflow": _bilinear, "clean": _bicubic}[method](length, size).astype(np.float32)
 
 
 def _bilinear(length: int, size: int) -> np.ndarray:
-    # float32 as there: the position's last digits decide which pixels are read.
+    # float32 as in TensorFlow: the last digits of a position decide which pixels are read.
     position = np.arange(size, dtype=np.float32) * np.float32(length / size)
     low = np.floor(position)
-    high, share = np.minimum(low + 1, length - 1), (position - low)[:, None]
+    high, weight = np.minimum(low + 1, length - 1), (position - low)[:, None]
     pixels = np.arange(length)
-    return (pixels == low[:, None]) * (1 - share) + (pixels == high[:, None]) * share
+    return (pixels == low[:, None]) * (1 - weight) + (pixels == high[:, None]) * weight
 
 
 def _bicubic(length: int, size: int) -> np.ndarray:

@@ -30,8 +30,8 @@ KINDS: dict[str, type[NetworkConfig]] = {
 
 Prediction = Literal["average_velocity", "data"]
 """What a network's outputs are."""
-OWN, FAKE = "network", "fake"
-"""The parts of two networks in one tree; the second is a head of the first."""
+MAIN, FAKE = "network", "fake"
+"""Keys of two networks in one tree of parameters; the second is a head of the first."""
 
 
 class Network(NamedTuple):
@@ -40,14 +40,14 @@ class Network(NamedTuple):
     init: Callable[[jax.Array], Any]
     """key -> parameters."""
     bind: Callable[..., Any]
-    """parameters -> u(z, r, t, label); with a key as well, the network in training, whose dropout it decides."""
+    """parameters -> u(z, r, t, label); with a dropout key, the network in training mode."""
 
 
 def kind_of(config: NetworkConfig) -> str:
     """The name of a configuration's kind.
 
     Raises:
-        UserError: it has none.
+        UserError: the kind is not in `KINDS`.
     """
     for name, kind in KINDS.items():
         if type(config) is kind:
@@ -56,7 +56,7 @@ def kind_of(config: NetworkConfig) -> str:
 
 
 def check_prediction(config: NetworkConfig, prediction: Prediction) -> None:
-    """Refuse a network that predicts something else already."""
+    """Refuse data prediction for a network that predicts noise."""
     if prediction == "data" and getattr(config, "predicts", "") == "noise":
         raise UserError("prediction = data: network.predicts = noise already says what the network predicts")
 
@@ -72,20 +72,20 @@ def build(
     """The network that a configuration describes, for events of a shape.
 
     Args:
-        cond: the kinds of condition that it takes; a number stands for that many classes.
-        heads: outputs beside u: `velocity` (z, t, label), `log_variance` (r, t), and `fake` (z, t, label), which is a
+        cond: the kinds of conditioning that it takes; a number is a number of classes.
+        heads: further outputs: `velocity` (z, t, label), `log_variance` (r, t), and `fake` (z, t, label), which is a
             second network of the same kind.
-        jvp_dtype: what Jacobian-vector products of u are computed in; `network`: its own `dtype`. Parameters are in
-            single precision in any case.
+        jvp_dtype: precision of Jacobian-vector products of u; `network`: its own `dtype`. Parameters are
+            always float32.
         prediction: what the network's outputs are; u follows from data (`prediction.py`).
 
     Raises:
-        UserError: the network cannot predict that, or has no such head.
+        UserError: the network does not support the prediction or a head.
     """
     check_prediction(config, prediction)
     if FAKE in heads:
-        own = build(config, event_shape, cond, tuple(name for name in heads if name != FAKE), jvp_dtype, prediction)
-        return _beside(own, build(config, event_shape, cond, prediction=prediction))
+        main = build(config, event_shape, cond, tuple(name for name in heads if name != FAKE), jvp_dtype, prediction)
+        return _with_fake(main, build(config, event_shape, cond, prediction=prediction))
 
     augment, scale = getattr(config, "augment_features", 0), config.takes_scale
     shape = CondShape.of(cond)._replace(augment=augment, scale=scale)
@@ -96,10 +96,10 @@ def build(
     def init(key):
         return nnx.to_pure_dict(nnx.state(create(key, config), nnx.Param))
 
-    forms = [config]
+    configs = [config]
     if jvp_dtype == "float32" and getattr(config, "dtype", "float32") != "float32":
-        forms.append(dataclasses.replace(config, dtype="float32"))
-    abstract = [nnx.eval_shape(partial(create, jax.random.key(0), form)) for form in forms]
+        configs.append(dataclasses.replace(config, dtype="float32"))
+    abstract = [nnx.eval_shape(partial(create, jax.random.key(0), variant)) for variant in configs]
     for head in heads:
         if not hasattr(abstract[0], head):
             raise UserError(f"network: {type(abstract[0]).__name__} has no head {head!r}, which the method needs")
@@ -115,46 +115,46 @@ def build(
     return Network(init, bind)
 
 
-def _beside(own: Network, fake: Network) -> Network:
+def _with_fake(main: Network, fake: Network) -> Network:
     """Two networks in one tree of parameters; the second is the head `fake` of the first."""
 
-    class Both:
+    class TwoNetworks:
         def __init__(self, params, key=None):
-            self.own = own.bind(params[OWN], key)
-            self.second = fake.bind(params[FAKE], key)
+            self.main = main.bind(params[MAIN], key)
+            self.fake_network = fake.bind(params[FAKE], key)
 
         def __call__(self, z, r, t, label=None):
-            return self.own(z, r, t, label)
+            return self.main(z, r, t, label)
 
         def __getattr__(self, name):
-            return getattr(self.own, name)
+            return getattr(self.main, name)
 
         def fake(self, z, t, label=None):
-            return self.second.diagonal(z, t, label)
+            return self.fake_network.diagonal(z, t, label)
 
     def init(key):
-        first, second = jax.random.split(key)
-        return {OWN: own.init(first), FAKE: fake.init(second)}
+        main_key, fake_key = jax.random.split(key)
+        return {MAIN: main.init(main_key), FAKE: fake.init(fake_key)}
 
-    return Network(init, Both)
+    return Network(init, TwoNetworks)
 
 
-def overlay(params: Any, initial: Any) -> Any:
-    """Parameters with those of another training in their place; what the other lacks stays.
+def overlay(params: Any, init_params: Any) -> Any:
+    """Parameters overwritten by those of another run; parameters that the other lacks stay.
 
     Raises:
-        UserError: the other has a parameter that these lack, or one of another shape.
+        UserError: the other has an unknown parameter, or one of another shape.
     """
-    ours, theirs = (tree.get(OWN, tree) for tree in (params, initial))
+    ours, theirs = (tree.get(MAIN, tree) for tree in (params, init_params))
     merged = _overlay(ours, theirs, "")
-    return {**params, OWN: merged} if OWN in params else merged
+    return {**params, MAIN: merged} if MAIN in params else merged
 
 
-def _overlay(params: Any, initial: Any, name: str) -> Any:
-    if isinstance(params, dict) and isinstance(initial, dict):
-        parts = {key: _overlay(params.get(key), part, f"{name}.{key}") for key, part in initial.items()}
+def _overlay(params: Any, init_params: Any, name: str) -> Any:
+    if isinstance(params, dict) and isinstance(init_params, dict):
+        parts = {key: _overlay(params.get(key), part, f"{name}.{key}") for key, part in init_params.items()}
         return {**params, **parts}
-    shape, other = getattr(params, "shape", "lacks it"), getattr(initial, "shape", "none")
+    shape, other = getattr(params, "shape", "lacks it"), getattr(init_params, "shape", "none")
     if shape != other:
-        raise UserError(f"initial: its {name[1:]} has shape {other}, this network's {shape}")
-    return initial
+        raise UserError(f"init-from: its {name[1:]} has shape {other}, this network's {shape}")
+    return init_params

@@ -1,9 +1,9 @@
-"""Self-attention over a sequence of tokens, and the stack of blocks, as both transformers use them.
+"""Self-attention over a sequence of tokens, and the stack of blocks of both transformers.
 
-Plain products and a softmax: forward mode needs every operation to have one, which the fused attention of cuDNN lacks.
-The softmax and the norms are taken in single precision at least, whatever the precision of the products.
+It uses plain products and a softmax, since the fused attention of cuDNN has no forward-mode derivative. The softmax and
+the norms are computed in float32 or more, whatever the precision of the products.
 
-Queries and keys are normalised on request (Henry et al., arXiv:2010.04245), which bounds the logits, and rotated by
+Queries and keys are optionally normalised (Henry et al., arXiv:2010.04245), which bounds the logits, and rotated by
 their position (rotary embedding, Su et al., arXiv:2104.09864).
 """
 
@@ -31,7 +31,7 @@ class RMSNorm(nnx.Module):
 
 
 class Linear(nnx.Linear):
-    """A linear layer that sees all tokens of all rows as one long list.
+    """A linear layer that flattens all leading axes into one.
 
     The gradient of the kernel is then a product of two matrices: with a batch axis XLA's CPU backend takes three times
     as long for it.
@@ -104,18 +104,18 @@ def rotate(
     return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
 
 
-def through(blocks: Iterable[nnx.Module], x: Array, *given: Array, remat: bool = False) -> Array:
-    """x through one block after another, each called as block(x, *given).
+def apply_blocks(blocks: Iterable[nnx.Module], x: Array, *args: Array, remat: bool = False) -> Array:
+    """Apply blocks in sequence, each called as block(x, *args).
 
-    Blocks of one shape: jit traces the first and lowers it to a function that the others call, which keeps a deep
-    network's start-up short.
+    For blocks of one shape jit traces only the first and lowers it to a function that the others call, which keeps the
+    compilation of a deep network short.
 
     Args:
-        remat: compute what is inside a block again in the backward pass instead of storing it.
+        remat: recompute the activations inside a block in the backward pass instead of storing them.
     """
-    run = _recomputed if remat else _stored
+    apply = _apply_remat if remat else _apply_jit
     for block in blocks:
-        x = run(block, x, *given)
+        x = apply(block, x, *args)
     return x
 
 
@@ -123,5 +123,5 @@ def _apply(block, *inputs):
     return block(*inputs)
 
 
-_stored = jax.jit(_apply)
-_recomputed = jax.jit(jax.checkpoint(_apply))
+_apply_jit = jax.jit(_apply)
+_apply_remat = jax.jit(jax.checkpoint(_apply))

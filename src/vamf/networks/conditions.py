@@ -1,7 +1,8 @@
-"""How a network takes a vector or an image-shaped array as its condition, beside its class.
+"""Conditioning of a network on a vector or an image-shaped array, in addition to a class.
 
-A vector is embedded and added where the class is; a learned vector stands for none. An image-shaped array joins the
-channels of z, with one channel more that is 1 in the rows that have it and 0 in the others, as is the array there.
+A vector is embedded and added to the embedding of the class; a learned vector replaces a missing one. An image-shaped
+array is concatenated to the channels of z, with a mask channel that is 1 in the rows that have it; in the others both
+are 0.
 """
 
 import jax
@@ -14,7 +15,7 @@ from vamf.path import expand
 
 
 class VectorEmbedding(nnx.Module):
-    """A vector (batch, size) through a perceptron of one hidden SiLU layer."""
+    """A vector (batch, size) through an MLP of one hidden SiLU layer."""
 
     def __init__(self, size: int, width: int, *, rngs: nnx.Rngs):
         self.first = nnx.Linear(size, width, rngs=rngs)
@@ -28,12 +29,12 @@ class VectorEmbedding(nnx.Module):
 
 
 def input_shape(event_shape: tuple[int, ...], shape: CondShape) -> tuple[int, ...]:
-    """Shape of what `with_image` makes of one row."""
+    """Shape of one row of the result of `with_image`."""
     return (*event_shape[:-1], event_shape[-1] + shape.image + 1) if shape.image else event_shape
 
 
 def with_image(z: Float[Array, "batch *event"], cond: Cond, shape: CondShape) -> Float[Array, "batch *input"]:
-    """z and the image-shaped condition along the last axis, where there is one."""
+    """z concatenated with the image-shaped condition, if any, along the last axis."""
     if not shape.image:
         return z
     assert isinstance(cond, Conditioning)

@@ -1,4 +1,4 @@
-"""What a network's configuration says beside its size: which module it is of, and what it takes."""
+"""Base class of network configurations."""
 
 import abc
 import dataclasses
@@ -14,16 +14,16 @@ class NetworkConfig(abc.ABC):
     """Size and form of a network. From outside the package: a frozen dataclass of this kind, named in `KINDS`."""
 
     takes_scale = False
-    """Whether the network is told the guidance scale of each row."""
+    """Whether the network is conditioned on the guidance scale of each row."""
 
     @abc.abstractmethod
     def module(self, event_shape: tuple[int, ...], cond: CondShape, heads: tuple[str, ...], rngs: nnx.Rngs) -> Any:
         """The network: an `nnx.Module` that is called as (z, r, t, cond), with heads as in `BoundNetwork`.
 
         Args:
-            cond: the kinds of condition that it is given.
-            heads: outputs beside u that it needs, of `velocity` and `log_variance`.
+            cond: the kinds of conditioning.
+            heads: further outputs, of `velocity` and `log_variance`.
 
         Raises:
-            UserError: it cannot be of this size for such events.
+            UserError: the size does not fit the events.
         """

@@ -1,14 +1,14 @@
 """The diffusion transformer with adaptive layer norms (DiT, Peebles & Xie, arXiv:2212.09748), as MeanFlow uses it.
 
 An image (height, width, channels) is cut into patches, one token each, with a fixed embedding of their places. Every
-block sees one vector of conditions (Geng et al., arXiv:2505.13447, appendix A and table 1c),
+block takes one vector of conditions (Geng et al., arXiv:2505.13447, appendix A and table 1c),
 
     c = Emb(t) + Emb'(t - r) + Emb(label),      or with (t, r), with (t, r, t - r), or with t - r alone,
 
-and takes from it the shift, scale and gate of both of its residual branches. The maps to these start at zero, as does
-the last layer: u = 0 at the start and the flow map is the identity.
+and computes from it the shift, scale and gate of both of its residual branches. These maps are initialized at zero, as
+is the last layer: u = 0 at the start and the flow map is the identity.
 
-Decoupled MeanFlow (arXiv:2510.24474): the first blocks see t, the later ones and the last layer see r, through one
+Decoupled MeanFlow (arXiv:2510.24474): the first blocks take t, the later ones and the last layer take r, through one
 embedding: u(z, r, t) = g(f(z, t), r). At r = t it is the velocity network, parameter by parameter.
 
 Two more outputs on request: a velocity head (arXiv:2512.02012), here a second last layer on the blocks at r = t, and
@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 from vamf.conditioning import Cond, CondShape, label_of
 from vamf.errors import require
 from vamf.field_types import check_field_types
-from vamf.networks.attention import Attention, Linear, through
+from vamf.networks.attention import Attention, Linear, apply_blocks
 from vamf.networks.conditions import VectorEmbedding, input_shape, with_image
 from vamf.networks.config import NetworkConfig
 from vamf.networks.embeddings import (
@@ -47,7 +47,7 @@ SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "M": (16, 1024, 16), "L": (24, 1
 @dataclasses.dataclass(frozen=True)
 @check_field_types("network.")
 class DiTConfig(NetworkConfig):
-    """Size and form of the transformer: B/4, or as said; `DiTConfig.named("XL/2")` knows the published sizes."""
+    """Size and form of the transformer: B/4 by default; `DiTConfig.named("XL/2")` gives the published sizes."""
 
     depth: int = 12
     """Number of blocks."""
@@ -58,15 +58,15 @@ class DiTConfig(NetworkConfig):
     patch: int = 4
     """Side of a patch, in pixels; divides the image's sides."""
     times: Literal["t,t-r", "t,r", "t,r,t-r", "t-r"] = "t,t-r"
-    """What is embedded of the two times, each through a perceptron of its own."""
+    """Embedded quantities of the two times, each with its own MLP."""
     decoupled_depth: int = 0
-    """How many blocks see t, the others seeing r (Decoupled MeanFlow); 0: all blocks see `times`."""
+    """How many blocks take t; the others take r (Decoupled MeanFlow); 0: all blocks take `times`."""
     qk_norm: bool = False
     """Normalise queries and keys: bounded logits, for long or half-precision training."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the blocks' matrix products. Parameters, norms, softmax and residuals are in float32 regardless."""
     remat: bool = False
-    """Recompute each block in the backward pass instead of storing what is inside it: less memory, a third slower."""
+    """Recompute the activations of each block in the backward pass: less memory, a third slower."""
 
     def __post_init__(self):
         for name in ("depth", "width", "heads", "patch"):
@@ -126,19 +126,19 @@ class DiT(nnx.Module):
         t: Float[Array, " batch"],
         label: Cond = None,
     ) -> Float[Array, "batch height width channels"]:
-        return self._through((self.last,), z, r, t, label)[0]
+        return self._outputs((self.last,), z, r, t, label)[0]
 
     def diagonal(
         self, z: Float[Array, "batch height width channels"], t: Float[Array, " batch"], label: Cond = None
     ) -> Float[Array, "batch height width channels"]:
         """u(z, t, t), with one embedding of the gap 0 for all rows."""
-        return self._through((self.last,), z, None, t, label)[0]
+        return self._outputs((self.last,), z, None, t, label)[0]
 
     def velocity(
         self, z: Float[Array, "batch height width channels"], t: Float[Array, " batch"], label: Cond = None
     ) -> Float[Array, "batch height width channels"]:
         """The velocity head: a last layer of its own on the blocks at r = t."""
-        return self._through((self.head,), z, None, t, label)[0]
+        return self._outputs((self.head,), z, None, t, label)[0]
 
     def with_velocity(
         self,
@@ -148,37 +148,37 @@ class DiT(nnx.Module):
         label: Cond = None,
     ) -> tuple[Float[Array, "batch height width channels"], ...]:
         """u and the velocity head, on the same blocks; r None for r = t."""
-        return self._through((self.last, self.head), z, r, t, label)
+        return self._outputs((self.last, self.head), z, r, t, label)
 
     def log_variance(self, r: Float[Array, " batch"], t: Float[Array, " batch"]) -> Float[Array, " batch"]:
         """phi(r, t), the learned logarithm of the loss's scale; linear in features of the times, 0 at the start."""
         return self.scale(r, t)
 
-    def _through(self, lasts, z, r, t, label):
-        """What each of the last layers makes of the blocks."""
+    def _outputs(self, lasts, z, r, t, label):
+        """The outputs of several last layers on the same blocks."""
         early, late = self._conditions(r, t, label)
         x = self.patches(to_patches(with_image(z, label, self.cond), self.config.patch))
         x = x + jnp.asarray(grid_positions(*self.grid, self.config.width), x.dtype)
         blocks, split, remat = list(self.blocks), self.config.decoupled_depth, self.config.remat
-        x = through(blocks[:split], x, early, remat=remat)
-        x = through(blocks[split:], x, late, remat=remat)
+        x = apply_blocks(blocks[:split], x, early, remat=remat)
+        x = apply_blocks(blocks[split:], x, late, remat=remat)
         return tuple(from_patches(last(x, late), self.config.patch, z.shape) for last in lasts)
 
     def _conditions(self, r, t, label):
-        """SiLU of the conditions of the early and of the late layers, one row where they are the same for all rows."""
-        of_label = embed_label(self.classes, label_of(label)) if self.cond.num_classes else 0.0
+        """SiLU of the conditions of the early and of the late layers; a single row where all rows are equal."""
+        label_embedding = embed_label(self.classes, label_of(label)) if self.cond.num_classes else 0.0
         if self.cond.vector:
-            of_label = of_label + self.vector(label)
+            label_embedding = label_embedding + self.vector(label)
         if self.config.decoupled_depth:
-            early = jax.nn.silu(self.times["t"](t) + of_label)
-            return early, early if r is None else jax.nn.silu(self.times["t"](r) + of_label)
+            early = jax.nn.silu(self.times["t"](t) + label_embedding)
+            return early, early if r is None else jax.nn.silu(self.times["t"](r) + label_embedding)
         at = {"t": t, "r": t if r is None else r, "t-r": jnp.zeros(1, t.dtype) if r is None else t - r}
-        c = jax.nn.silu(sum((embed(at[name]) for name, embed in self.times.items()), of_label))
+        c = jax.nn.silu(sum((embed(at[name]) for name, embed in self.times.items()), label_embedding))
         return c, c
 
 
 class Block(nnx.Module):
-    """Attention and a perceptron, each on a layer norm that the conditions shift and scale, and behind a gate."""
+    """Attention and an MLP, each on a layer norm that the conditions shift and scale, and behind a gate."""
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
         width, xavier = config.width, nnx.initializers.xavier_uniform()
@@ -216,6 +216,6 @@ class LastLayer(nnx.Module):
 def modulate(
     x: Float[Array, "batch length width"], shift: Float[Array, "rows 1 width"], scale: Float[Array, "rows 1 width"]
 ) -> Float[Array, "batch length width"]:
-    """A layer norm whose scale and shift come from outside."""
+    """A layer norm with given scale and shift."""
     x = x - jnp.mean(x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6) * (1 + scale) + shift

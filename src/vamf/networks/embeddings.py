@@ -15,7 +15,7 @@ def sinusoidal(t: Float[Array, " batch"], features: int, period: float = 1e4) ->
     """sin and cos of t at `features / 2` frequencies from 1 down to 1 / period.
 
     Time is not rescaled by 1000 as diffusion code does: the Jacobian-vector product passes through here, and the
-    factor would multiply du/dt. The cosine is a sine with its phase moved, so that one vectorised sine does the work.
+    factor would multiply du/dt. The cosine is a sine with a phase, so that one vectorised sine computes both.
     """
     half = features // 2
     frequency = np.repeat(period ** (-np.arange(half) / half), 2)
@@ -24,7 +24,7 @@ def sinusoidal(t: Float[Array, " batch"], features: int, period: float = 1e4) ->
 
 
 class ScalarEmbedding(nnx.Module):
-    """A number as a vector: sinusoidal features through a perceptron of one hidden SiLU layer."""
+    """A number as a vector: sinusoidal features through an MLP of one hidden SiLU layer."""
 
     def __init__(self, width: int, features: int = 256, *, kernel_init: nnx.Initializer, rngs: nnx.Rngs):
         self.features = features
@@ -47,9 +47,9 @@ class LogVariance(nnx.Module):
 
 
 def embed_label(classes: nnx.Embed, label: Int[Array, " batch"] | None) -> Float[Array, "rows width"]:
-    """Rows of a table whose last stands for "no label", as every negative label does; one row where all have none."""
-    none = classes.num_embeddings - 1
-    return classes(jnp.array([none]) if label is None else jnp.where(label < 0, none, label))
+    """Rows of an embedding table whose last row is "no label"; so are negative labels. One row for None."""
+    null = classes.num_embeddings - 1
+    return classes(jnp.array([null]) if label is None else jnp.where(label < 0, null, label))
 
 
 def grid_of(event_shape: tuple[int, ...], size: int) -> tuple[int, int]:
@@ -80,7 +80,7 @@ def from_patches(
 
 @functools.cache
 def grid_positions(height: int, width: int, features: int) -> Float[np.ndarray, "length features"]:
-    """Fixed embedding of the places of a grid, row by row: half the features tell the column, half the row.
+    """Fixed embedding of the positions in a grid, row by row: half the features encode the column, half the row.
 
     Each half is sin, then cos, of the index at `features / 4` frequencies from 1 down to nearly 1 / 10,000.
     """

@@ -1,17 +1,17 @@
 """The transformer of improved MeanFlow, conditioned in context (Geng et al., arXiv:2512.02012, section 4.3).
 
-There are no adaptive norms. What the network is told stands before the patches as tokens of their own,
+There are no adaptive norms. The conditioning is a sequence of tokens before the patches,
 
     8 of the class, 8 of a vector, 4 of omega, 2 of t_min, 2 of t_max, 4 of h = t - r,      then the patches,
 
 each a learned vector plus the embedding of its number or label; omega enters as 1 - 1 / omega. Of the two times the
-network is told h alone. omega and [t_min, t_max] are the scale of guidance and the times at which it acts; 1, 0 and 1,
-no guidance, where none are given.
+network takes only h. omega and [t_min, t_max] are the guidance scale and its interval of times; by default 1, 0 and 1:
+no guidance.
 
 Blocks: a norm before each branch, queries and keys normalised and rotated by their position in the whole sequence, a
-gated perceptron (SwiGLU), no biases, and a gate for each channel that starts at zero. The last layer starts at zero as
-well: u = 0 at the start. The velocity head has the first blocks in common with u and as many later ones of its own;
-it serves in training alone.
+gated MLP (SwiGLU), no biases, and a gate for each channel, initialized at zero. The last layer is initialized at
+zero as well: u = 0 at the start. The velocity head shares the first blocks with u and has as many later ones of its
+own; it is used in training only.
 """
 
 import dataclasses
@@ -26,24 +26,24 @@ from jaxtyping import Array, Float
 from vamf.conditioning import Cond, CondShape, GuidanceScale, label_of, scale_of
 from vamf.errors import require
 from vamf.field_types import check_field_types
-from vamf.networks.attention import Attention, Linear, RMSNorm, rotation_table, through
+from vamf.networks.attention import Attention, Linear, RMSNorm, apply_blocks, rotation_table
 from vamf.networks.conditions import VectorEmbedding, input_shape, with_image
 from vamf.networks.config import NetworkConfig
 from vamf.networks.embeddings import LogVariance, ScalarEmbedding, embed_label, from_patches, grid_of, to_patches
 from vamf.networks.sizes import size_of
 
 UNGUIDED = GuidanceScale(1.0, 0.0, 1.0)
-"""What a network is told where no scale is given."""
+"""The default guidance scale and interval."""
 SIZES = {"B": (12, 768, 12), "M": (24, 768, 12), "L": (32, 1024, 16), "XL": (48, 1024, 16)}
 """Depth, width and heads by name."""
 TOKENS = {"label": 8, "vector": 8, "omega": 4, "t_min": 2, "t_max": 2, "h": 4}
-"""How many tokens tell what, in their order."""
+"""Number of tokens of each kind of conditioning, in their order."""
 
 
 @dataclasses.dataclass(frozen=True)
 @check_field_types("network.")
 class InContextConfig(NetworkConfig):
-    """Size of the transformer: B/2 where nothing is said, the published ones with `InContextConfig.named("XL/2")`."""
+    """Size of the transformer: B/2 by default; `InContextConfig.named("XL/2")` gives the published sizes."""
 
     takes_scale = True
     depth: int = 12
@@ -55,11 +55,11 @@ class InContextConfig(NetworkConfig):
     patch: int = 2
     """Side of a patch, in pixels; divides the image's sides."""
     head_depth: int = 8
-    """How many of the blocks, the last ones, u does not share with the velocity head, which has as many of its own."""
+    """Number of final blocks that u does not share with the velocity head, which has as many of its own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the blocks' matrix products. Parameters, norms, softmax and residuals are in float32 regardless."""
     remat: bool = False
-    """Recompute each block in the backward pass instead of storing what is inside it: less memory, a third slower."""
+    """Recompute the activations of each block in the backward pass: less memory, a third slower."""
 
     def __post_init__(self):
         for name in ("depth", "width", "heads", "patch"):
@@ -96,16 +96,16 @@ class InContextTransformer(nnx.Module):
         inputs = config.patch**2 * input_shape(event_shape, self.cond)[-1]
         rows, columns = grid_of(event_shape, config.patch)
         unit = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
-        one_token = nnx.initializers.normal(width**-0.5)
+        token_init = nnx.initializers.normal(width**-0.5)
         self.patches = Linear(inputs, width, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
         numbers = tuple(name for name in TOKENS if name not in ("label", "vector"))
         kinds = ("label",) * (self.cond.num_classes > 0) + ("vector",) * (self.cond.vector > 0)
-        self.told = (*kinds, *numbers)
-        self.before = sum(TOKENS[name] for name in self.told)
-        self.length = self.before + rows * columns
-        self.token_embedding = nnx.Param(one_token(rngs.params(), (self.before, width)))
+        self.token_kinds = (*kinds, *numbers)
+        self.num_context = sum(TOKENS[name] for name in self.token_kinds)
+        self.length = self.num_context + rows * columns
+        self.token_embedding = nnx.Param(token_init(rngs.params(), (self.num_context, width)))
         if self.cond.num_classes:
-            self.classes = nnx.Embed(self.cond.num_classes + 1, width, embedding_init=one_token, rngs=rngs)
+            self.classes = nnx.Embed(self.cond.num_classes + 1, width, embedding_init=token_init, rngs=rngs)
         self.numbers = nnx.Dict({name: ScalarEmbedding(width, kernel_init=unit, rngs=rngs) for name in numbers})
 
         def blocks(count):
@@ -129,19 +129,19 @@ class InContextTransformer(nnx.Module):
         t: Float[Array, " batch"],
         label: Cond = None,
     ) -> Float[Array, "batch height width channels"]:
-        return self._through(((self.own, self.last),), z, t - r, label)[0]
+        return self._outputs(((self.own, self.last),), z, t - r, label)[0]
 
     def diagonal(
         self, z: Float[Array, "batch height width channels"], t: Float[Array, " batch"], label: Cond = None
     ) -> Float[Array, "batch height width channels"]:
         """u(z, t, t), with one embedding of h = 0 for all rows."""
-        return self._through(((self.own, self.last),), z, _gap(None, t), label)[0]
+        return self._outputs(((self.own, self.last),), z, _gap(None, t), label)[0]
 
     def velocity(
         self, z: Float[Array, "batch height width channels"], t: Float[Array, " batch"], label: Cond = None
     ) -> Float[Array, "batch height width channels"]:
         """The velocity head: later blocks and a last layer of its own on the first blocks at h = 0."""
-        return self._through(((self.head, self.head_last),), z, _gap(None, t), label)[0]
+        return self._outputs(((self.head, self.head_last),), z, _gap(None, t), label)[0]
 
     def with_velocity(
         self,
@@ -150,36 +150,36 @@ class InContextTransformer(nnx.Module):
         t: Float[Array, " batch"],
         label: Cond = None,
     ) -> tuple[Float[Array, "batch height width channels"], ...]:
-        """u and the velocity head on the same first blocks, both at h = t - r, r None for h = 0: what the published
-        loss is made of."""
+        """u and the velocity head on the same first blocks, both at h = t - r, r None for h = 0: the outputs
+        of the published loss."""
         branches = ((self.own, self.last), (self.head, self.head_last))
-        return self._through(branches, z, _gap(r, t), label)
+        return self._outputs(branches, z, _gap(r, t), label)
 
     def log_variance(self, r: Float[Array, " batch"], t: Float[Array, " batch"]) -> Float[Array, " batch"]:
         """phi(r, t), the learned logarithm of the loss's scale; linear in features of the times, 0 at the start."""
         return self.scale(r, t)
 
-    def _through(self, branches, z, h, cond):
-        """What each branch, later blocks and a last layer, makes of the first blocks."""
+    def _outputs(self, branches, z, h, cond):
+        """The output of each branch, later blocks and a last layer, on the first blocks."""
         x, remat = self._sequence(z, h, cond), self.config.remat
         rotation = jnp.asarray(rotation_table(self.length, self.config.width // self.config.heads), x.dtype)
-        x = through(list(self.shared), x, rotation, remat=remat)
-        ends = ((last, through(list(own), x, rotation, remat=remat)) for own, last in branches)
-        return tuple(from_patches(last(end[:, self.before :]), self.config.patch, z.shape) for last, end in ends)
+        x = apply_blocks(list(self.shared), x, rotation, remat=remat)
+        outputs = ((last, apply_blocks(list(blocks), x, rotation, remat=remat)) for blocks, last in branches)
+        return tuple(from_patches(last(x[:, self.num_context :]), self.config.patch, z.shape) for last, x in outputs)
 
     def _sequence(self, z, h, cond):
         scale = scale_of(cond) or UNGUIDED
         numbers = (scale.omega, scale.t_min, scale.t_max)
         omega, t_min, t_max = (jnp.atleast_1d(jnp.asarray(number, z.dtype)) for number in numbers)
-        at = {"omega": 1 - 1 / omega, "t_min": t_min, "t_max": t_max, "h": h}
-        learned = jnp.split(self.token_embedding[...], np.cumsum([TOKENS[name] for name in self.told])[:-1])
+        inputs = {"omega": 1 - 1 / omega, "t_min": t_min, "t_max": t_max, "h": h}
+        learned = jnp.split(self.token_embedding[...], np.cumsum([TOKENS[name] for name in self.token_kinds])[:-1])
         tokens = []
-        for name, own in zip(self.told, learned, strict=True):
+        for name, token in zip(self.token_kinds, learned, strict=True):
             if name == "label":
                 embedded = embed_label(self.classes, label_of(cond))
             else:
-                embedded = self.vector(cond) if name == "vector" else self.numbers[name](at[name])
-            tokens.append(jnp.broadcast_to(own + embedded[:, None], (z.shape[0], *own.shape)))
+                embedded = self.vector(cond) if name == "vector" else self.numbers[name](inputs[name])
+            tokens.append(jnp.broadcast_to(token + embedded[:, None], (z.shape[0], *token.shape)))
         patches = to_patches(with_image(z, cond, self.cond), self.config.patch)
         return jnp.concatenate([*tokens, self.patches(patches)], axis=1)
 
@@ -190,7 +190,7 @@ def _gap(r, t):
 
 
 class Block(nnx.Module):
-    """Attention and a gated perceptron, each on a norm and behind a gate for each channel."""
+    """Attention and a gated MLP, each on a norm and behind a gate for each channel."""
 
     def __init__(self, config: InContextConfig, *, rngs: nnx.Rngs):
         width, hidden = config.width, config.width * 8 // 3

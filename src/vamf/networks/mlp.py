@@ -1,4 +1,4 @@
-"""The multilayer perceptron of the paper's 2-D studies (arXiv:2605.09235, appendix; constants from its toy code).
+"""The multilayer MLP of the paper's 2-D studies (arXiv:2605.09235, appendix; constants from its toy code).
 
 Inputs z, emb(t), emb(t) - emb(r); SiLU; Xavier-uniform kernels; a last layer that starts near 0, so that u = 0 and the
 flow map is the identity at the start. A class label, where there are classes, adds a learned vector to the first layer;
@@ -28,7 +28,7 @@ THIN = 4
 @dataclasses.dataclass(frozen=True)
 @check_field_types("network.")
 class MLPConfig(NetworkConfig):
-    """Size of the perceptron."""
+    """Size of the MLP."""
 
     width: int = 128
     """Units in each hidden layer."""
@@ -68,13 +68,13 @@ class MLP(nnx.Module):
         self.hidden = nnx.List(
             [nnx.Linear(config.width, config.width, kernel_init=xavier, rngs=rngs) for _ in range(config.depth - 1)]
         )
-        almost_zero = nnx.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
-        self.last = nnx.Linear(config.width, size, kernel_init=almost_zero, rngs=rngs)
+        near_zero = nnx.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
+        self.last = nnx.Linear(config.width, size, kernel_init=near_zero, rngs=rngs)
         if self.cond.num_classes:
             self.classes = nnx.Embed(self.cond.num_classes + 1, config.width, rngs=rngs)
         if "velocity" in heads:
             self.own = nnx.Linear(config.width, config.width, kernel_init=xavier, rngs=rngs)
-            self.head = nnx.Linear(config.width, size, kernel_init=almost_zero, rngs=rngs)
+            self.head = nnx.Linear(config.width, size, kernel_init=near_zero, rngs=rngs)
         if "log_variance" in heads:
             zeros = nnx.initializers.zeros_init()
             self.scale = nnx.Linear(2 * config.time_features, 1, kernel_init=zeros, rngs=rngs)
@@ -125,8 +125,8 @@ class MLP(nnx.Module):
         return (product(h, self.head.kernel[...]) + _bias(self.head)).reshape(z.shape)
 
     def _trunk(self, z, r, t, label):
-        # [z, at_t, at_t - at_r] @ kernel, with the terms in at_t gathered: no concatenation, and as r does not move
-        # with t, a forward-mode pass has one product with time's tangent instead of two.
+        # [z, at_t, at_t - at_r] @ kernel, with the terms in at_t collected: no concatenation, and since r is constant,
+        # a forward-mode pass has one product with the tangent of t instead of two.
         flat = with_image(z, label, self.cond).reshape(z.shape[0], -1)
         of_z, of_t, of_gap = jnp.split(self.first.kernel[...], [flat.shape[1], flat.shape[1] + self.time_features])
         at_t = sinusoidal(t, self.time_features)
@@ -134,8 +134,8 @@ class MLP(nnx.Module):
         if r is not None:  # at r = t the gap's embedding is 0
             h = h - sinusoidal(r, self.time_features) @ of_gap
         if self.cond.num_classes:
-            none, classes = jnp.full(t.shape, self.cond.num_classes), label_of(label)
-            h = h + self.classes(none if classes is None else jnp.where(classes < 0, none, classes))
+            null, classes = jnp.full(t.shape, self.cond.num_classes), label_of(label)
+            h = h + self.classes(null if classes is None else jnp.where(classes < 0, null, classes))
         if self.cond.vector:
             h = h + self.vector(label)
         h = jax.nn.silu(h)

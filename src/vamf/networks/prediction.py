@@ -3,8 +3,8 @@
     u(z, r, t) = (z - x_hat(z, r, t)) / max(t, 0.05)          v(z, t) = (z - x_hat_v(z, t)) / max(t, 0.05)
 
 On the straight line v(z, t) = (z - E[x | z]) / t: at r = t, and in the velocity head, x_hat is the mean of the data
-given z. At r = 0 it is the point where the jump ends. Both lie near the data, where a network of images predicts best.
-Below t = 0.05 the divisor stays, since 1 / t grows without bound; u has no kink there, but its derivative in t jumps.
+given z. At r = 0 it is the point where the jump ends. Both are near the data manifold, which is easier to predict.
+Below t = 0.05 the divisor is constant, since 1 / t is unbounded; u has no kink there, but its derivative in t jumps.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from vamf.average_velocity import diagonal, precise
 from vamf.conditioning import Cond
 from vamf.path import expand
 
-SMALLEST = 0.05
+MIN_DIVISOR = 0.05
 """Least divisor."""
 
 
@@ -26,7 +26,7 @@ class DataPrediction:
     """The average velocity of a network whose outputs are data, and of its heads."""
 
     network: Any
-    """An average velocity in form, of any kind; its heads too return data."""
+    """Called like an average velocity, but it and its heads return data."""
 
     @property
     def precise(self) -> "DataPrediction":
@@ -66,7 +66,7 @@ class DataPrediction:
         return velocity_to(x_hat, z, t), velocity_to(x_hat_v, z, t)
 
     def log_variance(self, r: Float[Array, " batch"], t: Float[Array, " batch"]) -> Float[Array, " batch"]:
-        """The learned scale of the loss, of times alone."""
+        """The learned scale of the loss, a function of the times."""
         return self.network.log_variance(r, t)
 
 
@@ -74,4 +74,4 @@ def velocity_to(
     x_hat: Float[Array, "batch *event"], z: Float[Array, "batch *event"], t: Float[Array, " batch"]
 ) -> Float[Array, "batch *event"]:
     """The velocity from z at time t that leads to x_hat at time 0."""
-    return (z - x_hat) / expand(jnp.maximum(t, SMALLEST), z)
+    return (z - x_hat) / expand(jnp.maximum(t, MIN_DIVISOR), z)

@@ -6,7 +6,7 @@ from vamf.errors import UserError
 
 
 def size_of(name: str, sizes: Mapping[str, tuple[int, int, int]]) -> dict[str, int]:
-    """What a name stands for: `depth`, `width`, `heads` and `patch`.
+    """`depth`, `width`, `heads` and `patch` of a named size.
 
     Args:
         sizes: depth, width and heads by the name of the size.

@@ -1,21 +1,21 @@
 """U-Nets: that of DDPM and the DDPM++ of score-based models, which MeanFlow trains on CIFAR-10.
 
 Ho et al. (arXiv:2006.11239, appendix B) and Song et al. (arXiv:2011.13456, appendix H), the latter with the settings
-of Karras et al. (arXiv:2206.00364). Levels of residual blocks, each at half the resolution of the one above; on the way
-back every block sees what the block of equal resolution made on the way down. All know the time, as a vector added
-between their two convolutions. What tells the two apart:
+of Karras et al. (arXiv:2206.00364). Levels of residual blocks, each at half the resolution of the one above; in the
+decoder every block takes a skip connection from the encoder at the same resolution. All take the time, as a vector
+added between their two convolutions. The differences:
 
 |                              | ddpm                               | ddpm++                                      |
 |------------------------------|------------------------------------|---------------------------------------------|
 | resolution changes by        | a convolution of stride 2; nearest | a residual block that filters               |
 |                              | neighbour and a convolution        |                                             |
 | a sum of two paths is scaled | by 1                               | by 1 / sqrt(2)                              |
-| attention on the way back    | after every block                  | after a level's last block                  |
-| q, k and v begin with        | Xavier's law each                  | sqrt(0.2) times Xavier's law for all three  |
+| attention in the decoder     | after every block                  | after a level's last block                  |
+| initialization of q, k, v    | Xavier each                        | sqrt(0.2) times Xavier for all three        |
 
-`CIFAR10` is the network of MeanFlow's CIFAR-10 recipe, `DDPM_CIFAR10` that of DDPM. Times in [0, 1] are embedded as
-they are, since a factor would multiply du/dt. Where the network predicts noise, it sees what DDPM's sees, the point on
-the diffusion and the number of the step, 0 ... 999, and u is the velocity that follows from its output
+`CIFAR10` is the network of MeanFlow's CIFAR-10 recipe, `DDPM_CIFAR10` that of DDPM. Times in [0, 1] are embedded
+without a factor, which would multiply du/dt. Where the network predicts noise, its inputs are those of DDPM, the point
+on the diffusion and the number of the step, 0 ... 999, and u is the velocity that follows from its output
 (`vamf.diffusion`).
 """
 
@@ -37,7 +37,7 @@ from vamf.networks import unet_blocks as blocks
 from vamf.networks.conditions import input_shape, with_image
 from vamf.networks.config import NetworkConfig
 from vamf.networks.embeddings import LogVariance
-from vamf.networks.unet_blocks import ALMOST_ZERO
+from vamf.networks.unet_blocks import NEAR_ZERO
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,30 +52,30 @@ class UNetConfig(NetworkConfig):
     multipliers: tuple[int, ...] = (2, 2, 2)
     """Channels of each level, from the full resolution down, in units of `channels`."""
     blocks: int = 4
-    """Residual blocks of each level on the way down; one more on the way back."""
+    """Residual blocks of each level of the encoder; the decoder has one more."""
     attention: tuple[int, ...] = (16,)
     """Sides, in pixels, of the levels with attention; the middle always has it."""
     time_features: int = 256
     """Length of the embedding of each time (even)."""
     predicts: Literal["average_velocity", "velocity", "noise"] = "average_velocity"
-    """What the last layer's output is. The average velocity is told t and t - r; the others are told t alone, so that
-    u(z, r, t) is the same for every r: for flow_matching and ddpm."""
+    """Output of the last layer. The average velocity takes t and t - r; the others take only t, so that u(z, r, t) is
+    the same for every r: for flow_matching and ddpm."""
     augment_features: int = 0
-    """Length of the label that says how an image was augmented; 0 takes none."""
+    """Length of the augmentation vector; 0 for none."""
     filter: tuple[int, ...] = (1, 3, 3, 1)
     """Weights of the filter with which ddpm++ changes the resolution; 1 1 averages and repeats."""
     groups: Literal["most", "power_of_two"] = "most"
     """Groups of the norms: the most up to 32 that have 4 or more channels each, as published, or the most of these that
     are a power of two. The same for 64, 128, 256 and 384 channels."""
     dropout: float = 0.0
-    """Share of each block's inner activations that are dropped in training."""
+    """Dropout rate of each block's inner activations in training."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What activations are computed in; parameters are float32."""
+    """Precision of activations; parameters are float32."""
 
     def __post_init__(self):
         require(self.kind in ("ddpm", "ddpm++"), "network.kind", self.kind, "ddpm, ddpm++")
-        known = ("average_velocity", "velocity", "noise")
-        require(self.predicts in known, "network.predicts", self.predicts, ", ".join(known))
+        choices = ("average_velocity", "velocity", "noise")
+        require(self.predicts in choices, "network.predicts", self.predicts, ", ".join(choices))
         require(self.channels >= 4 and self.channels % 4 == 0, "network.channels", self.channels, "a multiple of 4")
         levels = len(self.multipliers) >= 1 and all(multiplier >= 1 for multiplier in self.multipliers)
         require(levels, "network.multipliers", self.multipliers, "one number from 1 on for each level")
@@ -146,34 +146,34 @@ class UNet(nnx.Module):
             for level, multiplier in enumerate(config.multipliers)
         ]  # channels, and whether there is attention
 
-        encoder, kept = [], [config.channels]  # and the channels of all that is kept for the way back
+        encoder, skips = [], [config.channels]  # blocks, and the channels of all skip connections
         for level, (channels, attends) in enumerate(levels):
             if level:
-                encoder.append(resized(blocks.Halve, blocks.halve, kept[-1]))
-                kept.append(kept[-1])
+                encoder.append(resized(blocks.Halve, blocks.halve, skips[-1]))
+                skips.append(skips[-1])
             for _ in range(config.blocks):
-                encoder.append(block(kept[-1], channels, attends=attends))
-                kept.append(channels)
+                encoder.append(block(skips[-1], channels, attends=attends))
+                skips.append(channels)
         self.encoder = nnx.List(encoder)
 
-        at = kept[-1]
+        at = skips[-1]
         self.middle = nnx.List([block(at, at, attends=True), block(at, at)])
         decoder, enlarge = [], []
         for level, (channels, attends) in reversed(list(enumerate(levels))):
             row = []
             for number in range(config.blocks + 1):
-                row.append(block(at + kept.pop(), channels, attends=attends and (plain or number == config.blocks)))
+                row.append(block(at + skips.pop(), channels, attends=attends and (plain or number == config.blocks)))
                 at = channels
             decoder.append(nnx.List(row))
             enlarge.append(resized(blocks.Double, blocks.double, channels) if level else None)
         self.decoder, self.enlarge = nnx.List(decoder), nnx.List(enlarge)
 
         self.norm = blocks.normalisation(at, config.groups, dtype, rngs)
-        self.last = blocks.convolution(at, colours, dtype, rngs, init=ALMOST_ZERO)
+        self.last = blocks.convolution(at, colours, dtype, rngs, init=NEAR_ZERO)
         if "velocity" in heads:
             self.own = block(at, at)
             self.own_norm = blocks.normalisation(at, config.groups, dtype, rngs)
-            self.head = blocks.convolution(at, colours, dtype, rngs, init=ALMOST_ZERO)
+            self.head = blocks.convolution(at, colours, dtype, rngs, init=NEAR_ZERO)
         if "log_variance" in heads:
             self.scale = LogVariance(rngs=rngs)
 
@@ -189,8 +189,8 @@ class UNet(nnx.Module):
         """The average velocity.
 
         Args:
-            label: the condition; how each image was augmented counts, without it, as not at all.
-            key: of the dropout; without one nothing is dropped.
+            label: the conditioning; without augmentation the images count as not augmented.
+            key: of the dropout; without one there is no dropout.
         """
         return self._average(self._trunk(z, r, t, label, key)[0], z, t)
 
@@ -236,20 +236,20 @@ class UNet(nnx.Module):
             z, t = DDPM.locate(z, t)
         keys = itertools.repeat(None) if key is None else (jax.random.fold_in(key, i) for i in itertools.count())
         at = self.mapping(r, t, cond)
-        kept = [h := self.first(with_image(z, cond, self.cond))]
+        skips = [h := self.first(with_image(z, cond, self.cond))]
         for stage in self.encoder:
-            kept.append(h := stage(h, at, next(keys)))
+            skips.append(h := stage(h, at, next(keys)))
         for stage in self.middle:
             h = stage(h, at, next(keys))
         for row, enlarge in zip(self.decoder, self.enlarge, strict=True):
             for stage in row:
-                h = stage(jnp.concatenate([h, kept.pop()], axis=-1), at, next(keys))
+                h = stage(jnp.concatenate([h, skips.pop()], axis=-1), at, next(keys))
             h = h if enlarge is None else enlarge(h, at, next(keys))
         return h, at, keys
 
 
 def _check(event_shape: tuple[int, ...], levels: int) -> None:
-    """Refuse what is not an image that can be halved often enough."""
+    """Refuse events that are no images, or whose sides cannot be halved often enough."""
     if len(event_shape) != 3:
         raise UserError(f"network: a U-Net needs images (height, width, channels); samples have shape {event_shape}")
     unit = 2 ** (levels - 1)

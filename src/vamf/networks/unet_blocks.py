@@ -1,7 +1,7 @@
-"""What U-Nets for diffusion are built from: channels last, (batch, height, width, channels).
+"""Building blocks of U-Nets for diffusion: channels last, (batch, height, width, channels).
 
-Parameters are float32. A `dtype` of None computes in the type of what comes in; bfloat16 halves the memory, and then
-the statistics of the norms and the attention's softmax are still float32.
+Parameters are float32. A `dtype` of None computes in the input's type; bfloat16 halves the memory, with the statistics
+of the norms and the attention's softmax in float32.
 """
 
 import functools
@@ -20,20 +20,20 @@ from vamf.networks.conditions import VectorEmbedding
 from vamf.networks.embeddings import embed_label, sinusoidal
 
 XAVIER = nnx.initializers.xavier_uniform()
-ALMOST_ZERO = nnx.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
-"""Xavier's law times 1e-5, for the last layer of every branch: each begins as the identity."""
+NEAR_ZERO = nnx.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
+"""Xavier initialization times 1e-5, for the last layer of every branch: each starts as the identity."""
 
 
 GROUPS: dict[str, Callable[[int], int]] = {
     "most": lambda channels: max(n for n in range(1, min(32, channels // 4) + 1) if channels % n == 0),
     "power_of_two": lambda channels: math.gcd(32, channels // 4),
 }
-"""Groups of a norm of so many channels, a multiple of 4. `most` is min(32, channels // 4), the official rule, wherever
-that divides the channels."""
+"""Number of groups of a norm, by its number of channels, a multiple of 4. `most` is min(32, channels // 4), the
+official rule, wherever that divides the channels."""
 
 
 def normalisation(channels: int, groups: str, dtype: DTypeLike | None, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """Group normalisation, with the groups that a rule of GROUPS finds."""
+    """Group normalisation, with a number of groups by a rule of GROUPS."""
     number = GROUPS[groups](channels)
     return nnx.GroupNorm(channels, number, epsilon=1e-6, dtype=dtype, use_fast_variance=False, rngs=rngs)
 
@@ -41,13 +41,13 @@ def normalisation(channels: int, groups: str, dtype: DTypeLike | None, rngs: nnx
 def convolution(
     fan_in: int, fan_out: int, dtype: DTypeLike | None, rngs: nnx.Rngs, stride: int = 1, init=XAVIER
 ) -> nnx.Conv:
-    """A 3x3 convolution with a bias; it pads with zeros, where it has a stride only below and on the right."""
+    """A 3x3 convolution with a bias; zero padding, with a stride only below and on the right."""
     return nnx.Conv(fan_in, fan_out, (3, 3), stride, padding="SAME", dtype=dtype, kernel_init=init, rngs=rngs)
 
 
 @functools.cache
 def halving(n: int, taps: tuple[int, ...]) -> np.ndarray:
-    """The matrix (n / 2, n) that filters a row of n numbers, zeros around it, and keeps every other one.
+    """The matrix (n / 2, n) that filters a zero-padded row of n numbers and subsamples it by 2.
 
     Row i weighs the numbers 2i - p, ..., 2i - p + len(taps) - 1, p = len(taps) / 2 - 1, by `taps` scaled to sum 1.
     """
@@ -75,9 +75,9 @@ def double(
 
 
 def dropout(x: Float[Array, "*shape"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*shape"]:
-    """x with a share of its entries 0 and the others scaled up; x itself without a key.
+    """Dropout: x with a fraction of its entries 0 and the others scaled up; x itself without a key.
 
-    The mask follows from the key alone, so that a Jacobian-vector product has the same one in value and tangent.
+    The mask depends only on the key, so that a Jacobian-vector product has the same one in value and tangent.
     """
     if key is None or rate == 0:
         return x
@@ -85,7 +85,7 @@ def dropout(x: Float[Array, "*shape"], rate: float, key: Key[Array, ""] | None) 
 
 
 class Mapping(nnx.Module):
-    """From times, condition and augmentation to the vector that every block sees."""
+    """Maps times, condition and augmentation to the vector that every block takes."""
 
     def __init__(
         self,
@@ -100,8 +100,8 @@ class Mapping(nnx.Module):
         self.features, self.two_times, self.cond = features, two_times, cond
         fan_in = features * (1 + two_times)
         if cond.num_classes:
-            spread = nnx.initializers.variance_scaling(float(cond.num_classes), "fan_avg", "uniform")
-            self.classes = nnx.Embed(cond.num_classes + 1, fan_in, embedding_init=spread, rngs=rngs)
+            class_init = nnx.initializers.variance_scaling(float(cond.num_classes), "fan_avg", "uniform")
+            self.classes = nnx.Embed(cond.num_classes + 1, fan_in, embedding_init=class_init, rngs=rngs)
         if augment_features:
             self.augment = nnx.Linear(augment_features, fan_in, use_bias=False, kernel_init=XAVIER, rngs=rngs)
         self.first = nnx.Linear(fan_in, width, kernel_init=XAVIER, rngs=rngs)
@@ -136,7 +136,7 @@ class Attention(nnx.Module):
         self.scale = scale
         self.norm = normalisation(channels, groups, dtype, rngs)
         self.qkv = Linear(channels, 3 * channels, dtype=dtype, kernel_init=init, rngs=rngs)
-        self.last = Linear(channels, channels, dtype=dtype, kernel_init=ALMOST_ZERO, rngs=rngs)
+        self.last = Linear(channels, channels, dtype=dtype, kernel_init=NEAR_ZERO, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
         pixels = self.norm(x).reshape(x.shape[0], 1, -1, x.shape[-1])
@@ -145,7 +145,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Two convolutions on a residual path, the vector of times between them; then attention, where asked.
+    """Two convolutions on a residual path, the vector of times between them; then optional attention.
 
     `resample` is `halve`, `double` or neither: both paths then change the resolution before their first weights.
     """
@@ -170,7 +170,7 @@ class Block(nnx.Module):
         self.conv1 = convolution(fan_in, fan_out, dtype, rngs)
         self.shift = nnx.Linear(width, fan_out, dtype=dtype, kernel_init=XAVIER, rngs=rngs)
         self.norm2 = normalisation(fan_out, groups, dtype, rngs)
-        self.conv2 = convolution(fan_out, fan_out, dtype, rngs, init=ALMOST_ZERO)
+        self.conv2 = convolution(fan_out, fan_out, dtype, rngs, init=NEAR_ZERO)
         straight = fan_in == fan_out and resample is None
         self.skip = None if straight else Linear(fan_in, fan_out, dtype=dtype, kernel_init=XAVIER, rngs=rngs)
         self.attention = Attention(fan_out, attention_scale, scale, groups, dtype, rngs=rngs) if attends else None

@@ -9,11 +9,11 @@ eq. 9), with M = (t - r) du/dz, A = M - I = -S, and S the Jacobian of the flow m
 which depends on (r, t), on the sample and on direction: mixing helps where the flow map expands and harms where it
 contracts.
 
-| coefficient      | what it is                                  | xi is represented by           | extra work        |
-|----------------|---------------------------------------------|--------------------------------|-------------------|
-| `BinnedBeta`   | one beta for each bin of (t, r/t)           | v_c - v_hat of earlier batches | a JVP now and then |
-| `PerSample`    | one beta for each sample                    | a probe, E[probe probe^T] = I  | 1 or d JVPs       |
-| `PerDirection` | a symmetric matrix B, eigenvalues in [0, 1] | every direction alike          | d JVPs            |
+| coefficient        | what it is                                  | xi is represented by           | extra work      |
+|--------------------|---------------------------------------------|--------------------------------|-----------------|
+| `BinnedBeta`       | one beta for each bin of (t, r/t)           | v_c - v_hat of earlier batches | at times a JVP  |
+| `PerSampleBeta`    | one beta for each sample                    | a probe, E[probe probe^T] = I  | 1 or d JVPs     |
+| `PerDirectionBeta` | a symmetric matrix B, eigenvalues in [0, 1] | every direction alike          | d JVPs          |
 
 None of them looks at the xi of the sample it is applied to: given (z, r, t) the coefficient and xi are independent, so
 that with an exact v_hat the mean of the gradient is MeanFlow's for every network. A coefficient that saw xi would
@@ -37,9 +37,9 @@ from vamf.path import expand
 from vamf.theory.control_variate import row_terms
 
 EXACT = 4
-"""Largest number of dimensions in which `PerSample` takes every basis vector as a probe."""
+"""Largest number of dimensions in which `PerSampleBeta` takes every basis vector as a probe."""
 SMALL = 16
-"""Largest number of dimensions for `PerDirection`."""
+"""Largest number of dimensions for `PerDirectionBeta`."""
 
 
 class AdaptiveMix(Velocity, abc.ABC):
@@ -126,8 +126,8 @@ class BinnedMix(AdaptiveMix):
     def update_state(self, state, ctx):
         def update(state):
             inner = ctx.copy()
-            xi = inner.velocity(self.a, inner.off) - inner.velocity(self.b, inner.off)
-            return self.beta.update(state, inner.u, inner.off, xi)
+            xi = inner.velocity(self.a, inner.off_diagonal) - inner.velocity(self.b, inner.off_diagonal)
+            return self.beta.update(state, inner.u, inner.off_diagonal, xi)
 
         return jax.lax.cond(ctx.step % self.beta.every == 0, update, lambda state: state, state)
 
@@ -177,10 +177,10 @@ class PerSampleMix(PerPointMix):
         probes = _basis(z) if z[0].size <= EXACT else rows.draws[PROBE][None]
         value, along_time, along = _linear(ctx.u, z, rows.r, rows.t, rows.cond)
         gap = expand(rows.t - rows.r, z)
-        moved = jax.vmap(lambda p: gap * along(p))(probes)
-        axes = (0, *range(2, moved.ndim))
-        above, below = jnp.sum(moved * (moved - probes), axis=axes), jnp.sum(moved**2, axis=axes)
-        beta = jnp.clip(above / jnp.maximum(below, 1e-12), 0.0, 1.0)
+        jvp = jax.vmap(lambda p: gap * along(p))(probes)
+        axes = (0, *range(2, jvp.ndim))
+        numerator, denominator = jnp.sum(jvp * (jvp - probes), axis=axes), jnp.sum(jvp**2, axis=axes)
+        beta = jnp.clip(numerator / jnp.maximum(denominator, 1e-12), 0.0, 1.0)
         tangent = v_c + expand(beta, z) * (v_hat - v_c)
         return value, along_time + along(tangent), beta
 

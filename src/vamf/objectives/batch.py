@@ -1,7 +1,7 @@
-"""What the parts of an objective see: the rows of a batch on their paths, and what they may ask for beside these.
+"""What the parts of an objective see.
 
-`PathBatch` is the rows. `Context` is one evaluation: it holds the network, the other models, what was learnt so far,
-and remembers every velocity, so that a forward pass is made once, whoever asks for it.
+`PathBatch` is a batch on its paths. `Context` is one evaluation: the network, the other models, the objective's state,
+and a cache of velocities, so that a forward pass is made once, however many parts use it.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from vamf.conditioning import Cond, at_time
 from vamf.errors import UserError
 from vamf.path import Path
 
-Sources = AverageVelocity | Mapping[str, AverageVelocity] | None
-"""Models beside the network: by name (`ema`, `teacher`, `oracle`), or one that stands for whichever is asked for."""
+Models = AverageVelocity | Mapping[str, AverageVelocity] | None
+"""Models beside the network: by name (`ema`, `teacher`, `oracle`), or one in place of any of them."""
 
 
 class LossSample(NamedTuple):
@@ -56,7 +56,7 @@ class PathBatch:
     v_c: Any
     """Conditional velocities (batch, *event)."""
     cond: Any
-    """What the network is told."""
+    """The condition of each row."""
     draws: Any = dataclasses.field(default_factory=dict)
     """What the parts drew for each row, by their names."""
 
@@ -82,12 +82,12 @@ class Prediction(NamedTuple):
 
 
 @runtime_checkable
-class Source(Protocol):
-    """A velocity that is asked of rows (`velocity.py`)."""
+class VelocityLike(Protocol):
+    """A velocity that parts evaluate at rows (`velocity.py`)."""
 
     key: Any
-    """What tells it from others; `online` and `head` for what the network's own passes give."""
-    whole: bool
+    """Its key in the cache; `online` and `head` for what the network's own passes give."""
+    needs_full_batch: bool
 
     def __call__(self, rows: PathBatch, ctx: "Context", /) -> Float[Array, "rows *event"]: ...
 
@@ -95,8 +95,8 @@ class Source(Protocol):
 class Context:
     """One evaluation of an objective.
 
-    The batch lies in two parts: `on` the diagonal, r = t, and `off` it. Where rows with r = t may be anywhere, both are
-    the whole batch. Velocities are asked of the batch or of either part and computed once.
+    The batch lies in two parts, `on_diagonal` (r = t) and `off_diagonal`. Where rows with r = t may be anywhere, both
+    are the whole batch. Velocities of the batch, or of either part, are computed once.
     """
 
     def __init__(
@@ -105,18 +105,19 @@ class Context:
         u: AverageVelocity,
         batch: PathBatch,
         step,
-        sources: Sources = None,
+        models: Models = None,
         state: Mapping[str, Any] | None = None,
         bank: BankSamples | None = None,
-        split: int | None = None,
+        num_diagonal: int | None = None,
     ):
-        """`split`: number of the rows with r = t, which come first; None where they may be anywhere."""
-        self.objective, self.u, self.batch, self.step, self.split = objective, u, batch, step, split
-        self.sources, self.state, self.bank = sources, state or {}, bank
-        self.anywhere = split is None
-        self.on = batch if self.anywhere or split == len(batch) else batch[:split]
-        self.off = batch if self.anywhere or split == 0 else batch[split:]
-        self._slices = {id(self.on): slice(None, split), id(self.off): slice(split, None)}
+        """`num_diagonal`: number of rows with r = t, which come first; None where they may be anywhere."""
+        self.objective, self.u, self.batch, self.step, self.num_diagonal = objective, u, batch, step, num_diagonal
+        self.models, self.state, self.bank = models, state or {}, bank
+        self.diagonal_anywhere = num_diagonal is None
+        self.on_diagonal = batch if self.diagonal_anywhere or num_diagonal == len(batch) else batch[:num_diagonal]
+        self.off_diagonal = batch if self.diagonal_anywhere or num_diagonal == 0 else batch[num_diagonal:]
+        on, off = slice(None, num_diagonal), slice(num_diagonal, None)
+        self._slices = {id(self.on_diagonal): on, id(self.off_diagonal): off}
         self._velocities: dict[tuple[Any, int], Any] = {}
         self.predictions: dict[int, Prediction] = {}
         """Passes at (r, t), by the rows."""
@@ -126,55 +127,56 @@ class Context:
 
     def at(self, batch: PathBatch) -> "Context":
         """The context of other rows, all of them on the diagonal."""
-        return Context(self.objective, self.u, batch, self.step, self.sources, self.state, self.bank)
+        return Context(self.objective, self.u, batch, self.step, self.models, self.state, self.bank)
 
     def copy(self) -> "Context":
-        """The same without what has been computed, for the inside of a branch."""
-        split = self.split
-        return Context(self.objective, self.u, self.batch, self.step, self.sources, self.state, self.bank, split)
+        """A copy with empty caches, for use inside `lax.cond`."""
+        count = self.num_diagonal
+        return Context(self.objective, self.u, self.batch, self.step, self.models, self.state, self.bank, count)
 
     def model(self, name: str) -> AverageVelocity:
         """A model beside the network."""
-        found = self.sources.get(name) if isinstance(self.sources, Mapping) else self.sources
-        if found is None:
+        model = self.models.get(name) if isinstance(self.models, Mapping) else self.models
+        if model is None:
             raise UserError(f"proxy = {name!r}: pass an average velocity as the objective's `proxy` argument")
-        return found
+        return model
 
-    def velocity(self, source: Source, rows: PathBatch) -> Float[Array, "rows *event"]:
+    def velocity(self, velocity: VelocityLike, rows: PathBatch) -> Float[Array, "rows *event"]:
         """A velocity at the rows, which are the batch or a part of it."""
-        known = self._velocities
-        key = source.key
-        if (key, id(rows)) not in known:
-            whole = rows is self.batch
-            if not whole and (source.whole or (key, id(self.batch)) in known):
-                value = self.velocity(source, self.batch)[self._slices[id(rows)]]
-            elif whole and self.on is not rows and (key, id(self.on)) in known and self.off is not rows:
-                value = jnp.concatenate([known[key, id(self.on)], self.velocity(source, self.off)])
+        cache = self._velocities
+        key = velocity.key
+        if (key, id(rows)) not in cache:
+            on, is_batch = self.on_diagonal, rows is self.batch
+            if not is_batch and (velocity.needs_full_batch or (key, id(self.batch)) in cache):
+                value = self.velocity(velocity, self.batch)[self._slices[id(rows)]]
+            elif is_batch and on is not rows and (key, id(on)) in cache and self.off_diagonal is not rows:
+                # Rows with r = t are in the cache: only the others are evaluated.
+                value = jnp.concatenate([cache[key, id(on)], self.velocity(velocity, self.off_diagonal)])
             else:
-                value = source(rows, self)
-            known[key, id(rows)] = value
-        return known[key, id(rows)]
+                value = velocity(rows, self)
+            cache[key, id(rows)] = value
+        return cache[key, id(rows)]
 
     def rows_of(self, rows: PathBatch) -> slice:
         """Where in the batch a part of it lies."""
         return self._slices[id(rows)]
 
-    def remember(self, key: str, rows: PathBatch, value: Float[Array, "rows *event"]) -> None:
-        """A velocity that a pass has given beside something else."""
+    def cache_velocity(self, key: str, rows: PathBatch, value: Float[Array, "rows *event"]) -> None:
+        """Cache a velocity that another pass has computed; its gradient is stopped."""
         self._velocities[key, id(rows)] = jax.lax.stop_gradient(value)
 
     # ------------------------------------------------------------------------------------------ passes of the network
 
     def predict_diagonal(self, rows: PathBatch) -> Prediction:
         """u(z, t, t), which is the network's own velocity there."""
-        told = at_time(rows.cond, rows.t)
+        cond = at_time(rows.cond, rows.t)
         if self.objective.shares_head_pass:
-            prediction = Prediction(*with_head(self.u, rows.z, None, rows.t, told))
+            prediction = Prediction(*with_head(self.u, rows.z, None, rows.t, cond))
         else:
             prediction = Prediction(instantaneous_velocity(self.u, rows.z, rows.t, rows.cond))
-        self.remember("online", rows, prediction.u)
+        self.cache_velocity("online", rows, prediction.u)
         if prediction.head is not None:
-            self.remember("head", rows, prediction.head)
+            self.cache_velocity("head", rows, prediction.head)
         self.diagonal_predictions[id(rows)] = prediction
         return prediction
 
@@ -212,19 +214,19 @@ def head(u: AverageVelocity) -> AverageVelocity:
 
 
 def with_head(u: AverageVelocity, z, r, t, cond: Cond) -> tuple[Array, Array]:
-    """u(z, r, t), or u(z, t, t) for r None, and the velocity head in one pass, told the same gap and guidance scale.
+    """u(z, r, t), or u(z, t, t) for r None, and the velocity head in one pass, with the same gap and guidance scale.
 
-    An average velocity whose head stands alone is asked twice.
+    An average velocity whose head stands alone is evaluated twice.
     """
     both = getattr(u, "with_velocity", None)
-    if both is not None:  # who has no cheaper diagonal is asked at equal times
+    if both is not None:  # without a cheaper diagonal: u at equal times
         return both(z, t if r is None and not hasattr(u, "diagonal") else r, t, cond)
     value = instantaneous_velocity(u, z, t, cond) if r is None else u(z, r, t, cond)
     return value, head(u)(z, t, t, cond)
 
 
 def expand_rows(values: Int[Array, "*rows"] | Float[Array, "*rows"] | float, rows: PathBatch) -> Array:
-    """A number, or one for each row, as one for each row."""
+    """A number, or an array (rows,), broadcast to (rows,)."""
     return jnp.broadcast_to(jnp.asarray(values, rows.t.dtype), rows.t.shape)
 
 

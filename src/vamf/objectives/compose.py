@@ -1,4 +1,4 @@
-"""From options to an objective: what every method takes, the velocities of its roles, and the record they make."""
+"""Builds an `Objective` from the options that all methods share and the velocities of a method's roles."""
 
 import dataclasses
 from typing import Any, Literal, NamedTuple
@@ -69,7 +69,7 @@ class Roles(NamedTuple):
     """The velocities of an objective."""
 
     v: Velocity
-    """What stands for v_c."""
+    """The unbiased velocity: v_c, or its average over the bank, with guidance."""
     v_hat: Velocity | None
     """The deterministic estimate."""
     target: Velocity

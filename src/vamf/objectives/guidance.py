@@ -21,9 +21,10 @@ stands for v_c in every role; beta and gamma (`velocity.Mix`) mix on top of it, 
 W is one number, or drawn:
 
 * for each row, with density omega^-b on [1, W] (Improved MeanFlow), acting between t_min ~ U(0, 1/2) and
-  t_max ~ U(1/2, 1), over all times where r = t. The network is told: one training, and the scale is chosen at sampling.
-  A velocity is told omega where it acts and 1 elsewhere, over all times;
-* for each batch, uniformly on [1, W] (Re-MeanFlow). The network is not told.
+  t_max ~ U(1/2, 1), over all times where r = t. The network is conditioned on it, so that the scale is
+  chosen at sampling.
+  u(z, t, t) takes omega where t is in the interval and 1 elsewhere, with the interval [0, 1];
+* for each batch, uniformly on [1, W] (Re-MeanFlow). The network is not conditioned on it.
 """
 
 import dataclasses
@@ -47,7 +48,7 @@ CONDITION_DROPOUT, SCALE_OF_ROW, SCALE_OF_BATCH = 7, 9, 10
 """Random streams."""
 
 
-class Strength(NamedTuple):
+class GuidanceCoefficients(NamedTuple):
     """W and kappa of each row at its time, 1 and 0 where guidance does not act."""
 
     scale: Float[Array, " batch"]
@@ -63,14 +64,14 @@ class Guidance(Part):
     scale: Coefficient = 1.0
     """W, 1 or more; 1 is none. A number or a schedule."""
     mix: float | Literal["unit", "capped"] | None = None
-    """kappa: share of the network's own velocity in the guided field, in [0, 1), where guidance acts. unit: 1 - 1/W
+    """kappa: fraction of the network's own velocity in the guided field, in [0, 1), where guidance acts. unit: 1 - 1/W
     (improved and decoupled MeanFlow), which leaves v_c its noise; capped: 1 - max(1, W - 1)/W (Re-MeanFlow). None: 0,
     or unit where each row has a scale of its own. MeanFlow's omega is (1 - kappa) W."""
     interval: tuple[float, float] = (0.0, 1.0)
     """Times at which guidance acts."""
     scale_power: float | None = None
     """b: draw the scale for each row, with density omega^-b on [1, scale], and the times at which it acts; the network,
-    which has to be in_context, is told. None: one scale for all."""
+    which has to be in_context, is conditioned on. None: one scale for all."""
     per_batch: bool = False
     """Draw the scale of each batch uniformly from [1, scale]."""
     unlabelled: bool = False
@@ -80,7 +81,7 @@ class Guidance(Part):
     dropout_interval: tuple[float, float] = (0.0, 1.0)
     """Times t at which conditions are dropped."""
     dropped_scale: Literal["row", "one"] = "row"
-    """What a row without condition is told of its scale: its own, as published, or 1."""
+    """The scale that a row without condition is conditioned on: its own, as published, or 1."""
 
     def __post_init__(self):
         for value in (self.scale.start, self.scale.end) if isinstance(self.scale, Schedule) else (self.scale,):
@@ -109,40 +110,40 @@ class Guidance(Part):
 
     @property
     def needs(self):
-        found = {"labels"} if self.acts or self.dropout else set()
-        return frozenset(found | ({"guidance scale"} if self.scale_power is not None else set()))
+        needs = {"labels"} if self.acts or self.dropout else set()
+        return frozenset(needs | ({"guidance scale"} if self.scale_power is not None else set()))
 
     @property
-    def largest(self) -> float:
-        """The largest scale of a training."""
+    def max_scale(self) -> float:
+        """The largest scale of a run."""
         return max(self.scale.start, self.scale.end) if isinstance(self.scale, Schedule) else self.scale  # pyright: ignore
 
     # ------------------------------------------------------------------------------------------------------ randomness
 
     def draw(self, key, x, r, t, step):
-        found = {}
+        values = {}
         if self.dropout > 0:
             low, high = self.dropout_interval
             dropped = jax.random.bernoulli(stream(key, CONDITION_DROPOUT), self.dropout, t.shape)
-            found["dropped"] = dropped & (t >= low) & (t <= high)
+            values["dropped"] = dropped & (t >= low) & (t <= high)
         if self.scale_power is not None:
-            found["scale"] = draw_scale(stream(key, SCALE_OF_ROW), r, t, self.largest, self.scale_power)
+            values["scale"] = draw_scale(stream(key, SCALE_OF_ROW), r, t, self.max_scale, self.scale_power)
         if self.per_batch:
-            share = jax.random.uniform(stream(key, SCALE_OF_BATCH), (), t.dtype)
-            found["share_of_scale"] = jnp.full_like(t, share)
-        return found or None
+            fraction = jax.random.uniform(stream(key, SCALE_OF_BATCH), (), t.dtype)
+            values["scale_fraction"] = jnp.full_like(t, fraction)
+        return values or None
 
     def default_draw(self, x, e, t):
         """No row is dropped; the largest scale at all times, or the middle where it is drawn for each batch."""
-        found = {}
+        values = {}
         if self.scale_power is not None:
-            found["scale"] = GuidanceScale(*(jnp.full_like(t, value) for value in (self.largest, 0.0, 1.0)))
+            values["scale"] = GuidanceScale(*(jnp.full_like(t, value) for value in (self.max_scale, 0.0, 1.0)))
         if self.per_batch:
-            found["share_of_scale"] = jnp.full_like(t, 0.5)
-        return found or None
+            values["scale_fraction"] = jnp.full_like(t, 0.5)
+        return values or None
 
     def condition(self, cond: Cond, draws: dict | None) -> Cond:
-        """What the network is told of rows, with what was drawn for them."""
+        """The condition of rows, after these draws."""
         draws = draws or {}
         if "scale" in draws:
             cond = conditioning.with_scale(cond, draws["scale"])
@@ -150,12 +151,14 @@ class Guidance(Part):
             return cond
         if not conditioning.has_condition(cond):
             raise UserError("guidance.dropout: the data have no classes and no other condition")
-        drop = conditioning.drop if self.dropped_scale == "row" else conditioning.hide
+        drop = conditioning.drop if self.dropped_scale == "row" else conditioning.unconditional
         return drop(cond, draws["dropped"])
 
     # -------------------------------------------------------------------------------------------------------- strength
 
-    def strength(self, cond: Cond, t: Float[Array, " batch"], step=0, draws: dict | None = None) -> Strength | None:
+    def strength(
+        self, cond: Cond, t: Float[Array, " batch"], step=0, draws: dict | None = None
+    ) -> GuidanceCoefficients | None:
         """W and kappa of each row at its time; None where nothing is guided.
 
         Raises:
@@ -167,8 +170,8 @@ class Guidance(Part):
         scale = jnp.broadcast_to(jnp.asarray(value_at(self.scale, step), t.dtype), t.shape)
         if of_row is not None:
             scale = of_row.omega
-        elif self.per_batch and draws and "share_of_scale" in draws:
-            scale = 1 + (scale - 1) * draws["share_of_scale"]
+        elif self.per_batch and draws and "scale_fraction" in draws:
+            scale = 1 + (scale - 1) * draws["scale_fraction"]
         if not conditioning.has_condition(cond):
             raise UserError("guidance: the data have no classes and no other condition")
         low, high = self.interval
@@ -176,7 +179,7 @@ class Guidance(Part):
         if not self.unlabelled:
             acts &= conditioning.is_conditional(cond)
         kappa = self._kappa(scale)
-        return Strength(jnp.where(acts, scale, 1.0), None if kappa is None else jnp.where(acts, kappa, 0.0))
+        return GuidanceCoefficients(jnp.where(acts, scale, 1.0), None if kappa is None else jnp.where(acts, kappa, 0.0))
 
     def _kappa(self, scale: Float[Array, " batch"]) -> Float[Array, " batch"] | None:
         rule = self.mix
@@ -193,12 +196,12 @@ class Guidance(Part):
 class Unconditional(Velocity):
     """v_null: the velocity of a model without condition."""
 
-    whole = True
+    needs_full_batch = True
     of: ModelVelocity
 
     def __call__(self, rows, ctx):
-        told = conditioning.hide(conditioning.at_time(rows.cond, rows.t))
-        return jax.lax.stop_gradient(instantaneous_velocity(self.of.model(ctx), rows.z, rows.t, told))
+        cond = conditioning.unconditional(conditioning.at_time(rows.cond, rows.t))
+        return jax.lax.stop_gradient(instantaneous_velocity(self.of.model(ctx), rows.z, rows.t, cond))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,11 +211,11 @@ class Guided(Velocity):
     guided = True
     guidance: Guidance
     v: Velocity
-    own: ModelVelocity = Online()
+    model: ModelVelocity = Online()
     """The network whose diagonal is v_own with the condition, and v_null without."""
 
     @property
-    def whole(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def needs_full_batch(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.v.noise(0) != 0
 
     def __call__(self, rows, ctx):
@@ -220,12 +223,12 @@ class Guided(Velocity):
         strength = self.guidance.strength(rows.cond, rows.t, ctx.step, rows.draws.get(self.guidance.name))
         if strength is None:
             return v
-        v_null = ctx.velocity(Unconditional(self.own), rows)
+        v_null = ctx.velocity(Unconditional(self.model), rows)
         v_g = v + expand((strength.scale - 1).astype(v.dtype), v) * (v - v_null)
         if strength.mix is None:
             return v_g
         kappa = expand(strength.mix.astype(v.dtype), v)
-        return (1 - kappa) * v_g + kappa * ctx.velocity(self.own, rows)
+        return (1 - kappa) * v_g + kappa * ctx.velocity(self.model, rows)
 
     def noise(self, step):
         return self.v.noise(step)

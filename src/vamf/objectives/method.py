@@ -24,11 +24,11 @@ class Method:
     steps: int = 0
     """Published length of training, for which the default schedules are written."""
     ema_target: float | None = None
-    """Published decay of the moving average behind v_hat, where it is another than that for samples."""
+    """Published decay of the EMA behind v_hat, where it is another than that for samples."""
 
     @classmethod
     def of_residual(cls, kind: type[Residual]) -> "Method":
-        """The method of a residual whose options are `residual`, with v_c as the target, guided where asked."""
+        """The method of a residual whose options are `residual`, with v_c, or the guided velocity, as the target."""
 
         def method(residual=kind(), common=Common()):
             return compose(residual, common, roles(common))
@@ -45,20 +45,20 @@ class Method:
     @property
     def options(self) -> dict[str, Option]:
         """Its options by their names, those that every method takes last."""
-        found = dict(options_of(self.build))
-        common = found.pop("common").default
+        options = dict(options_of(self.build))
+        common = options.pop("common").default
         shared = {name: option._replace(default=getattr(common, name)) for name, option in options_of(Common).items()}
-        return found | shared
+        return options | shared
 
     def defaults(self, steps: int = 0) -> dict[str, Any]:
-        """Default values, schedules stretched over a training of `steps`."""
+        """Default values, schedules stretched over a run of `steps`."""
         return {name: self._stretched(option.default, steps) for name, option in self.options.items()}
 
     def __call__(self, steps: int = 0, **options: Any) -> Objective:
         """The objective with `options` in place of the defaults, written down in any way that `vamf.options` reads.
 
         Args:
-            steps: length of the training, over which schedules are stretched; 0 leaves the published ones.
+            steps: length of the run, over which schedules are stretched; 0 leaves the published ones.
         """
         values = self.values(steps, options)
         common = Common(**{name: values.pop(name) for name in options_of(Common)})
@@ -66,30 +66,30 @@ class Method:
 
     def values(self, steps: int, options: Mapping[str, Any]) -> dict[str, Any]:
         """The value of every option, with `options` in place of the defaults."""
-        known, values = self.options, self.defaults(steps)
+        declared, values = self.options, self.defaults(steps)
         for name, value in nested(options).items():
-            if name not in known:
-                raise UserError(f": no such option; allowed are {spelled(*known)}", name)
-            values[name] = build(name, known[name].hint, value, values[name], steps or 1)
+            if name not in declared:
+                raise UserError(f": no such option; allowed are {spelled(*declared)}", name)
+            values[name] = build(name, declared[name].hint, value, values[name], steps or 1)
         return values
 
     def differing(self, options: Mapping[str, Any], steps: int = 0) -> dict[str, Any]:
-        """Options as plain values, without those that say the default of a training of `steps`.
+        """Options as plain values, without those that say the default of a run of `steps`.
 
         Raises:
             UserError: an option that the method does not have.
         """
-        known, defaults, found = self.options, self.defaults(steps), {}
+        declared, defaults, changes = self.options, self.defaults(steps), {}
         for name, value in nested(options).items():
-            if name not in known:
-                raise UserError(f": the method has no such option; allowed are {spelled(*known)}", name)
+            if name not in declared:
+                raise UserError(f": the method has no such option; allowed are {spelled(*declared)}", name)
             try:
-                written = reduced(value, known[name].hint, defaults[name])
+                written = reduced(value, declared[name].hint, defaults[name])
             except UserError as error:
                 raise UserError(f": {error}", name) from None
             if written not in (plain(defaults[name]), {}):
-                found[name] = written
-        return found
+                changes[name] = written
+        return changes
 
     def _stretched(self, value: Any, steps: int) -> Any:
         if not steps or not self.steps:
@@ -109,11 +109,11 @@ class Method:
 
 def nested(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options with dotted or short names as those of their parts."""
-    found: dict[str, Any] = {}
+    tree: dict[str, Any] = {}
     for name, value in options.items():
         part, *inner = SHORT.get(name, name).split(".")
         for key in reversed(inner):
             value = {key: value}
-        before = found.get(part)
-        found[part] = merged(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
-    return found
+        before = tree.get(part)
+        tree[part] = merged(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
+    return tree

@@ -1,12 +1,12 @@
 """An objective: a record of parts that turns an average velocity, a batch and a key into losses.
 
-    path       z and v_c = dz/dt of every row                       velocity  what stands for v_c: guided, averaged
+    path       z and v_c = dz/dt of every row                       velocity  an estimate of v, guided or averaged
     r = t      R = u(z, t, t) - y: flow matching, no derivative     target    y, velocity mixed with v_hat
     r < t      R = the residual of its kind (`residuals/`)
     loss       weighting(||R||^2) time weights + terms              (`weighting.py`, `terms/`)
 
 Each part holds its own options, draws its own randomness and says what it needs (`part.py`). Methods compose them
-(`methods.py`).
+(`methods/`).
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Key
 from vamf.average_velocity import AverageVelocity
 from vamf.conditioning import Cond
 from vamf.errors import require
-from vamf.objectives.batch import BankSamples, Context, LossSample, PathBatch, Sources, squares
+from vamf.objectives.batch import BankSamples, Context, LossSample, Models, PathBatch, squares
 from vamf.objectives.guidance import Guidance
 from vamf.objectives.part import Parts
 from vamf.objectives.residuals.base import Residual, ResidualOutput
@@ -45,7 +45,7 @@ class Objective(Parts):
     diagonal: Velocity = None  # pyright: ignore[reportAssignmentType]
     """y of the rows with r = t; that of the others where none is given."""
     unbiased: Velocity = Conditional()
-    """What stands for v_c, without the bias of v_hat."""
+    """The unbiased velocity, v_c or its average over the bank, that terms regress on."""
     times: TimeDistribution = Uniform()
     """Distribution of (r, t)."""
     weighting: Weighting = Power()
@@ -55,29 +55,30 @@ class Objective(Parts):
     reduction: Literal["sum", "mean"] = "sum"
     """Squared errors are summed or averaged over the event's axes; constants are absolute, so this matters."""
     terms: tuple[Term, ...] = ()
-    """Losses beside it."""
+    """Further loss terms."""
     guidance: Guidance = Guidance()
-    """Guidance in the target, which the velocities apply; drops conditions."""
+    """Classifier-free guidance of the target, and dropout of conditions."""
     path: Path = StraightLine()
     """The path from data to the prior."""
-    sampler: Literal["jumps", "heun", "ddim"] = "jumps"
-    """The named sampler (`vamf.sampling`) that asks for what is trained."""
+    sampler: Literal["flow_map", "heun", "ddim"] = "flow_map"
+    """The default sampler (`vamf.sampling.registry`): `flow_map`, or an ODE or DDIM sampler where only v is trained."""
 
     def __post_init__(self):
         require(self.reduction in ("sum", "mean"), "reduction", self.reduction, "sum, mean")
+        require(self.sampler in ("flow_map", "heun", "ddim"), "sampler", self.sampler, "flow_map, heun, ddim")
         if self.diagonal is None:
             object.__setattr__(self, "diagonal", self.target)
-        if bound := self.who_needs("straight line"):
+        if restricted := self.parts_needing("straight line"):
             straight = isinstance(self.path, StraightLine)
-            require(straight, "path", type(self.path).__name__, f"straight_line with {bound[0]}")
+            require(straight, "path", type(self.path).__name__, f"straight_line with {restricted[0]}")
 
     def noise(self, step: int) -> tuple[float, float] | None:
         """(a, b) of the noise operator N = a S + b I on the fluctuation of v_c for r < t (`Residual.noise`)."""
         return self.residual.noise(self.target, step)
 
-    def update(self, state, u, x, sample: LossSample, cond, step, sources=None, split=0, bank=None):
-        """What the parts have learnt after a batch, for later batches."""
-        ctx = Context(self, u, self.batch(x, sample, cond), step, sources, state, bank, split)
+    def update(self, state, u, x, sample: LossSample, cond, step, models=None, num_diagonal=0, bank=None):
+        """The objective's state after a batch."""
+        ctx = Context(self, u, self.batch(x, sample, cond), step, models, state, bank, num_diagonal)
         return {part.name: part.update_state(state[part.name], ctx) for part in self.parts if part.name in state}
 
     def sample(self, key: Key[Array, ""], x: Float[Array, "batch *event"], start=None, step=0) -> LossSample:
@@ -105,7 +106,7 @@ class Objective(Parts):
         label: Cond,
         key: Key[Array, ""],
         step,
-        proxy: Sources = None,
+        proxy: Models = None,
         bank: BankSamples | None = None,
         state: Mapping[str, Any] | None = None,
     ) -> tuple[Float[Array, " batch"], dict[str, Float[Array, " batch"]]]:
@@ -113,7 +114,7 @@ class Objective(Parts):
 
         Args:
             u: the average velocity, parameters closed over.
-            label: what the network is told.
+            label: the condition.
             step: training step, for the schedules.
             proxy: the models beside the network that the objective needs: by name, or one for whichever it is.
             bank: data that joins the batch as the bank; the batch alone where none are given.
@@ -124,8 +125,8 @@ class Objective(Parts):
             `jvp_norm` (norm of the derivative, 0 where r = t), `beta` (0 where r = t) and, with a bank,
             `effective_size`.
         """
-        split = self.times.num_diagonal(x.shape[0])
-        return self.loss(u, x, self.sample(key, x, step=step), label, step, proxy, split, bank, state)
+        num_diagonal = self.times.num_diagonal(x.shape[0])
+        return self.loss(u, x, self.sample(key, x, step=step), label, step, proxy, num_diagonal, bank, state)
 
     def loss_at(
         self,
@@ -135,7 +136,7 @@ class Objective(Parts):
         r: Float[Array, " batch"],
         t: Float[Array, " batch"],
         label: Cond = None,
-        proxy: Sources = None,
+        proxy: Models = None,
         step=0,
         bank: BankSamples | None = None,
         state: Mapping[str, Any] | None = None,
@@ -143,13 +144,13 @@ class Objective(Parts):
     ) -> Float[Array, " batch"]:
         """The losses (batch,) that training averages, at given noise and times: no randomness, weight included.
 
-        Every term is there: what training draws for it and `draws` does not give has the value that the part states in
+        Every term is there: what training draws for it and `draws` does not give has the part's
         `default_draw`.
 
         Args:
             draws: what the parts draw, by their names.
         """
-        sample = LossSample(e, r, t, self.stated_draws(x, e, t, draws or {}))
+        sample = LossSample(e, r, t, self.default_draws(x, e, t, draws or {}))
         return self.loss(u, x, sample, label, step, proxy, None, bank, state)[0]
 
     def loss(
@@ -159,29 +160,29 @@ class Objective(Parts):
         sample: LossSample,
         label: Cond,
         step,
-        proxy: Sources = None,
-        split: int | None = 0,
+        proxy: Models = None,
+        num_diagonal: int | None = 0,
         bank: BankSamples | None = None,
         state: Mapping[str, Any] | None = None,
     ) -> tuple[Float[Array, " batch"], dict[str, Float[Array, " batch"]]]:
-        """As a call, at a given sample whose first `split` rows have r = t (these pay for no derivative).
+        """As a call, at a given sample whose first `num_diagonal` rows have r = t (these pay for no derivative).
 
-        With `split` None rows with r = t may be anywhere, and every row pays for both cases.
+        With `num_diagonal` None, rows with r = t may be anywhere, and every row pays for both cases.
         """
         batch = self.batch(x, sample, label)
-        ctx = Context(self, u, batch, step, proxy, state, bank, split)
-        columns, on = [], None
-        if split is None or split:
-            on = ctx.predict_diagonal(ctx.on).u - ctx.velocity(self.diagonal, ctx.on)
-            if not ctx.anywhere:
-                columns.append(ResidualOutput(on).columns(ctx.on, self.reduce))
-        if split is None or split < len(batch):
-            out = self.residual(ctx.off, self.target, ctx)
-            if on is not None and ctx.anywhere:
-                apart = batch.r < batch.t
-                error = jnp.where(expand(apart, batch.z), out.error, on)
-                out = out._replace(error=error, scale=jnp.where(apart, out.scale, 1.0))
-            columns.append(out.columns(ctx.off, self.reduce))
+        ctx = Context(self, u, batch, step, proxy, state, bank, num_diagonal)
+        columns, on_error = [], None
+        if num_diagonal is None or num_diagonal:
+            on_error = ctx.predict_diagonal(ctx.on_diagonal).u - ctx.velocity(self.diagonal, ctx.on_diagonal)
+            if not ctx.diagonal_anywhere:
+                columns.append(ResidualOutput(on_error).columns(ctx.on_diagonal, self.reduce))
+        if num_diagonal is None or num_diagonal < len(batch):
+            out = self.residual(ctx.off_diagonal, self.target, ctx)
+            if on_error is not None and ctx.diagonal_anywhere:
+                is_off = batch.r < batch.t
+                error = jnp.where(expand(is_off, batch.z), out.error, on_error)
+                out = out._replace(error=error, scale=jnp.where(is_off, out.scale, 1.0))
+            columns.append(out.columns(ctx.off_diagonal, self.reduce))
 
         residual, scale, beta, jvp_norm = (jnp.concatenate(parts) for parts in zip(*columns, strict=True))
         loss = self.weighting(residual, batch, ctx) * scale

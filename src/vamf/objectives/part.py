@@ -1,4 +1,4 @@
-"""What every part of an objective may say of itself. Parts are small frozen dataclasses that hold their own options.
+"""The interface of the parts of an objective: small frozen dataclasses that hold their own options.
 
 `needs` names what has to be there: `labels` or another condition in the data; the `straight line` as path; models
 beside the network (`ema`, `teacher`, `oracle`); outputs of the network (`velocity`, `log_variance`, `fake`); `bank`,
@@ -21,13 +21,13 @@ class Part:
     """Defaults: a part that needs nothing, draws nothing and learns nothing."""
 
     name: ClassVar[str] = ""
-    """Under which its draws and its state are kept; needed where it has some."""
+    """Key of its draws and of its state; needed where it has some. That of the memory bank is `bank`."""
     stream: ClassVar[int] = 0
     """Number of its random stream (`vamf.streams`)."""
 
     @property
     def needs(self) -> frozenset[str]:
-        """What it asks for beside the rows."""
+        """Names of the required models, network outputs or kinds of data."""
         return frozenset()
 
     def draw(self, key: Key[Array, ""], x: Array, r: Array, t: Array, step) -> Any:
@@ -35,25 +35,25 @@ class Part:
         return None
 
     def default_draw(self, x: Array, e: Array, t: Array) -> Any:
-        """The value that `loss_at` has in place of `draw`."""
+        """The value that `loss_at` uses where no draw is given."""
         return None
 
     def init_state(self, event_shape: tuple[int, ...], num_classes: int) -> Any:
-        """What it has learnt before the first step; None where it learns nothing."""
+        """Its state before the first step; None where it has none."""
         return None
 
     def update_state(self, state: Any, ctx: Context) -> Any:
-        """What it has learnt after a batch."""
+        """Its state after a batch."""
         return state
 
 
 def names_of(kind: type[Part]) -> set[str]:
-    """The names under which parts of a kind keep what they draw and learn."""
+    """The names of a kind of part and of its subclasses."""
     return {kind.name}.union(*(names_of(one) for one in kind.__subclasses__())) - {""}
 
 
 def parts_of(value: Any) -> Iterator[Part]:
-    """All parts within a dataclass, each once, those inside before what holds them."""
+    """All parts within a dataclass, children first, each once."""
     seen: set[int] = set()
 
     def walk(value):
@@ -75,7 +75,7 @@ HEADS = ("velocity", "log_variance", "fake")
 
 
 class Parts:
-    """A record of parts: what they need and learn, all together."""
+    """A record of parts: their needs, draws and state together."""
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -87,8 +87,8 @@ class Parts:
         """What has to be there for it (`part.py`)."""
         return frozenset().union(*(part.needs for part in self.parts))
 
-    def who_needs(self, what: str) -> list[str]:
-        """The kinds of parts that need something."""
+    def parts_needing(self, what: str) -> list[str]:
+        """Names of the classes of parts that need something."""
         return [type(part).__name__ for part in self.parts if what in part.needs]
 
     @property
@@ -106,13 +106,13 @@ class Parts:
         return max(0, max((getattr(part, "size", 0) for part in self.parts if part.name == "bank"), default=0) - batch)
 
     def init(self, event_shape: tuple[int, ...] = (), num_classes: int = 0) -> dict[str, Any] | None:
-        """What the parts have learnt before the first step; None where none learns."""
-        found = {part.name: part.init_state(event_shape, num_classes) for part in self.parts}
-        return {name: state for name, state in found.items() if state is not None} or None
+        """The states of the parts before the first step; None where none has a state."""
+        states = {part.name: part.init_state(event_shape, num_classes) for part in self.parts}
+        return {name: state for name, state in states.items() if state is not None} or None
 
     @cached_property
     def is_stateful(self) -> bool:
-        """Whether a part learns over training."""
+        """Whether a part has a state."""
         return jax.eval_shape(lambda: self.init((1,), 1)) is not None
 
     def draw(self, key: Key[Array, ""], x: Array, r: Array, t: Array, step) -> dict[str, Any]:
@@ -120,15 +120,15 @@ class Parts:
         draws = {part.name: part.draw(key, x, r, t, step) for part in self.parts}
         return {name: draw for name, draw in draws.items() if draw is not None}
 
-    def stated_draws(self, x: Array, e: Array, t: Array, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What is given, and for the other parts what they state in place of a draw.
+    def default_draws(self, x: Array, e: Array, t: Array, draws: Mapping[str, Any]) -> dict[str, Any]:
+        """The given draws, and the default draws of the other parts.
 
         Those of parts that this objective lacks change nothing, so that several objectives can be given the same.
 
         Raises:
             UserError: no part of any objective has such a name.
         """
-        stated = {part.name: part.default_draw(x, e, t) for part in self.parts}
-        if unknown := [name for name in given if name not in names_of(Part)]:
+        defaults = {part.name: part.default_draw(x, e, t) for part in self.parts}
+        if unknown := [name for name in draws if name not in names_of(Part)]:
             raise UserError(f"draws: no part draws {unknown[0]!r}; allowed are {', '.join(sorted(names_of(Part)))}")
-        return {name: draw for name, draw in {**stated, **given}.items() if draw is not None}
+        return {name: draw for name, draw in {**defaults, **draws}.items() if draw is not None}

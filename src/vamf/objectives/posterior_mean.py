@@ -29,7 +29,7 @@ from vamf.path import Path, expand
 from vamf.path.straight_line import SMALLEST, StraightLine
 
 
-class Posterior(NamedTuple):
+class PosteriorMeanOutput(NamedTuple):
     """What a bank says about the conditional velocity at each point."""
 
     velocity: Float[Array, "batch *event"]
@@ -38,7 +38,7 @@ class Posterior(NamedTuple):
     """1 / sum_k w_k^2, from 1 to the number of points (of the row's class, where there are labels)."""
 
 
-def posterior(
+def posterior_mean(
     x: Float[Array, "batch *event"],
     e: Float[Array, "batch *event"],
     t: Float[Array, " batch"],
@@ -46,7 +46,7 @@ def posterior(
     label: Int[Array, " batch"] | None = None,
     point_label: Int[Array, " bank"] | None = None,
     path: Path = StraightLine(),
-) -> Posterior:
+) -> PosteriorMeanOutput:
     """v_bank and the bank's effective size at z_t(x, e).
 
     Args:
@@ -66,7 +66,9 @@ def posterior(
     weights = jnp.exp(logits - logits.max(axis=1, keepdims=True))
     total = weights.sum(axis=1)
     mean = jnp.matmul(weights, bank, precision=jax.lax.Precision.HIGHEST) / total[:, None]
-    return Posterior(path.velocity_through(x, e, t, mean.reshape(x.shape)), total**2 / jnp.sum(weights**2, axis=1))
+    return PosteriorMeanOutput(
+        path.velocity_through(x, e, t, mean.reshape(x.shape)), total**2 / jnp.sum(weights**2, axis=1)
+    )
 
 
 class ClassMemoryBank(NamedTuple):
@@ -102,12 +104,12 @@ class ClassMemoryBank(NamedTuple):
 
     def _push(self, x, part: Int[Array, " batch"]) -> "ClassMemoryBank":
         parts, size = self.x.shape[:2]
-        own = part[:, None] == jnp.arange(parts)
-        count = own.sum(axis=0)
-        rank = jnp.take_along_axis(jnp.cumsum(own, axis=0) - 1, jnp.maximum(part, 0)[:, None], axis=1)[:, 0]
+        in_part = part[:, None] == jnp.arange(parts)
+        count = in_part.sum(axis=0)
+        rank = jnp.take_along_axis(jnp.cumsum(in_part, axis=0) - 1, jnp.maximum(part, 0)[:, None], axis=1)[:, 0]
         place = (self.seen[part] + rank) % size
-        kept = (part >= 0) & (rank >= count[part] - size)  # of more points than there is room for, the last
-        points = self.x.at[jnp.where(kept, part, parts), place].set(x, mode="drop")
+        valid = (part >= 0) & (rank >= count[part] - size)  # of more points than there is room for, the last
+        points = self.x.at[jnp.where(valid, part, parts), place].set(x, mode="drop")
         return ClassMemoryBank(points, self.seen + count)
 
     def posterior_mean(
@@ -116,7 +118,7 @@ class ClassMemoryBank(NamedTuple):
         e: Float[Array, "batch *event"],
         t: Float[Array, " batch"],
         label: Int[Array, " batch"] | None = None,
-    ) -> Posterior:
+    ) -> PosteriorMeanOutput:
         """v_bank and its effective size with each row's point and the remembered points of its class as the bank."""
         self._check(label)
         last = len(self.seen) - 1
@@ -125,15 +127,15 @@ class ClassMemoryBank(NamedTuple):
         bank = jnp.concatenate([x.reshape(len(x), 1, -1), self.x.reshape(last + 1, size, -1)[part]], axis=1)
         scale = jnp.maximum(t, SMALLEST)[:, None]
         # z - (1 - t) x_k = t e + (1 - t) (x - x_k)
-        moved = t[:, None, None] * e.reshape(len(x), 1, -1) + (1 - t)[:, None, None] * (bank[:, :1] - bank)
-        logits = -jnp.sum(moved**2, axis=-1) / (2 * scale**2)
+        offset = t[:, None, None] * e.reshape(len(x), 1, -1) + (1 - t)[:, None, None] * (bank[:, :1] - bank)
+        logits = -jnp.sum(offset**2, axis=-1) / (2 * scale**2)
         filled = jnp.arange(1 + size) <= self.seen[part][:, None]
         logits = jnp.where(filled, logits, -jnp.inf)
         weights = jnp.exp(logits - logits.max(axis=1, keepdims=True))
         total = weights.sum(axis=1)
         mean = jnp.einsum("bk,bkd->bd", weights, bank, precision=jax.lax.Precision.HIGHEST) / total[:, None]
         velocity = StraightLine().velocity_through(x, e, t, mean.reshape(x.shape))
-        return Posterior(velocity, total**2 / jnp.sum(weights**2, axis=1))
+        return PosteriorMeanOutput(velocity, total**2 / jnp.sum(weights**2, axis=1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +143,7 @@ class PosteriorMean(Velocity):
     """v_bank: the batch and more data points as the bank, or what is remembered of earlier batches."""
 
     name = "bank"
-    whole = True
+    needs_full_batch = True
     size: int = 0
     """Points in the bank; the batch is always part of it, and 0 is the batch alone."""
     t_min: float = 0.0
@@ -173,23 +175,23 @@ class PosteriorMean(Velocity):
             ctx.log["effective_size"] = result.effective_size
         return result.velocity
 
-    def posterior(self, rows, ctx) -> Posterior:
+    def posterior(self, rows, ctx) -> PosteriorMeanOutput:
         """v_bank and the bank's effective size at the rows."""
         label, state, path = _comparable(rows.cond), ctx.state.get(self.name), ctx.objective.path
         if state is not None:
             result = state.posterior_mean(rows.x, rows.e, rows.t, label)
         else:
             bank = ctx.bank
-            x, known = rows.x, label
+            x, bank_label = rows.x, label
             if bank is not None:
                 more = label_of(bank.cond)
-                known = None if label is None or more is None else jnp.concatenate([label, more])
+                bank_label = None if label is None or more is None else jnp.concatenate([label, more])
                 x = jnp.concatenate([x, bank.x])
-            result = posterior(rows.x, rows.e, rows.t, x, label, known, path)
+            result = posterior_mean(rows.x, rows.e, rows.t, x, label, bank_label, path)
         if self.t_min > 0:
             late = rows.t >= self.t_min
             velocity = jnp.where(expand(late, rows.z), result.velocity, rows.v_c)
-            result = Posterior(velocity, jnp.where(late, result.effective_size, 1.0))
+            result = PosteriorMeanOutput(velocity, jnp.where(late, result.effective_size, 1.0))
         return result
 
     def noise(self, step):
@@ -200,7 +202,7 @@ def _comparable(cond: Cond) -> Int[Array, " batch"] | None:
     """The classes by which rows are compared.
 
     Raises:
-        UserError: rows are told more than a class, of which no two are alike.
+        UserError: rows have more than a class as condition, of which no two are alike.
     """
     if isinstance(cond, Conditioning) and (cond.vector is not None or cond.image is not None):
         raise UserError(
@@ -212,25 +214,26 @@ def _comparable(cond: Cond) -> Int[Array, " batch"] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Shrunk(Velocity):
-    """v_bank where the bank knows, v_hat where it does not: `v_bank + (share / effective size) (v_hat - v_bank)`.
+    """v_bank where the bank has many points, v_hat where it has few:
+    `v_bank + (fraction / effective size) (v_hat - v_bank)`.
 
     What is left of the fluctuation after averaging over n effective points has about 1/n of its variance, and so has
     the coefficient that balances it against the bias of v_hat (the shrinkage factor of arXiv:2605.09235, eq. 12).
     """
 
-    share: float
-    known: Velocity
-    """What the bank says, guided where asked."""
+    fraction: float
+    velocity: Velocity
+    """The bank's velocity, with guidance where there is guidance."""
     bank: PosteriorMean
     towards: Velocity = EMA()
 
     def __post_init__(self):
-        check_range("bank_ema_share", self.share, 0, 1)
+        check_range("bank_ema_fraction", self.fraction, 0, 1)
 
     def __call__(self, rows, ctx):
-        v_bank = ctx.velocity(self.known, rows)
+        v_bank = ctx.velocity(self.velocity, rows)
         size = ctx.log["effective_size"]
-        weight = self.share / (size if rows is ctx.batch else size[ctx.rows_of(rows)])
+        weight = self.fraction / (size if rows is ctx.batch else size[ctx.rows_of(rows)])
         return v_bank + expand(weight, v_bank) * (ctx.velocity(self.towards, rows) - v_bank)
 
     def noise(self, step):

@@ -9,7 +9,7 @@ tangent. A deterministic estimate v_hat takes its place in either role, or a mix
 | `PosteriorMean` | the mean of v_c over a bank of data points (`posterior_mean.py`)      | none  | less         |
 | `Online`        | u(z, t, t) of the network in training (Improved MeanFlow's boundary)  | yes   | none         |
 | `Head`          | a second output of the network, trained beside u                      | yes   | none         |
-| `EMA`           | u(z, t, t) of the moving average of its weights                       | yes   | none         |
+| `EMA`           | u(z, t, t) of the EMA of its weights                       | yes   | none         |
 | `Teacher`       | that of a trained model                                               | yes   | none         |
 | `Oracle`        | the exact v of data whose distribution is known in closed form        | none  | none         |
 | `Model`         | that of any average velocity                                          |       | none         |
@@ -39,16 +39,16 @@ from vamf.schedules import Coefficient, check_fraction, is_zero, value_at
 
 
 class Velocity(Part, abc.ABC):
-    """Called with rows and their context, it gives a velocity (rows, *event) without gradient."""
+    """A velocity estimate: (rows, context) -> (rows, *event), without gradient."""
 
-    whole = False
+    needs_full_batch = False
     """Whether it is computed for the whole batch at once."""
     guided = False
-    """Whether it has learnt the guided field; what has not is guided where guidance acts."""
+    """Whether it is guided already; `Guided` wraps the others."""
 
     @property
     def key(self) -> Any:
-        """What tells it from others: its value, or itself where a part of it is traced."""
+        """Its key in the cache: the dataclass itself, or its id where a field is traced."""
         try:
             hash(self)
         except TypeError:
@@ -113,7 +113,7 @@ class Head(ModelVelocity):
 
 @dataclasses.dataclass(frozen=True)
 class EMA(ModelVelocity):
-    """The moving average of the network's weights."""
+    """The EMA of the network's weights."""
 
     guided = True
 
@@ -157,12 +157,12 @@ class Model(ModelVelocity):
     guided = True  # taken as it is
 
     def model(self, ctx):
-        return self.u if ctx.sources is None or isinstance(ctx.sources, Mapping) else ctx.sources
+        return self.u if ctx.models is None or isinstance(ctx.models, Mapping) else ctx.models
 
 
 @dataclasses.dataclass(frozen=True)
 class Mix(Velocity):
-    """(1 - beta) a + beta b; exactly a, and b not asked, where beta is 0."""
+    """(1 - beta) a + beta b; exactly a, without b, where beta is 0."""
 
     beta: Coefficient
     a: Velocity
@@ -198,7 +198,7 @@ ProxyName = Literal["none", "online", "ema", "head", "bank", "oracle", "teacher"
 MODELS: dict[str, type[ModelVelocity]] = family(ModelVelocity, "vamf.objectives.velocity.MODELS", {
     "online": Online, "ema": EMA, "head": Head, "oracle": Oracle, "teacher": Teacher
 })  # fmt: skip
-"""Sources of v_hat that are a model, by name."""
+"""Models of v_hat, by name."""
 Proxy = ProxyName | ModelVelocity | Velocity | Callable
 """Where v_hat comes from: by name, one in `MODELS` too, a velocity, or an average velocity whose diagonal it is."""
 

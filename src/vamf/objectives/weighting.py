@@ -157,9 +157,9 @@ class Trace(Weighting):
 
     def __call__(self, squared, rows, ctx):
         probe = rows.draws[PROBE]
-        moved = expand(rows.t - rows.r, rows.z)
-        moved = moved * jacobian_product(ctx.u, rows.z, rows.r, rows.t, probe, rows.cond) - probe
-        size = jnp.mean(moved**2, axis=tuple(range(1, moved.ndim)))
+        jvp = expand(rows.t - rows.r, rows.z)
+        jvp = jvp * jacobian_product(ctx.u, rows.z, rows.r, rows.t, probe, rows.cond) - probe
+        size = jnp.mean(jvp**2, axis=tuple(range(1, jvp.ndim)))
         return squared / jax.lax.stop_gradient(1 + TRACE_SCALES[self.scale](rows.t) * size)
 
 
@@ -192,15 +192,15 @@ class TimeWeight(Part, abc.ABC):
 class ByGap(TimeWeight):
     """`(1 - s) + s (1 - gap) / E[1 - gap]` where r < t: with s = 1 long gaps weigh less (arXiv:2511.19065)."""
 
-    share: Coefficient = 1.0
+    fraction: Coefficient = 1.0
     """s."""
 
     def __post_init__(self):
-        check_fraction("gap_weight", self.share)
+        check_fraction("gap_weight", self.fraction)
 
     def __call__(self, rows, ctx):
-        share = value_at(self.share, ctx.step)
-        factor = (1 - share) + share * (1 - (rows.t - rows.r)) / (1 - ctx.objective.times.mean_gap())
+        fraction = value_at(self.fraction, ctx.step)
+        factor = (1 - fraction) + fraction * (1 - (rows.t - rows.r)) / (1 - ctx.objective.times.mean_gap())
         return jnp.where(rows.r < rows.t, factor, jnp.ones_like(rows.t))
 
 

@@ -1,4 +1,4 @@
-"""What a path is: the points between data and prior, and how fast they move."""
+"""Base class of paths: points between data and prior, and their velocities."""
 
 import abc
 from typing import ClassVar
@@ -16,7 +16,7 @@ class Path(abc.ABC):
     """A path z_t from data x (t = 0) to a point e of the prior (t = 1). From outside the package: subclass it."""
 
     uses_start: ClassVar[bool] = False
-    """Whether e is made of a start that the data have for each row (data in pairs)."""
+    """Whether data come in pairs (x, start), and e is made of the start."""
 
     @abc.abstractmethod
     def interpolate(
@@ -43,7 +43,7 @@ class Path(abc.ABC):
     def move(
         self, z: Float[Array, "batch *event"], displacement: Float[Array, "batch *event"]
     ) -> Float[Array, "batch *event"]:
-        """Where z ends that leaves along a velocity times a time; in flat space their sum."""
+        """z after a displacement: their sum in flat space, the exponential map on a manifold."""
         return z + displacement
 
     def log_kernel(

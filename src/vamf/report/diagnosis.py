@@ -1,4 +1,4 @@
-"""The page of a diagnosis: findings first, then the measurements they rest on."""
+"""The report page of a diagnosis: findings first, then the measurements behind them."""
 
 from pathlib import Path
 
@@ -7,28 +7,28 @@ import numpy as np
 from vamf import __version__, figures
 from vamf.diagnosis import BETAS, Diagnosis, Finding
 from vamf.diagnosis.advice import with_error
-from vamf.diagnosis.run import Visit
+from vamf.diagnosis.run import RunDiagnosis
 from vamf.files import write_atomic
 from vamf.report.page import Page
 from vamf.training.run import Run
 
 
-def write(run: Run, visit: Visit) -> Path:
+def write(run: Run, result: RunDiagnosis) -> Path:
     """Write `diagnosis.html` into the run's folder; returns its path."""
-    diagnosis = visit.diagnosis
-    page = Page(f"Diagnosis of {run.folder.name}", f"{run.config.describe()}; measured at step {visit.step:,}.")
+    diagnosis = result.diagnosis
+    page = Page(f"Diagnosis of {run.folder.name}", f"{run.config.describe()}; measured at step {result.step:,}.")
 
-    page.section("In short")
-    page.points([_line(finding) for finding in visit.advice])
+    page.section("Summary")
+    page.points([_line(finding) for finding in result.advice])
     page.text("From the log:")
-    page.points([_line(finding) for finding in visit.log])
+    page.points([_line(finding) for finding in result.log])
 
     page.section("Where mixing helps and where it harms")
     page.text(
         "The noise in the residual is S xi with the tangent v_c (beta = 0) and xi with the deterministic tangent v_hat "
         "(beta = 1), S the Jacobian of the flow map from t to r. Left: the noise at beta = 0 over that at beta = 1; "
         "above 1 (red) full mixing lowers it, below 1 (blue) it raises it. Middle: the best beta of each cell. Right: "
-        "the share of the noise at beta = 0 that the pairs (r, t) of training bring into each cell."
+        "the fraction of the noise at beta = 0 that the training pairs (r, t) contribute in each cell."
     )
     page.figure(
         _maps(diagnosis),
@@ -55,15 +55,15 @@ def write(run: Run, visit: Visit) -> Path:
     x = BETAS
     measured, predicted = diagnosis.measured.relative, diagnosis.predicted.relative
     page.figure(
-        figures.panels(
+        figures.line_plots(
             [
                 figures.Panel(
                     "",
                     [
-                        figures.Curve(x, *_band(measured), "measured variance of the gradient"),
-                        figures.Curve(x, *_band(predicted), "predicted noise", figures.ORANGE, "s"),
+                        figures.Curve(x, *_values_and_errors(measured), "measured variance of the gradient"),
+                        figures.Curve(x, *_values_and_errors(predicted), "predicted noise", figures.ORANGE, "s"),
                     ],
-                    [figures.Level(1.0, "")],
+                    [figures.HLine(1.0, "")],
                 )
             ],
             "beta",
@@ -101,7 +101,7 @@ def write(run: Run, visit: Visit) -> Path:
         f"leaves a shrinkage factor of {with_error(diagnosis.shrinkage)}. The curves of the log are in `report.html`."
     )
     path = run.folder / "diagnosis.html"
-    write_atomic(path, page.render(f"vamf {__version__}, seed {visit.seed}; all numbers are in `diagnosis.json`"))
+    write_atomic(path, page.render(f"vamf {__version__}, seed {result.seed}; all numbers are in `diagnosis.json`"))
     return path
 
 
@@ -110,24 +110,24 @@ def _line(finding: Finding) -> str:
     return f"{finding.severity.capitalize()}. {finding.text}{setting}"
 
 
-def _band(estimates) -> tuple[list[float], list[float]]:
+def _values_and_errors(estimates) -> tuple[list[float], list[float]]:
     return [estimate.value for estimate in estimates], [estimate.error for estimate in estimates]
 
 
 def _maps(diagnosis: Diagnosis) -> bytes:
     size = len(diagnosis.lines) - 1
-    amplification, beta, share = (np.full((size, size), np.nan) for _ in range(3))
+    amplification, beta, fraction = (np.full((size, size), np.nan) for _ in range(3))
     total = sum(cell.weight * cell.noise.value for cell in diagnosis.cells)
     for cell in diagnosis.cells:
-        at = int(cell.t * size), int(cell.gap * size)
-        amplification[at] = cell.amplification.value
-        beta[at] = np.clip(cell.beta.value, 0, 1)
-        share[at] = 100 * cell.weight * cell.noise.value / total
+        index = int(cell.t * size), int(cell.gap * size)
+        amplification[index] = cell.amplification.value
+        beta[index] = np.clip(cell.beta.value, 0, 1)
+        fraction[index] = 100 * cell.weight * cell.noise.value / total
     return figures.heatmaps(
         [
-            figures.Map("noise at beta = 0 / noise at beta = 1", amplification, about_one=True),
-            figures.Map("best beta", beta, high=1.0),
-            figures.Map("share of the noise, %", share, decimals=1),
+            figures.Heatmap("noise at beta = 0 / noise at beta = 1", amplification, about_one=True),
+            figures.Heatmap("best beta", beta, high=1.0),
+            figures.Heatmap("fraction of the noise, %", fraction, decimals=1),
         ],
         diagnosis.lines,
         "t",

@@ -1,4 +1,4 @@
-"""Samples of several origins in one figure, whatever they are: images, points or tables."""
+"""Samples of several sources in one figure: images, points or tables."""
 
 from collections.abc import Mapping
 
@@ -6,30 +6,32 @@ import numpy as np
 
 from vamf import figures
 from vamf.data import Dataset
-from vamf.data.viewing import Viewer
+from vamf.data.to_images import ToImages
 
 COLUMNS = 12
 """Columns of a table shown as histograms."""
 IMAGES = 12
-"""Images of each origin."""
+"""Images of each source."""
 
 
-def gallery(dataset: Dataset, samples: Mapping[str, np.ndarray], view: Viewer | None) -> tuple[bytes, str]:
+def gallery(dataset: Dataset, samples: Mapping[str, np.ndarray], to_images: ToImages | None) -> tuple[bytes, str]:
     """A figure and its caption.
 
     Args:
-        samples: (n, *sample_shape) in original units by what they are called, the data first; of tables the first and
-            the last are drawn.
-        view: what turns samples into images, where they are some.
+        samples: (n, *sample_shape) in original units by name, the data first; of tables the first and the last are
+            plotted.
+        to_images: converts samples to images, if they are images.
     """
-    if view is not None:
-        strips = {name: view(points[:IMAGES]) for name, points in samples.items()}
-        return figures.strips(strips), "Images of the data and samples, from the same noise in every row."
+    if to_images is not None:
+        image_rows = {name: to_images(points[:IMAGES]) for name, points in samples.items()}
+        return figures.image_rows(image_rows), "Images of the data and samples, from the same noise in every row."
     if dataset.sample_shape == (2,):
-        return figures.clouds({dataset.name.replace("_", " "): dict(samples)}), "Data and samples from the same noise."
+        return figures.scatter_grid(
+            {dataset.name.replace("_", " "): dict(samples)}
+        ), "Data and samples from the same noise."
     width, kind = dataset.sample_shape[-1], "columns" if len(dataset.sample_shape) == 1 else "channels"
     names = dataset.columns or tuple(f"{kind[:-1]} {index + 1}" for index in range(width))
     ends = {name: samples[name].reshape(-1, width) for name in (next(iter(samples)), list(samples)[-1])}
     varying = [index for index in range(width) if index not in dict(dataset.constants)][:COLUMNS]
-    drawn = {names[i]: {name: rows[:, i] for name, rows in ends.items()} for i in varying}
-    return figures.histograms(drawn), f"Distributions of the first {len(drawn)} {kind}, in original units."
+    histograms = {names[i]: {name: rows[:, i] for name, rows in ends.items()} for i in varying}
+    return figures.histograms(histograms), f"Distributions of the first {len(histograms)} {kind}, in original units."

@@ -1,4 +1,4 @@
-"""One HTML file that stands alone: text, tables and figures inside it, nothing fetched from anywhere."""
+"""A self-contained HTML page: text, tables and figures, without external resources."""
 
 import base64
 import html
@@ -34,7 +34,7 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .85rem; }
 
 
 WIDE, CROWDED = 7, 9
-"""A table of more columns is set smaller; of still more, its cells may break into two lines."""
+"""Tables with more columns than this use a smaller font; with still more, their cells may break into two lines."""
 
 
 class Page:
@@ -57,7 +57,7 @@ class Page:
         self._parts.append("<ul>" + "".join(f"<li>{_inline(line)}</li>" for line in lines) + "</ul>")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], best: Set[tuple[int, int]] | None = None):
-        """A table; cells (row, column) in `best` stand out."""
+        """A table; cells (row, column) in `best` are highlighted."""
         sizes = [name for name, most in (("wide", WIDE), ("crowded", CROWDED)) if len(header) > most]
         wide = f' class="{" ".join(sizes)}"' if sizes else ""
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
@@ -75,13 +75,13 @@ class Page:
         )
 
     def figure(self, image: bytes, caption: str) -> None:
-        """A picture (SVG or PNG bytes) with its caption."""
+        """An image (SVG or PNG bytes) with its caption."""
         if image.startswith(b"\x89PNG"):
-            inside = f'<img alt="" src="data:image/png;base64,{base64.b64encode(image).decode()}">'
+            content = f'<img alt="" src="data:image/png;base64,{base64.b64encode(image).decode()}">'
         else:
             text = image.decode()
-            inside = text[text.index("<svg") :]
-        self._parts.append(f"<figure>{inside}<figcaption>{_inline(caption)}</figcaption></figure>")
+            content = text[text.index("<svg") :]
+        self._parts.append(f"<figure>{content}<figcaption>{_inline(caption)}</figcaption></figure>")
 
     def render(self, footer: str) -> str:
         """The whole file."""

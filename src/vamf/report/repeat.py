@@ -1,4 +1,4 @@
-"""The command that trains a configuration again."""
+"""The command line that reproduces a run."""
 
 import dataclasses
 import shlex
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vamf import networks
-from vamf.cli_options import Start, told, with_network
+from vamf.cli_options import Start, to_argument, with_network
 from vamf.data import IN_MEMORY
 from vamf.errors import UserError
 from vamf.objectives import METHODS
@@ -17,24 +17,24 @@ from vamf.training.config import TrainConfig
 
 
 def command(config: TrainConfig) -> str:
-    """`vamf train ...` with whatever makes this configuration of a preset or of what the data start from.
+    """`vamf train ...` with the options that turn a preset, or the defaults of the data, into this configuration.
 
-    Of all that could be started from, the one that leaves least to say.
+    Of all possible starting points, the one with the fewest options.
     """
-    found = []
+    commands = []
     if config.data == IN_MEMORY:
-        bases = (presets.table(IN_MEMORY), presets.pictures(IN_MEMORY))
-        found += [["FILE", *_options(config, base)] for base in bases]
-    for name in dict.fromkeys((config.data, *presets.PRESETS)) if not found else ():
+        bases = (presets.table(IN_MEMORY), presets.images(IN_MEMORY))
+        commands += [["FILE", *_options(config, base)] for base in bases]
+    for name in dict.fromkeys((config.data, *presets.PRESETS)) if not commands else ():
         try:
-            found.append([name, *_options(config, presets.for_data(name))])
-        except UserError:  # the data are gone: a preset and --data say the same
+            commands.append([name, *_options(config, presets.for_data(name))])
+        except UserError:  # the data no longer exist: a preset and --data are equivalent
             continue
-    return shlex.join(["vamf", "train", *min(found, key=len)])
+    return shlex.join(["vamf", "train", *min(commands, key=len)])
 
 
 def _options(config: TrainConfig, base: TrainConfig) -> list[str]:
-    """Options that make one configuration of another."""
+    """Options that turn `base` into `config`."""
     kind, words = networks.kind_of(config.network), []
     if config.method != base.method:
         words += ["--method", config.method]
@@ -48,10 +48,10 @@ def _options(config: TrainConfig, base: TrainConfig) -> list[str]:
     return words + _changes(config, base) + _objective(ours, theirs, hints, config.objective)
 
 
-def _changes(wanted: Any, base: Any, part: str = "") -> list[str]:
-    words, hints = [], typing.get_type_hints(type(wanted))
-    for field in dataclasses.fields(wanted):
-        value, before = getattr(wanted, field.name), getattr(base, field.name)
+def _changes(config: Any, base: Any, part: str = "") -> list[str]:
+    words, hints = [], typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value, before = getattr(config, field.name), getattr(base, field.name)
         name = part + field.name.replace("_", "-")
         if dataclasses.is_dataclass(value):
             words += _changes(value, before, f"{name}.")
@@ -61,39 +61,39 @@ def _changes(wanted: Any, base: Any, part: str = "") -> list[str]:
 
 
 def _objective(
-    wanted: Mapping[str, Any], base: Mapping[str, Any], hints: Mapping[str, Any], written: Any, part: str = ""
+    values: Mapping[str, Any], base: Mapping[str, Any], hints: Mapping[str, Any], source: Any, part: str = ""
 ) -> list[str]:
-    """Options of a method, or of a part of it; text stays as it is `written` in the configuration."""
+    """Options of a method, or of a part of it; text stays as in the configuration's `source`."""
     words = []
-    for key, value in wanted.items():
+    for key, value in values.items():
         name, before = part + key.replace("_", "-"), base[key]
-        given = written.get(key) if isinstance(written, Mapping) else None
+        text = source.get(key) if isinstance(source, Mapping) else None
         if several_of(hints[key]) is not None:
-            words += _several(name, named(value), named(before), given)
+            words += _several(name, named(value), named(before), text)
         elif base_of(hints[key]) is None:
-            said = given if isinstance(given, str) else told(value)
-            words += [] if value == before else _option(name, said, hints[key] is bool)
+            argument = text if isinstance(text, str) else to_argument(value)
+            words += [] if value == before else _option(name, argument, hints[key] is bool)
         elif value is not None:
             if type(value) is not type(before):
                 words += [f"--{name}", str(kind_name(value))]
                 before = type(value)()
-            words += _part(value, before, given, name)
+            words += _part(value, before, text, name)
     return words
 
 
-def _part(value: Any, before: Any, written: Any, name: str) -> list[str]:
+def _part(value: Any, before: Any, source: Any, name: str) -> list[str]:
     inner = options_of(type(value))
     ours, theirs = ({one: getattr(side, one) for one in inner} for side in (value, before))
-    return _objective(ours, theirs, {one: inner[one].hint for one in inner}, written, f"{name}.")
+    return _objective(ours, theirs, {one: inner[one].hint for one in inner}, source, f"{name}.")
 
 
-def _several(name: str, wanted: Mapping[str, Any], base: Mapping[str, Any], written: Any) -> list[str]:
+def _several(name: str, values: Mapping[str, Any], base: Mapping[str, Any], source: Any) -> list[str]:
     """Several parts, each under the name of its kind."""
-    new = [kind for kind in wanted if kind not in base]
+    new = [kind for kind in values if kind not in base]
     words = [f"--{name}", *new] if new else []
-    for kind, part in wanted.items():
-        given = written.get(kind) if isinstance(written, Mapping) else None
-        words += _part(part, base.get(kind, type(part)()), given, f"{name}.{kind.replace('_', '-')}")
+    for kind, part in values.items():
+        text = source.get(kind) if isinstance(source, Mapping) else None
+        words += _part(part, base.get(kind, type(part)()), text, f"{name}.{kind.replace('_', '-')}")
     return words
 
 

@@ -9,14 +9,14 @@ from vamf.files import write_atomic
 from vamf.report import repeat, tables
 from vamf.report.gallery import gallery
 from vamf.report.page import Page
-from vamf.sampling import named
+from vamf.sampling import registry
 from vamf.training.logs import read
 from vamf.training.run import Run
 
-STRIP = 4
-"""Moments of training shown in the strip of samples."""
+NUM_STEPS = 4
+"""Training steps whose samples are shown."""
 SMALL, LARGE = 40, 10
-"""Pictures shown: up to 64 rows high, and of more rows."""
+"""Number of images: up to 64 pixels high, and larger ones."""
 CURVES = {
     "loss": ("loss, weighted and with anchor", figures.BLUE),
     "residual": ("residual", figures.BLUE),
@@ -25,7 +25,7 @@ CURVES = {
     "jvp_norm": ("norm of the Jacobian-vector product", figures.ORANGE),
     "gradient_variance": ("total gradient variance", figures.GREEN),
 }
-"""Keys of the log that are drawn."""
+"""Plotted keys of the log."""
 TIMES = (figures.BLUE, figures.GREEN, figures.ORANGE, figures.RED)
 """Colours of the bins of t."""
 
@@ -35,35 +35,39 @@ def write(run: Run, evaluation: dict) -> Path:
     config, dataset = run.config, run.dataset
     records = read(run.folder / "metrics.jsonl")
     page = Page(run.folder.name, config.describe() + ".")
-    page.text(dataset.summary + f". Network: {run.grid.parameters:,} parameters.")
+    page.text(dataset.summary + f". Network: {run.ensemble.parameters:,} parameters.")
 
     page.section("Samples")
-    view = run.view
-    shown = SMALL if dataset.picture and dataset.picture[0] <= 64 else LARGE
-    reference = dataset.reference(2048 if view is None else shown, 0)
-    kept = sorted((run.folder / "samples").glob("step-*.npy"))
-    chosen = [kept[index] for index in sorted({round(i) for i in np.linspace(0, len(kept) - 1, STRIP)})] if kept else []
-    stages = {f"step {int(path.stem[5:]):,}": np.load(path, allow_pickle=False) for path in chosen}
-    sampler, steps = run.usual()
-    how = f"{'one-step samples' if steps == 1 else f'samples ({named.describe(sampler, steps)})'} of the moving average"
-    how += f" {config.optimiser.ema_decay:g}"
-    if view is not None:
+    to_images = run.view
+    num_images = SMALL if dataset.image_shape and dataset.image_shape[0] <= 64 else LARGE
+    reference = dataset.reference(2048 if to_images is None else num_images, 0)
+    paths = sorted((run.folder / "samples").glob("step-*.npy"))
+    selected = (
+        [paths[index] for index in sorted({round(i) for i in np.linspace(0, len(paths) - 1, NUM_STEPS)})]
+        if paths
+        else []
+    )
+    stages = {f"step {int(path.stem[5:]):,}": np.load(path, allow_pickle=False) for path in selected}
+    sampler, steps = run.default_sampler()
+    how = f"{'one-step samples' if steps == 1 else f'samples ({registry.describe(sampler, steps)})'} of the EMA"
+    how += f" {config.optimizer.ema_decay:g}"
+    if to_images is not None:
         for name, samples in {"data": reference, **stages}.items():
-            images = view(samples[:shown])
-            sheet = figures.pictures(images, 20, figures.enlargement(images, 4, 128), 0, 255)
+            images = to_images(samples[:num_images])
+            sheet = figures.image_grid(images, 20, figures.enlargement(images, 4, 128), 0, 255)
             page.figure(sheet, name if name == "data" else f"{how}, {name}")
     elif stages:
-        drawing, caption = gallery(dataset, {"data": reference, **stages}, None)
-        page.figure(drawing, f"{caption[:-1]}: {how} over training.")
+        figure, caption = gallery(dataset, {"data": reference, **stages}, None)
+        page.figure(figure, f"{caption[:-1]}: {how} over training.")
 
-    points = "of the training data, since none were held out; the floor's real samples are among them"
+    source = "of the training data, since none were held out; the baseline's real samples are among them"
     page.section("Distances to unseen data" if dataset.unseen else "Distances to the training data")
     page.text(
         f"Sliced Wasserstein distances of {evaluation['samples']:,} samples to {evaluation['reference']:,} points "
-        + ("that training has not seen" if dataset.unseen else points)
-        + f"; {evaluation['projections']} directions, in original units. The floor is the distance of as many real "
-        f"samples, mean ± standard deviation over {evaluation['floors']} draws: samples of a perfect model are spread "
-        "like these, above and below the mean."
+        + ("that the run has not seen" if dataset.unseen else source)
+        + f"; {evaluation['projections']} directions, in original units. The baseline is the distance of as many real "
+        f"samples, mean ± standard deviation over {evaluation['baselines']} draws: samples of a perfect model are "
+        "spread like these, above and below the mean."
     )
     rows = [[name, *(_distance(row, key) for key in ("sw1", "sw2"))] for name, row in evaluation["distances"].items()]
     page.table(["samples", "SW1", "SW2"], rows)
@@ -84,38 +88,38 @@ def write(run: Run, evaluation: dict) -> Path:
 
 def _distance(row: dict, key: str) -> str:
     """A distance, with its standard deviation where that was measured."""
-    spread = row.get(f"{key}_std")
-    return tables.number(row[key]) + ("" if spread is None else f" ± {tables.number(spread)}")
+    std = row.get(f"{key}_std")
+    return tables.number(row[key]) + ("" if std is None else f" ± {tables.number(std)}")
 
 
 def _curves(records: list[dict]) -> bytes:
     plots = []
     for key, (title, color) in CURVES.items():
-        chosen = [(record["step"], record[key]) for record in records if record.get(key) is not None]
-        if chosen:  # some quantities exist in some runs only
-            points, values = zip(*chosen, strict=True)
-            marker = "" if len(points) > 1 else "o"  # a line of one point is not seen
+        pairs = [(record["step"], record[key]) for record in records if record.get(key) is not None]
+        if pairs:  # some quantities exist in some runs only
+            points, values = zip(*pairs, strict=True)
+            marker = "" if len(points) > 1 else "o"  # a line of one point is invisible
             plots.append(figures.Panel(title, [figures.Curve(points, values, None, "", color, marker)]))
-    return figures.panels(plots, "step", "", integers=True)
+    return figures.line_plots(plots, "step", "", integers=True)
 
 
 def _by_time(records: list[dict]) -> bytes:
     """The residual by t and gap: a panel for each bin of the gap, a curve for each bin of t."""
-    known = [record for record in records if "residuals" in record]
-    steps, plots = [record["step"] for record in known], []
-    colors = dict(zip(known[-1]["residuals"]["diagonal"], TIMES, strict=True))
-    for gap, times in known[-1]["residuals"].items():
+    with_residuals = [record for record in records if "residuals" in record]
+    steps, plots = [record["step"] for record in with_residuals], []
+    colors = dict(zip(with_residuals[-1]["residuals"]["diagonal"], TIMES, strict=True))
+    for gap, times in with_residuals[-1]["residuals"].items():
         curves = []
         for end in times:
-            values = [record["residuals"][gap][end] for record in known]
-            kept = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
-            if kept:
-                shown, means = zip(*kept, strict=True)
-                marker = "" if len(shown) > 1 else "o"
-                curves.append(figures.Curve(shown, means, None, f"t to {end[2:]}", colors[end], marker))
+            values = [record["residuals"][gap][end] for record in with_residuals]
+            points = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
+            if points:
+                x, y = zip(*points, strict=True)
+                marker = "" if len(x) > 1 else "o"
+                curves.append(figures.Curve(x, y, None, f"t to {end[2:]}", colors[end], marker))
         if curves:
             plots.append(figures.Panel("r = t" if gap == "diagonal" else f"gap to {gap[4:]}", curves))
-    return figures.panels(plots, "step", "residual", integers=True)
+    return figures.line_plots(plots, "step", "residual", integers=True)
 
 
 def _save(run: Run, page: Page) -> Path:

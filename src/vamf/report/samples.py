@@ -1,17 +1,16 @@
-"""Samples of a run in files, for people and for other programs.
+"""Files of samples of a run.
 
 | file     | samples                                                        |
 |----------|----------------------------------------------------------------|
-| `.npy`   | numbers in the data's units; bytes where the data are pictures |
+| `.npy`   | numbers in the data's units; bytes where the data are images   |
 | `.csv`   | numbers, a row each, under the names of the columns            |
 | `.npz`   | an array `x` (n, d) of numbers, or `images` (n, h, w, c) of    |
-|          | bytes where the data are pictures; `labels` (n,), the classes  |
-| `.png`   | pictures on one sheet                                          |
-| a folder | pictures: `00000.png` and so on                                |
+|          | bytes where the data are images; `labels` (n,), the classes    |
+| `.png`   | images in one grid                                             |
+| a folder | images: `00000.png` and so on                                  |
 
-Latents of an autoencoder become pictures where a file holds pictures. Beside an array of pictures, and in a folder of
-them, lies a JSON file that says how they were made and which class each has: `vamf fid` copies of it what it needs into
-its receipt.
+Latents of an autoencoder are decoded where a file holds images. An array or folder of images has a JSON file of
+metadata: how they were generated, and the class of each. `vamf fid` copies what it needs into its own metadata.
 """
 
 import collections
@@ -20,7 +19,7 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,172 +28,177 @@ from jaxtyping import UInt8
 
 from vamf import distributed, figures, locks
 from vamf.data import IN_MEMORY, conditions, csv_table, is_name
-from vamf.data.viewing import viewer
+from vamf.data.conditions import LABEL
+from vamf.data.to_images import make_to_images
 from vamf.errors import UserError, require
 from vamf.files import check_source, write_array, write_arrays, write_atomic, write_json
 from vamf.progress import Progress
-from vamf.sampling import named
-from vamf.training import averages
-from vamf.training.averages import Ema
+from vamf.sampling import registry
+from vamf.training import ema_weights
 from vamf.training.config_file import CONFIG
+from vamf.training.ema_weights import Ema
 from vamf.training.run import Label, Run
 from vamf.training.step import State
 
 FORMATS = (".npy", ".csv", ".npz", ".png", "")
-NOTE = "samples.json"
-"""What says how a folder of pictures was made."""
-USUAL = 64
-"""Samples where nobody says how many."""
-NUMBERS = 2**22
-"""Most numbers that are drawn together: many samples are drawn in parts."""
+METADATA = "samples.json"
+"""File of metadata in a folder of images."""
+DEFAULT = 64
+"""Default number of samples."""
+MAX_NUMBERS = 2**22
+"""Most numbers that are sampled at once: many samples are drawn in parts."""
 
 
 class Cost(NamedTuple):
-    """Network calls made."""
+    """Network calls of a sampler."""
 
     calls: int
     batches: int
     batch_size: int
 
     @property
-    def each(self) -> float:
+    def per_sample(self) -> float:
         """Calls for each sample: the NFE."""
         return self.calls / self.batches
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
-    """What to draw."""
+class SampleOptions:
+    """Options of a set of samples."""
 
     n: int
     steps: int = 1
-    sampler: named.Sampler = "jumps"
+    sampler: registry.Sampler = "flow_map"
     seed: int = 0
     label: Label = None
     scale: tuple[float, ...] = ()
-    """Scale of guidance and the times at which it acts, where the network is to be told."""
+    """Guidance scale and its interval of times, for networks conditioned on it."""
     ema: Ema = None
-    """Weights to draw from: the run's first moving average, another by its decay, or none."""
+    """Weights to sample from: the run's first EMA, another by its decay, or none."""
     condition: Path | None = None
-    """File of what the network is told of each sample, or of each in turn, in the data's units."""
+    """File of conditions, one row for each sample or repeated in turn, in the data's units."""
 
 
 def write(
     run: Run,
     state: State,
-    wanted: Wanted,
+    options: SampleOptions,
     out: Path,
     progress: Progress,
     autoencoder: Path | None = None,
 ) -> Cost:
     """Draw samples of a run into a file or folder.
 
-    Args:
-        autoencoder: weights that turn latents into pictures; the file that made the latents where left out.
+    An existing file is replaced, unless something depends on it: data, files of runs, and a JSON file of other metadata
+    are never overwritten.
 
-    A file of that name is replaced, unless something depends on it: data and other runs' files, and a JSON file beside
-    the samples that says something else, stay.
+    Args:
+        autoencoder: weights that decode latents into images; by default the file that encoded the latents.
 
     Raises:
-        UserError: a kind of file that does not fit the samples, something that is in the way, an average that the run
-            does not keep, or another process that writes there.
+        UserError: a file format that does not fit the samples, an existing file or folder that may not be replaced, an
+            EMA that the run does not have, or another process that writes there.
     """
     with contextlib.ExitStack() as stack:
         lock = locks.file_lock(out.with_name(f".{out.name}.lock"), out, "written")
-        distributed.by_first(lambda: stack.enter_context(lock))
-        return _write(run, state, wanted, out, progress, autoencoder)
+        distributed.on_main_process(lambda: stack.enter_context(lock))
+        return _write(run, state, options, out, progress, autoencoder)
 
 
 def _write(
-    run: Run, state: State, wanted: Wanted, out: Path, progress: Progress, autoencoder: Path | None = None
+    run: Run, state: State, options: SampleOptions, out: Path, progress: Progress, autoencoder: Path | None = None
 ) -> Cost:
     dataset, suffix = run.dataset_info, out.suffix
-    state = run.inference.chosen(state, wanted.ema)
+    state = run.inference.select_ema(state, options.ema)
     if suffix not in FORMATS:
         raise UserError(f"out = {out}: allowed are .npy, .npz, .csv for tables, and .png or a folder for images")
     if suffix == ".csv" and autoencoder is not None:
         raise UserError(f"out = {out}: decoded images are written as .png, .npz, .npy or a folder")
-    require(wanted.n >= 1, "n", wanted.n, "1 or more")
-    bytes_of = autoencoder is not None or dataset.picture == dataset.event_shape
-    numbers = dataset.picture is None and dataset.latents is None
-    seen = suffix in (".png", "") or (suffix == ".npz" and not numbers) or (suffix == ".npy" and bytes_of)
-    view = viewer(dataset, autoencoder) if seen or autoencoder is not None else None
-    note = None if view is None or suffix == ".png" else out.with_suffix(".json") if suffix else out / NOTE
-    distributed.by_first(lambda: _check_free(run, out, note))
+    require(options.n >= 1, "n", options.n, "1 or more")
+    has_pixels = autoencoder is not None or dataset.image_shape == dataset.event_shape
+    is_table = dataset.image_shape is None and dataset.latents is None
+    as_images = suffix in (".png", "") or (suffix == ".npz" and not is_table) or (suffix == ".npy" and has_pixels)
+    to_images = make_to_images(dataset, autoencoder) if as_images or autoencoder is not None else None
+    metadata_path = (
+        None if to_images is None or suffix == ".png" else out.with_suffix(".json") if suffix else out / METADATA
+    )
+    distributed.on_main_process(lambda: _check_target(run, out, metadata_path))
     costs: list[Cost] = []
-    labels: list[np.ndarray] = []
+    conds: list[Mapping[str, np.ndarray]] = []
 
     def parts() -> Iterator[np.ndarray]:
         done = 0
-        with progress.task("sampling", wanted.n, unit="samples") as task:
-            for samples, label, cost in draw(run, state, wanted):
+        with progress.task("sampling", options.n, unit="samples") as task:
+            for samples, cond, cost in draw(run, state, options):
                 costs.append(cost)
-                labels.extend([] if label is None else [label])
-                yield samples if view is None else view(samples)
+                conds.append({name: rows for name, rows in cond.items() if name == "labels" or suffix == ".npz"})
+                yield samples if to_images is None else to_images(samples)
                 done += len(samples)
                 task.update(done)
 
-    if not distributed.is_first():
+    if not distributed.is_main_process():
         collections.deque(parts(), maxlen=0)
     elif suffix == "":
         _write_folder(out, parts())
     else:
-        drawn = np.concatenate(list(parts()))
-        arrays = {"x" if view is None else "images": drawn} | ({"labels": np.concatenate(labels)} if labels else {})
+        samples = np.concatenate(list(parts()))
+        arrays = {"x" if to_images is None else "images": samples} | _concatenate(conds)
         _write_file(out, arrays, dataset.columns)
     cost = Cost(sum(part.calls for part in costs), sum(part.batches for part in costs), costs[0].batch_size)
-    if note is not None and distributed.is_first():
-        made = dataclasses.asdict(wanted) | {
-            "condition": None if wanted.condition is None else str(wanted.condition),
+    if metadata_path is not None and distributed.is_main_process():
+        metadata = dataclasses.asdict(options) | {
+            "condition": None if options.condition is None else str(options.condition),
             "file": out.name,
             "run": str(run.folder.resolve()),
             "training_step": int(np.asarray(state.step)[0]),
-            "nfe": cost.each,
-            "ema": "none" if wanted.ema == "none" else averages.resolve(wanted.ema, run.config.averages),
-            "guidance": wanted.scale[0] if wanted.scale else run.told_guidance,
+            "nfe": cost.per_sample,
+            "ema": "none" if options.ema == "none" else ema_weights.resolve(options.ema, run.config.all_ema_decays),
+            "guidance": options.scale[0] if options.scale else run.default_guidance,
         }
-        if labels and suffix != ".npz":
-            made["labels"] = np.concatenate(labels).tolist()
-        write_json(note, made)
+        if "labels" in conds[0] and suffix != ".npz":
+            metadata["labels"] = np.concatenate([cond["labels"] for cond in conds]).tolist()
+        write_json(metadata_path, metadata)
     return cost
 
 
-def _check_free(run: Run, out: Path, note: Path | None) -> None:
-    """Refuse to write over what something depends on, or into a run's folder."""
+def _check_target(run: Run, out: Path, metadata_path: Path | None) -> None:
+    """Refuse to overwrite files that something depends on, or to write into a run's folder."""
     place = out.resolve()
     for folder in place.parents:
         if (folder / CONFIG).exists() and (folder / "checkpoints").exists():
             raise UserError(f"out = {out}: inside the run {folder}; choose another place")
-    for name in ("data", "teacher", "initial"):
-        if (given := run.places.get(name) or getattr(run.config, name)) and not (is_name(given) or given == IN_MEMORY):
-            check_source("out", out, Path(given))
-            if Path(given).resolve() in place.parents:
+    for name in ("data", "teacher", "init_from"):
+        if (source := run.places.get(name) or getattr(run.config, name)) and not (
+            is_name(source) or source == IN_MEMORY
+        ):
+            check_source("out", out, Path(source))
+            if Path(source).resolve() in place.parents:
                 raise UserError(f"out = {out}: inside the run's own {name}; choose another place")
     if out.suffix == "":
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"out = {out}: exists and is not an empty folder")
     elif out.is_dir():
         raise UserError(f"out = {out}: is a folder")
-    elif note is not None and note.exists() and (said := _other_note(note, out)):
-        raise UserError(f"out = {out}: {note} is there, which {said}; choose another name")
+    elif metadata_path is not None and metadata_path.exists() and (content := _other_metadata(metadata_path, out)):
+        raise UserError(f"out = {out}: {metadata_path} is there, which {content}; choose another name")
     elif out.exists() and _holds_data(run, out):
         raise UserError(f"out = {out}: holds the rows that the run was trained on; choose another name")
 
 
-def _other_note(path: Path, out: Path) -> str:
-    """What a JSON file says that is not the note of these samples; nothing where it is theirs, or of a file gone."""
+def _other_metadata(path: Path, out: Path) -> str:
+    """The content of a JSON file that is not metadata of these samples; empty where it is, or of a deleted file."""
     try:
-        note = json.loads(path.read_text())
-        of = str(note.get("file", out.name)) if "training_step" in note else ""
+        metadata = json.loads(path.read_text())
+        name = str(metadata.get("file", out.name)) if "training_step" in metadata else ""
     except (OSError, ValueError, TypeError, AttributeError):
-        of = ""
-    if not of:
+        name = ""
+    if not name:
         return "says something else"
-    return "" if of == out.name or not out.with_name(of).exists() else f"says how {of} was made"
+    return "" if name == out.name or not out.with_name(name).exists() else f"says how {name} was made"
 
 
 def _holds_data(run: Run, out: Path) -> bool:
-    """Whether a file that is in the way is the run's own data, moved to another place or renamed."""
+    """Whether an existing file holds the run's training data, moved or renamed."""
     if run.inputs is None:
         return False
     try:
@@ -205,28 +209,39 @@ def _holds_data(run: Run, out: Path) -> bool:
 
 
 def count(run: Run, n: int | None, condition: Path | None) -> int:
-    """How many samples are asked for: where nobody says, one for each row of a file of conditions, or USUAL."""
+    """The number of samples: by default one for each row of a file of conditions, else DEFAULT."""
     if n is not None or condition is None:
-        return USUAL if n is None else n
+        return DEFAULT if n is None else n
     rows = run.condition_rows(conditions.read_file(condition))
-    return max((len(values) for values in rows.values()), default=USUAL)
+    return max((len(values) for values in rows.values()), default=DEFAULT)
 
 
-def draw(run: Run, state: State, wanted: Wanted) -> Iterator[tuple[np.ndarray, np.ndarray | None, Cost]]:
-    """Samples in original units, their classes as they are called, and what they cost, in parts of one size; each part
-    after the first has a new seed."""
-    most = max(1, NUMBERS // math.prod(run.dataset_info.event_shape))
-    count = -(-wanted.n // most)
-    size = -(-wanted.n // count)
-    rows = None if wanted.condition is None else run.condition_rows(conditions.read_file(wanted.condition))
-    batches, batch_size = named.batches(size) if wanted.sampler == "fast_flow" else (1, size)
+def _concatenate(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def draw(run: Run, state: State, options: SampleOptions) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], Cost]]:
+    """Samples in original units, their conditions and their cost, in parts of equal size; each part after the first
+    has a new seed. Of conditions `labels` are the names of classes, and `vector`, `image`, `start` in the data's units.
+    """
+    max_size = max(1, MAX_NUMBERS // math.prod(run.dataset_info.event_shape))
+    count = -(-options.n // max_size)
+    size = -(-options.n // count)
+    rows = None if options.condition is None else run.condition_rows(conditions.read_file(options.condition))
+    batches, batch_size = registry.batches(size) if options.sampler == "fast_flow" else (1, size)
     for part in range(count):
-        seed = int(np.random.SeedSequence((wanted.seed, part)).generate_state(1)[0]) if part else wanted.seed
-        given = rows and {name: at[(part * size + np.arange(size)) % len(at)] for name, at in rows.items()}
-        samples, calls = run.draw(state, size, wanted.steps, seed, wanted.label, wanted.sampler, wanted.scale, given)
-        label = run.labels(size, seed, wanted.label, given)
-        left = wanted.n - part * size
-        yield samples[:left], None if label is None else label[:left], Cost(calls, batches, batch_size)
+        seed = int(np.random.SeedSequence((options.seed, part)).generate_state(1)[0]) if part else options.seed
+        part_rows = rows and {
+            name: column[(part * size + np.arange(size)) % len(column)] for name, column in rows.items()
+        }
+        samples, calls = run.draw(
+            state, size, options.steps, seed, options.label, options.sampler, options.scale, part_rows
+        )
+        cond = {name: rows for name, rows in run.rows(size, seed, options.label, part_rows).items() if name != LABEL}
+        if (labels := run.labels(size, seed, options.label, part_rows)) is not None:
+            cond["labels"] = labels
+        left = options.n - part * size
+        yield samples[:left], {name: rows[:left] for name, rows in cond.items()}, Cost(calls, batches, batch_size)
 
 
 def _write_file(path: Path, arrays: dict[str, np.ndarray], columns: tuple[str, ...]) -> None:
@@ -236,13 +251,13 @@ def _write_file(path: Path, arrays: dict[str, np.ndarray], columns: tuple[str, .
     elif path.suffix == ".npz":
         write_arrays(path, arrays)
     elif path.suffix == ".png":
-        write_atomic(path, figures.pictures(samples, min(len(samples), 10), figures.enlargement(samples), 0, 255))
+        write_atomic(path, figures.image_grid(samples, min(len(samples), 10), figures.enlargement(samples), 0, 255))
     else:
-        write_atomic(path, csv_table.text(samples.reshape(len(samples), -1), columns, arrays.get("labels")))
+        write_atomic(path, csv_table.to_csv(samples.reshape(len(samples), -1), columns, arrays.get("labels")))
 
 
 def _write_folder(folder: Path, parts: Iterable[UInt8[np.ndarray, "n h w c"]]) -> None:
-    """A folder of pictures, which appears when it is complete."""
+    """A folder of images, written atomically."""
     from PIL import Image
 
     unfinished = folder.with_name(f".{folder.name}.tmp")

@@ -17,14 +17,14 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{max(0, digits - (size >= 10) - (size >= 100) - (size >= 1000))}f}"
 
 
-def spread(values: Sequence[float], digits: int = 3) -> str:
+def mean_std(values: Sequence[float], digits: int = 3) -> str:
     """Mean ± standard deviation (n - 1) of the finite values."""
-    kept = [value for value in values if value is not None and math.isfinite(value)]
-    if not kept:
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    if not finite:
         return "–"
-    if len(kept) == 1:
-        return number(kept[0], digits)
-    return f"{number(float(np.mean(kept)), digits)} ± {number(float(np.std(kept, ddof=1)), digits)}"
+    if len(finite) == 1:
+        return number(finite[0], digits)
+    return f"{number(float(np.mean(finite)), digits)} ± {number(float(np.std(finite, ddof=1)), digits)}"
 
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:

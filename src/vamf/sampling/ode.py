@@ -1,6 +1,6 @@
 """The ordinary differential equation dz/dt = v(z, t) = u(z, t, t), from noise at t = 1 to data at t = 0.
 
-It uses only the diagonal of u and serves as the reference for the jumps of the same network.
+It uses only the diagonal of u and is the reference for the jumps of the same network.
 """
 
 from typing import Literal
@@ -11,7 +11,7 @@ from vamf.average_velocity import AverageVelocity, instantaneous_velocity
 from vamf.conditioning import Cond
 from vamf.errors import require
 from vamf.path import STRAIGHT_LINE, Path, expand
-from vamf.sampling.grid import times_of, walk
+from vamf.sampling.time_grid import scan_steps, times_of
 
 
 def integrate(
@@ -33,4 +33,4 @@ def integrate(
             return arrival
         return path.move(z, -gap * 0.5 * (start + instantaneous_velocity(u, arrival, r, label)))
 
-    return walk(advance, noise, times_of("steps", steps, noise.dtype))
+    return scan_steps(advance, noise, times_of("steps", steps, noise.dtype))

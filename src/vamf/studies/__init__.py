@@ -6,8 +6,8 @@ from typing import Any
 from vamf.errors import UserError
 
 STUDIES: dict[str, Any] = {name: f"vamf.studies.{name}" for name in ("toys", "mixtures", "adaptive", "methods", "dit")}
-"""Every study: an `engine.Study`, or the module whose `STUDY` it is, so that it is imported only when it runs. From
-outside the package: add a row."""
+"""Every study: an `engine.Study`, or the module whose `STUDY` it is, which is imported only when it runs. To register
+one from outside the package, add an entry."""
 
 
 def study(name: str) -> Any:
@@ -18,5 +18,5 @@ def study(name: str) -> Any:
     """
     if name not in STUDIES:
         raise UserError(f"study {name!r}: allowed are {', '.join(STUDIES)}")
-    found = STUDIES[name]
-    return importlib.import_module(found).STUDY if isinstance(found, str) else found
+    entry = STUDIES[name]
+    return importlib.import_module(entry).STUDY if isinstance(entry, str) else entry

@@ -2,10 +2,10 @@
 
 The paper (arXiv:2605.09235) leaves open how the tangent mix should depend on (r, t), sample and direction. Here every
 answer of this package is trained beside the fixed coefficients, from the same seeds and batches. All are trained for
-the same number of steps; those of `TIMED` that cost more than MeanFlow are then trained again for the time it takes.
+the same number of steps; those of `EQUAL_TIME` that cost more than MeanFlow are then trained again for equal time.
 
-The first learning rate is the paper's 1e-3 for 200,000 steps; in 6,000 it leaves runs unfinished, those of 64
-dimensions above all.
+The first learning rate is the paper's 1e-3 for 200,000 steps; in 6,000 runs do not converge with it, least of all in 64
+dimensions.
 """
 
 import itertools
@@ -19,7 +19,7 @@ import numpy as np
 from vamf import data, figures
 from vamf.conditioning import label_of
 from vamf.data import Dataset, toys
-from vamf.objectives.posterior_mean import posterior
+from vamf.objectives.posterior_mean import posterior_mean
 from vamf.report import tables
 from vamf.studies import comparison, summary
 from vamf.studies.comparison import row_of
@@ -30,7 +30,7 @@ from vamf.studies.results import Results
 from vamf.studies.variants import Budget, Variant, over
 
 BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-TIMED = ("binned", "per_sample", "rao_blackwell", "rao_blackwell_2048")
+EQUAL_TIME = ("binned", "per_sample", "rao_blackwell", "rao_blackwell_2048")
 """Variants that are trained for equal time as well."""
 BANK = 2048
 
@@ -43,13 +43,13 @@ def _space(dataset: Dataset) -> bool:
     return not _plane(dataset)
 
 
-def _known(dataset: Dataset) -> bool:
+def _has_mixture(dataset: Dataset) -> bool:
     return dataset.mixture is not None
 
 
 RAO_BLACKWELL, LARGE = {"method": "rao_blackwell"}, {"bank": {"size": BANK}}
-REST = {"bank_ema_share": 1.0}
-"""The EMA stands in the tangent for what the bank leaves unknown."""
+REST = {"bank_ema_fraction": 1.0}
+"""The EMA replaces the remainder of the bank in the tangent."""
 VARIANTS = (
     Variant("sweep", {"beta": 0.5}, {"method": "vamf"}, over(beta=BETAS), "beta_{beta:g}"),
     Variant("corner", {}, {"method": "vamf_corner"}),  # the paper's recipe: beta = 1 and an anchor
@@ -61,14 +61,14 @@ VARIANTS = (
     Variant("rao_blackwell_rest", REST, RAO_BLACKWELL, fits=_space),
     Variant("rao_blackwell_2048", LARGE, RAO_BLACKWELL),
     Variant("rao_blackwell_2048_rest", LARGE | REST, RAO_BLACKWELL, fits=_space),
-    Variant("oracle", {"beta": 1.0, "gamma": 1.0, "proxy": "oracle"}, {"method": "vamf"}, fits=_known),
+    Variant("oracle", {"beta": 1.0, "gamma": 1.0, "proxy": "oracle"}, {"method": "vamf"}, fits=_has_mixture),
 )
-FIXED = tuple(f"beta_{beta:g}" for beta in BETAS)
+FIXED_BETAS = tuple(f"beta_{beta:g}" for beta in BETAS)
 OURS = tuple(one.name for one in VARIANTS if one.name not in ("sweep", "corner", "linear", "oracle"))
 """Variants with nothing to tune."""
-SHOWN = {"MeanFlow": "beta_0", "beta = 1": "beta_1"}
-SHOWN |= {words(arm): arm for arm in ("rao_blackwell", "rao_blackwell_2048", "oracle")}
-"""Variants whose samples are shown."""
+GALLERY = {"MeanFlow": "beta_0", "beta = 1": "beta_1"}
+GALLERY |= {words(variant): variant for variant in ("rao_blackwell", "rao_blackwell_2048", "oracle")}
+"""Variants in the sample gallery: titles and labels."""
 LEVELS = (
     ("binned", "binned beta(r, t)", figures.GREEN, "--"),
     ("rao_blackwell", "Rao-Blackwell, batch", figures.ORANGE, "-."),
@@ -78,16 +78,18 @@ LEVELS = (
 
 QUICK = Budget("quick", ("swiss_roll",), 1500, (0, 1), 150, 3e-3)
 DEFAULT = Budget("default", (*toys.NAMES, "dgmm2", "dgmm16", "dgmm64", "digits"), 6000, (0, 1, 2, 3, 42), 500, 3e-3)
-FULL = Budget("paper", (*toys.NAMES, *(f"dgmm{d}" for d in (2, 4, 8, 16, 32, 64)), "digits"), 200_000, (0, 1, 2, 3, 42),
-              2000)  # fmt: skip
+PAPER = Budget("paper", (*toys.NAMES, *(f"dgmm{d}" for d in (2, 4, 8, 16, 32, 64)), "digits"), 200_000,
+               (0, 1, 2, 3, 42), 2000)  # fmt: skip
 
 
 def summarise(results: Results) -> dict[str, Any]:
-    """A row for each variant, verdicts, and what a bank knows."""
+    """A row for each variant, verdicts, and the effective sizes of a bank."""
     rows, names = comparison.table(results), results.budget.datasets
     return {
-        "arms": rows,
-        "costs": {name: {arm: cost["ms"] for arm, cost in costs.items()} for name, costs in results.costs.items()},
+        "variants": rows,
+        "costs": {
+            name: {variant: cost["ms"] for variant, cost in costs.items()} for name, costs in results.costs.items()
+        },
         "verdicts": [verdict(name, rows) for name in names],
         "effective_sizes": {name: effective_sizes(name) for name in names},
     }
@@ -95,43 +97,43 @@ def summarise(results: Results) -> dict[str, Any]:
 
 def verdict(name: str, rows: Sequence[dict]) -> dict[str, Any]:
     """How every variant with nothing to tune compares with the best fixed beta of a data set, in SW1."""
-    fixed = [row for row in rows if row["data"] == name and row["arm"] in FIXED]
+    fixed = [row for row in rows if row["data"] == name and row["variant"] in FIXED_BETAS]
     best, quietest = (min(fixed, key=lambda row: row[key]) for key in ("sw1", "gradient_variance"))
     compared = {}
-    for arm, equal in itertools.product(OURS, ("steps", "time")):
-        if row := row_of(rows, name, arm, equal):
+    for variant, equal in itertools.product(OURS, ("steps", "time")):
+        if row := row_of(rows, name, variant, equal):
             gain = best["sw1"] - row["sw1"]
             error = summary.difference_error(row["sw1_std"], best["sw1_std"], row["seeds"])
-            compared[arm if equal == "steps" else f"{arm}, equal time"] = {
+            compared[variant if equal == "steps" else f"{variant}, equal time"] = {
                 "gain": gain,
                 "error": error,
                 "outcome": "wins" if gain > error else "loses" if gain < -error else "ties",
                 "variance_ratio": quietest["gradient_variance"] / row["gradient_variance"],
             }
-    return {"data": name, "best_arm": best["arm"], "best_sw1": best["sw1"], "best_sw1_std": best["sw1_std"],
-            "quietest_arm": quietest["arm"], "compared": compared}  # fmt: skip
+    return {"data": name, "best_variant": best["variant"], "best_sw1": best["sw1"], "best_sw1_std": best["sw1_std"],
+            "quietest_variant": quietest["variant"], "compared": compared}  # fmt: skip
 
 
-def sentence(found: dict) -> str:
+def sentence(verdict: dict) -> str:
     """A verdict in words."""
     groups: dict[str, list[str]] = {"wins": [], "ties": [], "loses": []}
-    for arm, result in found["compared"].items():
-        if "equal time" not in arm:
-            change = round(-100 * result["gain"] / found["best_sw1"])
-            groups[result["outcome"]].append(f"{words(arm)} ({change:+d} %)")
-    said = "; ".join(f"{outcome}: {', '.join(arms)}" for outcome, arms in groups.items() if arms)
+    for variant, result in verdict["compared"].items():
+        if "equal time" not in variant:
+            change = round(-100 * result["gain"] / verdict["best_sw1"])
+            groups[result["outcome"]].append(f"{words(variant)} ({change:+d} %)")
+    outcomes = "; ".join(f"{outcome}: {', '.join(variants)}" for outcome, variants in groups.items() if variants)
     text = (
-        f"{words(found['data'])}: against the best fixed beta ({found['best_arm'][5:]}, SW1 "
-        f"{found['best_sw1']:.3f}) {said}."
+        f"{words(verdict['data'])}: against the best fixed beta ({verdict['best_variant'][5:]}, SW1 "
+        f"{verdict['best_sw1']:.3f}) {outcomes}."
     )
-    bank_ratio = found["compared"].get("rao_blackwell", {}).get("variance_ratio")
+    bank_ratio = verdict["compared"].get("rao_blackwell", {}).get("variance_ratio")
     if bank_ratio:
         text += f" The batch as bank has {bank_ratio:.1f} times less gradient variance than the quietest fixed beta."
     return text
 
 
 def effective_sizes(name: str, count: int = 256) -> dict[str, list[float]]:
-    """Median effective number of points against t, for the batch alone and for `BANK` points."""
+    """Median effective number of points against t, for the batch and for `BANK` points."""
     dataset = data.load(name)
     keys = jax.random.split(jax.random.key(7), 3)
     draws = [dataset.draw(dataset.arrays, *one) for one in ((keys[0], count), (keys[1], BANK - count))]
@@ -142,35 +144,35 @@ def effective_sizes(name: str, count: int = 256) -> dict[str, list[float]]:
 
     @jax.jit
     def median(points, point_label, t):
-        return jnp.median(posterior(x, e, jnp.full(count, t), points, label, point_label).effective_size)
+        return jnp.median(posterior_mean(x, e, jnp.full(count, t), points, label, point_label).effective_size)
 
-    found = {size: [float(median(*points, t)) for t in times] for size, points in banks.items()}
-    return {"t": times.tolist(), **found}
+    medians = {size: [float(median(*points, t)) for t in times] for size, points in banks.items()}
+    return {"t": times.tolist(), **medians}
 
 
 def content(results: Results) -> dict[str, Any]:
-    """What stands in the page."""
-    rows, names = results.found["arms"], results.budget.datasets
-    arms = [arm for one in VARIANTS for arm in one.labels() if arm in summary.arms(rows)]
-    timed = [row for row in rows if row["equal"] == "time" or row["arm"] in FIXED]
-    cost = columns(names, lambda arm, name: tables.number((row_of(rows, name, arm) or {}).get("cost"), 2))
+    """The content of the page."""
+    rows, names = results.findings["variants"], results.budget.datasets
+    variants = [variant for one in VARIANTS for variant in one.labels() if variant in summary.variants(rows)]
+    timed = [row for row in rows if row["equal"] == "time" or row["variant"] in FIXED_BETAS]
+    cost = columns(names, lambda variant, name: tables.number((row_of(rows, name, variant) or {}).get("cost"), 2))
     return {
         "number": len(names),
-        "sentences": [sentence(row) for row in results.found["verdicts"]],
-        **comparison.measure_tables(results, rows, arms, timed),
-        "cost": Table.of(arms, {"variant": words, **cost}),
+        "sentences": [sentence(row) for row in results.findings["verdicts"]],
+        **comparison.measure_tables(results, rows, variants, timed),
+        "cost": Table.of(variants, {"variant": words, **cost}),
         "sw1": _against_beta(results, "sw1", "SW1"),
         "variance": _against_beta(results, "gradient_variance", "tr Cov of the gradient", log=True),
         "effective-size": _effective_sizes(results),
-        "samples": results.gallery(SHOWN),
+        "samples": results.gallery(GALLERY),
     }
 
 
 def _against_beta(results: Results, key: str, y: str, log: bool = False) -> bytes:
     def plot(name: str):
-        found = [(row_of(results.found["arms"], name, arm), *look) for arm, *look in LEVELS]
-        levels = [figures.Level(row[key], *look) for row, *look in found if row is not None]
-        fixed = [row for row in results.of(data=name) if row["arm"] in FIXED]
+        baselines = [(row_of(results.findings["variants"], name, variant), *look) for variant, *look in LEVELS]
+        levels = [figures.HLine(row[key], *look) for row, *look in baselines if row is not None]
+        fixed = [row for row in results.of(data=name) if row["variant"] in FIXED_BETAS]
         return [summary.against_beta(fixed, key, "fixed beta")], [*levels, *results.real(name, key, "real data")]
 
     return results.panels(plot, "beta", y, log=log)
@@ -178,16 +180,17 @@ def _against_beta(results: Results, key: str, y: str, log: bool = False) -> byte
 
 def _effective_sizes(results: Results) -> bytes:
     def plot(name: str):
-        found = results.found["effective_sizes"][name]
-        sizes = zip((key for key in found if key != "t"), (figures.BLUE, figures.ORANGE), strict=False)
-        return [figures.Curve(found["t"], found[n], None, f"{int(n):,} points", color, "") for n, color in sizes], []
+        by_size = results.findings["effective_sizes"][name]
+        times, colors = by_size["t"], (figures.BLUE, figures.ORANGE)
+        sizes = zip((key for key in by_size if key != "t"), colors, strict=False)
+        return [figures.Curve(times, by_size[n], None, f"{int(n):,} points", color, "") for n, color in sizes], []
 
     return results.panels(plot, "t", "effective points", log=True)
 
 
 STUDY = Study(
     "adaptive",
-    {"quick": QUICK, "default": DEFAULT, "paper": FULL},
+    {"quick": QUICK, "default": DEFAULT, "paper": PAPER},
     VARIANTS,
     read("adaptive"),
     content,
@@ -195,5 +198,5 @@ STUDY = Study(
     measures=comparison.MEASURES,
     summary=summarise,
     files=comparison.FILES,
-    equal_time=EqualTime(TIMED, faster=False, memory=False),
+    equal_time=EqualTime(EQUAL_TIME, faster=False, memory=False),
 )

@@ -1,4 +1,4 @@
-"""What a sweep varies: options of a training or of its method by their names with dots, and values for each."""
+"""The axes of a sweep: options of a run or of its method by their names with dots, and values for each."""
 
 import dataclasses
 import difflib
@@ -15,13 +15,13 @@ from vamf.options import Option, base_of, named, options_of, several_of, takes_s
 from vamf.schedules import Number
 from vamf.training import presets
 from vamf.training.config import TrainConfig
-from vamf.training.grid import Grid
+from vamf.training.ensemble import Ensemble
 from vamf.training.step import RATE
 
-FIXED = ("data", "holdout", "images", "latents", "conditional", "whiten")
-"""Options that say what the data are, to which all distances are."""
+DATA_OPTIONS = ("data", "holdout", "images", "latents", "conditional", "whitening")
+"""Options that define the data, which all runs share."""
 SEEDS = (0, 1, 2)
-"""Where no seeds are swept."""
+"""Seeds where none are named."""
 
 
 class Axis(NamedTuple):
@@ -35,7 +35,7 @@ def parse_axes(words: Sequence[str], config: TrainConfig) -> list[Axis]:
     """Axes from words like `beta=0,0.5,1`; seeds are added where none are named.
 
     Raises:
-        UserError: no values, an option that there is not or that is named twice, or a value that it cannot have.
+        UserError: no values, an unknown option, one that is named twice, or an invalid value.
     """
     axes = []
     for word in words:
@@ -44,15 +44,15 @@ def parse_axes(words: Sequence[str], config: TrainConfig) -> list[Axis]:
         values = [value for value in text.split(",") if value]
         if not equals or not values:
             raise UserError(f"over = {word!r}: allowed is NAME=VALUE,VALUE,... such as beta=0,0.5,1")
-        found = tuple(_value(name, value, config) for value in values)
-        if len(set(found)) < len(found):
+        parsed = tuple(_value(name, value, config) for value in values)
+        if len(set(parsed)) < len(parsed):
             raise UserError(f"over = {word!r}: a value is named twice")
-        if len(found) < 2 and name != "seed":
+        if len(parsed) < 2 and name != "seed":
             raise UserError(f"over = {word!r}: allowed are two values or more; one is an option of its own")
-        axes.append(Axis(name, found))
+        axes.append(Axis(name, parsed))
     names = [axis.name for axis in axes]
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"over = {repeated[0]}: named twice; give all its values at once")
+    if duplicates := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"over = {duplicates[0]}: named twice; give all its values at once")
     if not [name for name in names if name != "seed"]:
         raise UserError("over: name an option beside seed, such as --over beta=0,0.5,1")
     return axes if "seed" in names else [*axes, Axis("seed", SEEDS)]
@@ -60,7 +60,7 @@ def parse_axes(words: Sequence[str], config: TrainConfig) -> list[Axis]:
 
 def _value(name: str, text: str, config: TrainConfig) -> Any:
     """A value of an option from a word."""
-    if name.split(".")[0] in FIXED:
+    if name.split(".")[0] in DATA_OPTIONS:
         raise UserError(f"over {name}: the data are the same in all training runs; sweep each data set on its own")
     if name == "method":
         if text not in METHODS:
@@ -81,26 +81,26 @@ def _value(name: str, text: str, config: TrainConfig) -> Any:
 
 
 def _hint(name: str, config: TrainConfig) -> Any:
-    """The type of an option of the training or of its method, by its name with dots."""
+    """The type of an option of the run or of its method, by its name with dots."""
     fields = {field: option for field, option in options_of(TrainConfig).items() if field != "objective"}
-    known, parts = METHODS[config.method].options | fields, name.split(".")
+    available, parts = METHODS[config.method].options | fields, name.split(".")
     value: Any = {**METHODS[config.method].values(config.steps, config.objective), **vars(config)}.get(parts[0])
     for depth, part in enumerate(parts):
-        if part not in known:
-            close = difflib.get_close_matches(part, known, 1)
+        if part not in available:
+            close = difflib.get_close_matches(part, available, 1)
             hint = f" (did you mean {'.'.join([*parts[:depth], close[0]])}?)" if close else ""
-            raise UserError(f"over {name}{hint}: allowed are {spelled(*known)}")
-        option = known[part]
+            raise UserError(f"over {name}{hint}: allowed are {spelled(*available)}")
+        option = available[part]
         if part == parts[-1] and depth == len(parts) - 1:
             return option.hint if base_of(option.hint) is None else str
         if several_of(option.hint) is not None:  # each under the name of its kind
             value = named(value)
-            known = {kind: Option(kind, type(one), one, "") for kind, one in value.items()}
+            available = {kind: Option(kind, type(one), one, "") for kind, one in value.items()}
             value = value.get(parts[depth + 1])
             continue
         if not dataclasses.is_dataclass(value):
             raise UserError(f"over {name}: {'.'.join(parts[: depth + 1])} has no options")
-        known = options_of(type(value))
+        available = options_of(type(value))
         value = getattr(value, parts[depth + 1], None)
     return str
 
@@ -117,21 +117,21 @@ def with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
     changes: dict[str, Any] = {}
     for name, value in values.items():
-        place = changes if name.split(".")[0] in fields else changes.setdefault("objective", {})
+        target = changes if name.split(".")[0] in fields else changes.setdefault("objective", {})
         *parts, last = name.split(".")
         for part in parts:
-            place = place.setdefault(part, {})
-        place[last] = value
+            target = target.setdefault(part, {})
+        target[last] = value
     changes.pop("method", None)
     return presets.update(config, changes)
 
 
-def traced(config: TrainConfig, axes: Sequence[Axis]) -> tuple[Axis, ...]:
-    """The options of which training runs with different values share a program, all of them together."""
-    able = tuple(axis for axis in axes if _is_number(config, axis) and _can_share(config, [axis]))
-    while len(able) > 1 and not _can_share(config, able):
-        able = able[:-1]
-    return able
+def traceable_axes(config: TrainConfig, axes: Sequence[Axis]) -> tuple[Axis, ...]:
+    """The options whose values can be arguments of one program, jointly."""
+    traceable = tuple(axis for axis in axes if _is_number(config, axis) and _can_share(config, [axis]))
+    while len(traceable) > 1 and not _can_share(config, traceable):
+        traceable = traceable[:-1]
+    return traceable
 
 
 def _is_number(config: TrainConfig, axis: Axis) -> bool:
@@ -144,15 +144,17 @@ def _is_number(config: TrainConfig, axis: Axis) -> bool:
 
 
 def _can_share(config: TrainConfig, axes: Sequence[Axis]) -> bool:
-    """Whether a step can be compiled that does not know the values."""
+    """Whether a step can be compiled with the values as arguments."""
     try:
-        grid = Grid(config, config.load_data(), [0], {axis.name: axis.values[:1] for axis in axes})
-        member = jax.tree.map(lambda leaf: leaf[0], grid.members)
+        ensemble = Ensemble(config, config.load_data(), [0], {axis.name: axis.values[:1] for axis in axes})
+        member = jax.tree.map(lambda leaf: leaf[0], ensemble.points)
 
         def step(member, state):
-            return grid.trainer.step(grid.trainer.batch(grid.dataset.arrays, member, state.step), member, state)
+            return ensemble.train_step.step(
+                ensemble.train_step.batch(ensemble.dataset.arrays, member, state.step), member, state
+            )
 
-        jax.eval_shape(step, member, jax.eval_shape(grid.trainer.init, member))
-    except (UserError, TypeError):  # it decides about shapes, or about what the program is
+        jax.eval_shape(step, member, jax.eval_shape(ensemble.train_step.init, member))
+    except (UserError, TypeError):  # the value changes shapes or the program itself
         return False
     return True

@@ -1,7 +1,7 @@
 """Variants side by side: equal steps, equal time, cost, and one table for each measure.
 
-All variants of a data set train for the same number of steps from the same seeds; those whose step costs something else
-than the first one's are then trained again for the time that the first one takes (`costs.EqualTime`).
+All variants of a data set train for the same number of steps from the same seeds; those whose step costs more or
+less than the first one's are then trained again for the same time (`costs.EqualTime`).
 """
 
 import dataclasses
@@ -16,24 +16,24 @@ from vamf.studies import engine, summary
 from vamf.studies.engine import Execution
 from vamf.studies.measures import Measures, exact_error_if_known, training_points
 from vamf.studies.page import Table, columns, mean_std, words
-from vamf.studies.results import Results, found, member_table
+from vamf.studies.results import Results, findings_table, member_table
 from vamf.training.config import TrainConfig
 
-MEASURED = {
+METRICS = {
     "sw1": "SW1",
     "sw2": "SW2",
     "u_error": "u error",
     "jump_error": "jump error",
     "gradient_variance": "gradient variance",
 }
-"""Measures, and what a column of them is called."""
-COLUMNS = ("data", "arm", "equal", "method", "beta", "seed", "steps", "finite", *MEASURED)
-FILES = {"members.csv": member_table(*COLUMNS), "arms.csv": found("arms")}
+"""Measures, and the titles of their columns."""
+COLUMNS = ("data", "variant", "equal", "method", "beta", "seed", "steps", "finite", *METRICS)
+FILES = {"members.csv": member_table(*COLUMNS), "variants.csv": findings_table("variants")}
 MEASURES = Measures(of_network=exact_error_if_known, real=training_points)
 
 
 def base(execution: Execution, name: str) -> TrainConfig:
-    """What variants share: the toys' own setting; for digits a smaller network than the preset's, which takes hours."""
+    """The base of all variants: the toys' setting; for digits a smaller network than the preset's."""
     config = dataclasses.replace(engine.paper_config(execution, name), objective={})
     return dataclasses.replace(config, network=MLPConfig(width=256)) if name == "digits" else config
 
@@ -41,84 +41,89 @@ def base(execution: Execution, name: str) -> TrainConfig:
 def table(results: Results) -> list[dict[str, Any]]:
     """Means and standard deviations over seeds: a row for each data set, variant and way of comparing."""
     rows = []
-    for name, arm, equal in dict.fromkeys((row["data"], row["arm"], row["equal"]) for row in results.members):
-        group, costs = results.of(data=name, arm=arm, equal=equal), results.costs[name]
-        relative = costs[arm]["ms"] / next(iter(costs.values()))["ms"]
-        row = {"data": name, "arm": arm, "equal": equal, "seeds": len(group), "steps": group[0]["steps"]}
-        rows.append({**row, "cost": relative, **summary.moments(group, **{key: key for key in MEASURED})})
+    for name, variant, equal in dict.fromkeys((row["data"], row["variant"], row["equal"]) for row in results.members):
+        group, costs = results.of(data=name, variant=variant, equal=equal), results.costs[name]
+        relative = costs[variant]["ms"] / next(iter(costs.values()))["ms"]
+        row = {"data": name, "variant": variant, "equal": equal, "seeds": len(group), "steps": group[0]["steps"]}
+        rows.append({**row, "cost": relative, **summary.moments(group, **{key: key for key in METRICS})})
     return rows
 
 
-def row_of(rows: Sequence[dict], name: str, arm: str, equal: str = "steps") -> dict | None:
+def row_of(rows: Sequence[dict], name: str, variant: str, equal: str = "steps") -> dict | None:
     """The row of a data set and a variant, where there is one."""
-    return next(iter(summary.of(rows, data=name, arm=arm, equal=equal)), None)
+    return next(iter(summary.of(rows, data=name, variant=variant, equal=equal)), None)
 
 
-def at_equal(rows: Sequence[dict], name: str, arm: str, equal: str) -> dict | None:
-    """The row of a comparison; a variant that was not trained anew for equal time counts with its equal steps."""
-    return row_of(rows, name, arm, equal) or row_of(rows, name, arm)
+def at_equal(rows: Sequence[dict], name: str, variant: str, equal: str) -> dict | None:
+    """The row of a comparison; a variant without a run for equal time counts with its equal steps."""
+    return row_of(rows, name, variant, equal) or row_of(rows, name, variant)
 
 
-def _by_sw1(found: Mapping[str, dict]) -> list[str]:
+def _by_sw1(rows: Mapping[str, dict]) -> list[str]:
     """Variants by their SW1, lowest first."""
-    return sorted(found, key=lambda arm: (not np.isfinite(found[arm]["sw1"]), found[arm]["sw1"]))
+    return sorted(rows, key=lambda variant: (not np.isfinite(rows[variant]["sw1"]), rows[variant]["sw1"]))
 
 
 def ranking(rows: Sequence[dict], names: Sequence[str], equal: str) -> list[dict[str, Any]]:
-    """Ranks by SW1 on each data set, best mean rank first; `=` marks who is within one error of the best."""
-    ranks: dict[str, dict[str, int]] = {arm: {} for arm in summary.arms(rows)}
-    said: dict[str, dict[str, str]] = {arm: {} for arm in ranks}
+    """Ranks by SW1 on each data set, best mean rank first; `=` marks those within one error of the best."""
+    ranks: dict[str, dict[str, int]] = {variant: {} for variant in summary.variants(rows)}
+    texts: dict[str, dict[str, str]] = {variant: {} for variant in ranks}
     for name in names:
-        found = {arm: row for arm in ranks if (row := at_equal(rows, name, arm, equal)) is not None}
-        ranked = _by_sw1(found)
-        for place, arm in enumerate(ranked, 1):
-            best, row = found[ranked[0]], found[arm]
+        by_variant = {variant: row for variant in ranks if (row := at_equal(rows, name, variant, equal)) is not None}
+        ranked = _by_sw1(by_variant)
+        for place, variant in enumerate(ranked, 1):
+            best, row = by_variant[ranked[0]], by_variant[variant]
             error = summary.difference_error(best["sw1_std"], row["sw1_std"], row["seeds"])
             near = place > 1 and row["sw1"] - best["sw1"] <= error
-            ranks[arm][name], said[arm][name] = place, f"{place}{' =' if near else ''}"
-    listed = [{"arm": arm, "ranks": said[arm], "mean": float(np.mean(list(ranks[arm].values())))} for arm in ranks]
-    return sorted(listed, key=lambda row: row["mean"])
+            ranks[variant][name], texts[variant][name] = place, f"{place}{' =' if near else ''}"
+    entries = [
+        {"variant": variant, "ranks": texts[variant], "mean": float(np.mean(list(ranks[variant].values())))}
+        for variant in ranks
+    ]
+    return sorted(entries, key=lambda row: row["mean"])
 
 
 def variant_table(
     rows: Sequence[dict],
-    arms: Sequence[str],
+    variants: Sequence[str],
     names: Sequence[str],
     key: str,
     baselines: Mapping[str, Mapping[str, float]] | None = None,
     equal: str = "steps",
     ceiling: str = "oracle",
 ) -> Table | None:
-    """One row for each variant, one column for each data set; the lowest mean stands out, the ceiling aside.
+    """One row for each variant, one column for each data set; the lowest mean is highlighted, the ceiling excluded.
 
     None where nothing was measured.
     """
 
-    def row(arm: str, name: str) -> dict | None:
-        return at_equal(rows, name, arm, equal)
+    def row(variant: str, name: str) -> dict | None:
+        return at_equal(rows, name, variant, equal)
 
-    def mean(arm: str, name: str) -> float:
-        return (row(arm, name) or {}).get(key, np.nan)
+    def mean(variant: str, name: str) -> float:
+        return (row(variant, name) or {}).get(key, np.nan)
 
-    shown = [name for name in names if any(np.isfinite(mean(arm, name)) for arm in arms)]
-    if not shown:
+    measured = [name for name in names if any(np.isfinite(mean(variant, name)) for variant in variants)]
+    if not measured:
         return None
-    cells = {"variant": words, **columns(shown, lambda arm, name: mean_std(key)(row(arm, name)))}
-    ranked = columns(shown, lambda arm, name: np.nan if arm == ceiling else mean(arm, name))
-    found = Table.of([arm for arm in arms if any(row(arm, name) for name in shown)], cells, lowest=ranked)
+    cells = {"variant": words, **columns(measured, lambda variant, name: mean_std(key)(row(variant, name)))}
+    ranked = columns(measured, lambda variant, name: np.nan if variant == ceiling else mean(variant, name))
+    result = Table.of(
+        [variant for variant in variants if any(row(variant, name) for name in measured)], cells, lowest=ranked
+    )
     if baselines is None:
-        return found
-    return found.below(["real data", *(tables.number(baselines[name][key]) for name in shown)])
+        return result
+    return result.below(["real data", *(tables.number(baselines[name][key]) for name in measured)])
 
 
 def measure_tables(
-    results: Results, rows: Sequence[dict], arms: Sequence[str], timed: Sequence[dict]
+    results: Results, rows: Sequence[dict], variants: Sequence[str], timed: Sequence[dict]
 ) -> dict[str, Table | None]:
     """A table for each measure, by the names that pages call them; `timed` are the rows of equal time."""
     names, real = results.budget.datasets, results.baselines
-    scored = {key: real if key in real[names[0]] else None for key in MEASURED}
-    found = {f"{key}-table": variant_table(rows, arms, names, key, one) for key, one in scored.items()}
-    return {**found, "time-table": variant_table(timed, arms, names, "sw1", None, "time")}
+    baselines = {key: real if key in real[names[0]] else None for key in METRICS}
+    by_measure = {f"{key}-table": variant_table(rows, variants, names, key, real) for key, real in baselines.items()}
+    return {**by_measure, "time-table": variant_table(timed, variants, names, "sw1", None, "time")}
 
 
 def one_table(results: Results, rows: Sequence[dict]) -> Table | None:
@@ -127,42 +132,45 @@ def one_table(results: Results, rows: Sequence[dict]) -> Table | None:
         return None
     name = results.budget.datasets[0]
     costs, real = results.costs[name], results.baselines[name]
-    found = {row["arm"]: row for row in rows if row["equal"] == "steps"}
-    keys = [key for key in MEASURED if any(np.isfinite(row[key]) for row in found.values())]
+    by_variant = {row["variant"]: row for row in rows if row["equal"] == "steps"}
+    keys = [key for key in METRICS if any(np.isfinite(row[key]) for row in by_variant.values())]
 
-    def again(arm: str) -> str:
-        row = at_equal(rows, name, arm, "time") or found[arm]
+    def at_equal_time(variant: str) -> str:
+        row = at_equal(rows, name, variant, "time") or by_variant[variant]
         return f"{mean_std('sw1')(row)} ({row['steps']:,})"
 
     cells: dict[str, Any] = {
-        "variant": words, **columns(keys, lambda arm, key: mean_std(key)(found[arm]), MEASURED.__getitem__),
-        "SW1, equal time (steps)": again, "ms a step": lambda arm: tables.number(costs[arm]["ms"], 2),
-        "MiB": lambda arm: _mib(costs[arm]),
+        "variant": words, **columns(keys, lambda variant, key: mean_std(key)(by_variant[variant]), METRICS.__getitem__),
+        "SW1, equal time (steps)": at_equal_time, "ms a step": lambda variant: tables.number(costs[variant]["ms"], 2),
+        "MiB": lambda variant: _mib(costs[variant]),
     }  # fmt: skip
-    lowest = columns(keys, lambda arm, key: found[arm][key], MEASURED.__getitem__)
+    lowest = columns(keys, lambda variant, key: by_variant[variant][key], METRICS.__getitem__)
     last = ["real data", *(tables.number(real.get(key)) for key in keys), *["–"] * (len(cells) - len(keys) - 1)]
-    return Table.of(_by_sw1(found), cells, lowest=lowest).below(last)
+    return Table.of(_by_sw1(by_variant), cells, lowest=lowest).below(last)
 
 
 def rank_table(results: Results, ranks: Sequence[dict]) -> Table | None:
     """A column for each data set, and the mean rank; None for a single data set."""
     names = results.budget.datasets
     ranked = columns(names, lambda row, name: row["ranks"].get(name, "–"))
-    cells = {"variant": lambda row: words(row["arm"]), **ranked, "mean rank": "{mean:.1f}"}
+    cells = {"variant": lambda row: words(row["variant"]), **ranked, "mean rank": "{mean:.1f}"}
     return Table.of(ranks, cells, lowest={"mean rank": "mean"}) if len(names) > 1 else None
 
 
-def cost_table(results: Results, arms: Sequence[str]) -> Table | None:
+def cost_table(results: Results, variants: Sequence[str]) -> Table | None:
     """Milliseconds on each data set, and the most memory; None for a single data set."""
     costs = results.costs
 
-    def time(arm: str, name: str) -> str:
-        return tables.number(costs[name].get(arm, {}).get("ms"), 2)
+    def time(variant: str, name: str) -> str:
+        return tables.number(costs[name].get(variant, {}).get("ms"), 2)
 
     times = columns(costs, time, lambda name: f"{words(name)}, ms")
-    most = {arm: max((cost.get(arm, {}) for cost in costs.values()), key=lambda c: c.get("bytes", 0)) for arm in arms}
-    cells = {"variant": words, **times, "MiB": lambda arm: _mib(most[arm])}
-    return Table.of(arms, cells) if len(costs) > 1 else None
+    most = {
+        variant: max((cost.get(variant, {}) for cost in costs.values()), key=lambda c: c.get("bytes", 0))
+        for variant in variants
+    }
+    cells = {"variant": words, **times, "MiB": lambda variant: _mib(most[variant])}
+    return Table.of(variants, cells) if len(costs) > 1 else None
 
 
 def _mib(cost: Mapping[str, float]) -> str:

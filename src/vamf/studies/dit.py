@@ -1,4 +1,4 @@
-"""The paper's image study (arXiv:2605.09235): what beta does to a guided transformer on images.
+"""The paper's image study (arXiv:2605.09235): the effect of beta on a guided transformer on images.
 
 MeanFlow with classes puts the guided velocity v_g (`vamf.objectives.guidance`) in the place of v_c in both roles. The
 paper mixes the tangent once more and keeps the target,
@@ -6,15 +6,15 @@ paper mixes the tangent once more and keeps the target,
     w = (1 - beta) v_g + beta v_hat,
 
 with v_hat the diagonal of the EMA. At beta = 0 that is MeanFlow with guidance as published, whose kappa mixes in the
-network's own velocity; at beta = 1 the tangent has no noise. (The paper's published code blends two networks in the
-guidance terms and leaves v_c its full share of the tangent; this follows the text.)
+network's velocity; at beta = 1 the tangent has no noise. (The paper's published code blends two networks in the
+guidance terms and leaves v_c its full weight in the tangent; this follows the text.)
 
-The paper's beta = 1 run changes the adaptive weight (p = 1 to 0) and adds an anchor: `OTHERS` has each change on its
-own, and the class-wise bank at beta = 0, which replaces v_c by its posterior mean over 256 points of the class.
+The paper's beta = 1 run changes the adaptive weight (p = 1 to 0) and adds an anchor: `OTHERS` has each change
+separately, and the class-wise bank at beta = 0, which replaces v_c by its posterior mean over 256 points of the class.
 
-Equal seeds see equal batches and start from equal parameters. At equal steps every variant's EMA draws from the same
-noise and labels, and a stated evaluator (`evaluator.py`) scores the images. At these states the network of beta = 0 is
-measured too (`image_noise.py`).
+Equal seeds have equal batches and initial parameters. At equal steps every variant's EMA samples from the same noise
+and labels, and an evaluator (`evaluator.py`) scores the images. The network of beta = 0 is measured at these states too
+(`image_noise.py`).
 """
 
 import dataclasses
@@ -26,22 +26,22 @@ import jax
 import numpy as np
 
 from vamf import __version__
-from vamf.data import Dataset, absolute
+from vamf.data import Dataset, source_name
 from vamf.errors import UserError
 from vamf.networks import DiTConfig, NetworkConfig
 from vamf.options import merged
 from vamf.studies import dit_page, dit_results, evaluator, image_noise, summary, variants
-from vamf.studies.dit_results import swept
+from vamf.studies.dit_results import variant_name
 from vamf.studies.engine import Execution, Study
 from vamf.studies.evaluator import Evaluator
-from vamf.studies.image_noise import Instrument
+from vamf.studies.image_noise import NoiseProbe
 from vamf.studies.measures import Measures, member_networks
-from vamf.studies.results import Results, found
+from vamf.studies.results import Results, findings_table
 from vamf.studies.runner import Measurement, RunSpec
 from vamf.studies.variants import Variant, over
 from vamf.training import presets
 from vamf.training.config import LogConfig, TrainConfig
-from vamf.training.grid import Grid
+from vamf.training.ensemble import Ensemble
 from vamf.training.step import State
 
 BETAS = (0.0, 0.25, 0.5, 1.0)
@@ -51,8 +51,8 @@ BANK = {"rao_blackwell": True, "bank": {"memory": 256}}
 """Stable Velocity's memory (arXiv:2602.05435)."""
 NOISE = 2**30
 """Seed of the noise that samples of every variant start from."""
-SHOWN = 10
-"""Classes whose images are shown."""
+GALLERY_CLASSES = 10
+"""Number of classes in the gallery."""
 BANK_TIMES = tuple(round(0.05 * index, 2) for index in range(1, 21))
 BANK_ROWS = 64
 OTHERS = tuple(
@@ -83,14 +83,14 @@ class Budget(variants.Budget):
     network: NetworkConfig | None = None
     """The network; None for the configuration's."""
     stops: int
-    """How often the variants are compared on the way."""
+    """How often the variants are compared during training."""
     samples: int
     """Samples that are scored each time."""
     epochs: int
     """Passes over the images for an evaluator that is trained here."""
     rows: int
     """Pairs (x, e) at each time when the noise is measured; the paper takes 512."""
-    HIDDEN = ("datasets", "variance_every", "learning_rate")
+    NOT_IN_IDENTITY = ("datasets", "variance_every", "learning_rate")
 
     def as_dict(self) -> dict[str, Any]:
         return super().as_dict() | {"others": [variant.name for variant in self.others]}
@@ -102,11 +102,11 @@ QUICK = Budget(
     rows=64,
 )  # fmt: skip
 DEFAULT = Budget(name="default", steps=1500, seeds=(0, 1), network=SMALL, stops=5, samples=5000, epochs=4, rows=256)
-FULL = Budget(name="paper", seeds=(0, 1), stops=10, samples=10_000, epochs=20, rows=512)
+PAPER = Budget(name="paper", seeds=(0, 1), stops=10, samples=10_000, epochs=20, rows=512)
 STEPS = {"cifar10_dit": 40_000}
 """Steps of a configuration in a budget that has none, where they are not the configuration's."""
 HOLDOUT = 0.1
-"""Fraction of the images or latents that no variant sees and the evaluator does, where the configuration keeps none."""
+"""Fraction of the images or latents held out for the evaluator, where the configuration holds out none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +128,7 @@ def preset(execution: Execution) -> str:
 def base(execution: Execution, name: str) -> TrainConfig:
     """The configuration that all variants share.
 
-    The EMA reaches back a thirtieth of the training, as the paper's 0.9999 does in 300,000 steps. Its decay is
+    The EMA reaches back a thirtieth of the run, as the paper's 0.9999 does in 300,000 steps. Its decay is
     constant, as there: e^-30 of the initial weights is left in any budget.
     """
     budget, config = execution.budget, presets.for_data(preset(execution))
@@ -137,24 +137,24 @@ def base(execution: Execution, name: str) -> TrainConfig:
     checkpoint_every = -(-steps // (budget.stops * parts))
     return dataclasses.replace(
         config,
-        data=absolute(str(execution.options.data or config.data)),
+        data=source_name(str(execution.options.data or config.data)),
         holdout=config.holdout or HOLDOUT,
         network=budget.network or config.network,
         steps=steps,
         checkpoint_every=checkpoint_every,
         log=LogConfig(every=min(500, checkpoint_every), variance_every=parts * checkpoint_every),
         objective=merged(config.objective, {"proxy": "ema"}),
-        optimiser=dataclasses.replace(
-            config.optimiser,
+        optimizer=dataclasses.replace(
+            config.optimizer,
             ema_decay=max(0.0, 1 - 30 / steps),
             ema_warmup=False,
-            warmup=min(config.optimiser.warmup, steps // 10),
+            warmup=min(config.optimizer.warmup, steps // 10),
         ),
     )
 
 
 def variants_of(execution: Execution, name: str) -> list[Variant]:
-    """The sweep and the others, one member after the other: even one transformer fills a device."""
+    """The sweep and the others, members in sequence: one transformer fills a device."""
     betas = execution.budget.betas
     sweep = Variant("sweep", {"beta": betas[0]}, points=over(beta=betas), label="beta = {beta:g}", strategy="loop")
     return [sweep, *execution.budget.others]
@@ -162,12 +162,12 @@ def variants_of(execution: Execution, name: str) -> list[Variant]:
 
 def plan(execution: Execution) -> dict[str, Any]:
     """The key to continuing a folder."""
-    named = {"study": "dit", "version": __version__, "preset": preset(execution), "data": execution.base("").data}
-    return named | {"budget": execution.budget.as_dict()}
+    fields = {"study": "dit", "version": __version__, "preset": preset(execution), "data": execution.base("").data}
+    return fields | {"budget": execution.budget.as_dict()}
 
 
 def check(execution: Execution) -> None:
-    """Refuse data without classes, and images that nothing here can score."""
+    """Refuse data without classes, and images that no evaluator can score."""
     if not execution.dataset("").num_classes:
         raise UserError(f"{execution.base('').data}: the study dit needs images with classes")
     evaluator.check(execution.dataset(""))
@@ -183,82 +183,82 @@ def make_evaluator(execution: Execution) -> Evaluator:
 
 @dataclasses.dataclass(frozen=True)
 class ImageMeasures(Measures):
-    """Scores of images at stops on the way, and the noise of the network without mixing."""
+    """Scores of images at stops during training, and the noise of the network without mixing."""
 
     def baseline(self, dataset: Dataset) -> dict[str, float]:
-        """Nothing: the evaluator has scores of real images."""
+        """Empty: the evaluator has the scores of real images."""
         return {}
 
     def measurement(self, execution: Execution, spec: RunSpec) -> Measurement:
         """The measurement of a run."""
         scorer, budget, config = execution.prepared, execution.budget, spec.config
-        unmixed = [index for index, label in enumerate(spec.labels) if label["arm"] == swept(0.0)]
+        unmixed = [index for index, label in enumerate(spec.labels) if label["variant"] == variant_name(0.0)]
 
         @cache
-        def instrument(grid: Grid) -> Instrument:
-            return Instrument(grid.dataset, grid.network, grid.trainer.objective, budget.rows)
+        def probe(ensemble: Ensemble) -> NoiseProbe:
+            return NoiseProbe(ensemble.dataset, ensemble.network, ensemble.train_step.objective, budget.rows)
 
-        def draw(grid: Grid, state: State, label: np.ndarray) -> np.ndarray:
-            return grid.sample(state, len(label), seed=NOISE, label=label)
+        def draw(ensemble: Ensemble, state: State, label: np.ndarray) -> np.ndarray:
+            return ensemble.sample(state, len(label), seed=NOISE, label=label)
 
-        def watch(grid: Grid, step: int, state: State) -> list[dict] | None:
+        def on_checkpoint(ensemble: Ensemble, step: int, state: State) -> list[dict] | None:
             if step % config.log.variance_every and step < config.steps:
                 return None
-            label = np.arange(budget.samples, dtype=np.int32) % grid.dataset.num_classes
-            rows: list[dict[str, Any]] = [scorer.scores(one, label) for one in draw(grid, state, label)]
+            label = np.arange(budget.samples, dtype=np.int32) % ensemble.dataset.num_classes
+            rows: list[dict[str, Any]] = [scorer.scores(one, label) for one in draw(ensemble, state, label)]
             for index in unmixed:
-                terms = instrument(grid).at_times(*member_networks(grid, state, index), plain=True)
+                terms = probe(ensemble).at_times(*member_networks(ensemble, state, index), plain=True)
                 rows[index] |= image_noise.bias_history(terms)
             return rows
 
-        def finish(grid: Grid, state: State) -> tuple[np.ndarray, list[dict]]:
-            samples = draw(grid, state, shown(grid.dataset.num_classes))
+        def finish(ensemble: Ensemble, state: State) -> tuple[np.ndarray, list[dict]]:
+            samples = draw(ensemble, state, gallery_labels(ensemble.dataset.num_classes))
             rows: list[dict[str, Any]] = [{"finite": bool(np.isfinite(one).all())} for one in samples]
             for index in unmixed:
-                rows[index] |= _noise(instrument(grid), *member_networks(grid, state, index))
-            if state.memory is not None:
-                memory = jax.tree.map(lambda leaf: leaf[0], grid.collect(state.memory))["bank"]
-                sizes = image_noise.effective_sizes(grid.dataset, memory, BANK_ROWS, BANK_TIMES)
+                rows[index] |= _noise(probe(ensemble), *member_networks(ensemble, state, index))
+            if state.objective_state is not None:
+                memory = jax.tree.map(lambda leaf: leaf[0], ensemble.collect(state.objective_state))["bank"]
+                sizes = image_noise.effective_sizes(ensemble.dataset, memory, BANK_ROWS, BANK_TIMES)
                 rows[0]["effective_sizes"] = {"t": list(BANK_TIMES), **sizes}
-            return np.stack([scorer.view(np.nan_to_num(one)) for one in samples]), rows
+            return np.stack([scorer.to_images(np.nan_to_num(one)) for one in samples]), rows
 
         features = [scorer.distance.identity.features, scorer.classes and scorer.classes.identity.features]
-        return Measurement([budget.samples, *features], finish, watch)
+        return Measurement([budget.samples, *features], finish, on_checkpoint)
 
 
-def _noise(instrument: Instrument, params: Any, average: Any) -> dict[str, Any]:
-    """What is measured at the end, of the network without mixing."""
-    plain, trained = (image_noise.loss_variance(instrument.at_times(params, average, plain)) for plain in (True, False))
-    predicted = image_noise.predicted_mse(instrument.under_the_law(params, average))
+def _noise(probe: NoiseProbe, params: Any, ema_params: Any) -> dict[str, Any]:
+    """Measurements at the end of training, of the network without mixing."""
+    plain, trained = (image_noise.loss_variance(probe.at_times(params, ema_params, plain)) for plain in (True, False))
+    predicted = image_noise.predicted_mse(probe.at_training_times(params, ema_params))
     return {"loss_variance": {"plain": plain, "trained": trained}, "predicted_mse": predicted}
 
 
-def shown(classes: int) -> np.ndarray:
-    """The classes of the images that are shown, two of each."""
-    chosen = np.linspace(0, classes - 1, min(SHOWN, classes)).round()
+def gallery_labels(classes: int) -> np.ndarray:
+    """The classes of the gallery, two images of each."""
+    chosen = np.linspace(0, classes - 1, min(GALLERY_CLASSES, classes)).round()
     return np.repeat(chosen, 2).astype(np.int32)
 
 
 def images(results: Results) -> dict[str, np.ndarray]:
-    """Real images of the classes that are shown, and those of every variant, from the first seed."""
+    """Real images of the gallery's classes, and samples of every variant, from the first seed."""
     dataset, scorer = results.execution.dataset(""), results.execution.prepared
-    label = shown(dataset.num_classes)
-    x, known = dataset.draw(dataset.arrays, jax.random.key(1), 20 * dataset.num_classes)
-    places = {c: np.flatnonzero(np.asarray(known) == c).tolist() for c in set(label.tolist())}
+    label = gallery_labels(dataset.num_classes)
+    x, labels = dataset.draw(dataset.arrays, jax.random.key(1), 20 * dataset.num_classes)
+    places = {c: np.flatnonzero(np.asarray(labels) == c).tolist() for c in set(label.tolist())}
     rows = [places[c].pop() if places[c] else 0 for c in label.tolist()]
     samples = results.samples("")
-    real = scorer.view(dataset.to_original(np.asarray(x)[rows]))
-    return {"data": real} | {arm: samples[arm] for arm in summary.arms(results.members)}
+    real = scorer.to_images(dataset.to_original(np.asarray(x)[rows]))
+    return {"data": real} | {variant: samples[variant] for variant in summary.variants(results.members)}
 
 
 def summarise(results: Results) -> dict[str, Any]:
-    """Rows for every stop, the bias over training, and what there is to say."""
+    """Rows for every stop, the bias over training, and sentences."""
     scorer, members = results.execution.prepared, results.members
     return {
         **plan(results.execution),
-        "judge": {"score": scorer.name, "notes": scorer.notes, "floor": scorer.baseline},
+        "evaluator": {"score": scorer.name, "notes": scorer.notes, "baseline": scorer.baseline},
         "matched": dit_results.table(members),
-        "trail": dit_results.bias_history(members),
+        "bias_history": dit_results.bias_history(members),
         "sentences": dit_results.sentences(members),
     }
 
@@ -266,7 +266,7 @@ def summarise(results: Results) -> dict[str, Any]:
 def scores(results: Results) -> list[dict[str, Any]]:
     """A row for each run and stop."""
     return [
-        {"arm": member["arm"], "tangent_mix": member["beta"], "seed": member["seed"],
+        {"variant": member["variant"], "tangent_mix": member["beta"], "seed": member["seed"],
          **{key: entry[key] for key in ("step", "frechet", "frechet_error", "accuracy")},
          "gradient_variance": member["gradient_variance"]}
         for member in results.members for entry in member["history"]
@@ -275,14 +275,14 @@ def scores(results: Results) -> list[dict[str, Any]]:
 
 STUDY = Study(
     "dit",
-    {"quick": QUICK, "default": DEFAULT, "paper": FULL},
+    {"quick": QUICK, "default": DEFAULT, "paper": PAPER},
     variants_of,
     dit_results.PAGE,
     lambda results: dit_page.content(results, images(results)),
     base,
     measures=ImageMeasures(),
     summary=summarise,
-    files={"members.csv": scores, "matched.csv": found("matched")},
+    files={"members.csv": scores, "matched.csv": findings_table("matched")},
     options=Options,
     plan=plan,
     check=check,

@@ -9,35 +9,34 @@ from vamf import figures
 from vamf.diagnosis.results import BETAS as CURVE_BETAS
 from vamf.figures import Curve, Panel
 from vamf.report import tables
-from vamf.studies import dit_results as found
-from vamf.studies import paper, summary
-from vamf.studies.dit_results import BANK, CONFOUND, Prediction, plus_minus, signed, swept
+from vamf.studies import dit_results, paper, summary
+from vamf.studies.dit_results import BANK, CONFOUND, Prediction, plus_minus, signed, variant_name
 from vamf.studies.image_noise import TIMES
 from vamf.studies.page import Table, columns, mean_std, words
 from vamf.studies.results import Results
 from vamf.theory.estimate import Estimate
 
 SHADES = (figures.INK, figures.BLUE, figures.GREEN, figures.RED, figures.ORANGE, "#8a4fa3", "#a08030", "#17a3a8")
-COLORS = dict(zip((*map(swept, (0.0, 0.25, 0.5, 1.0)), "beta = 1, p = 0", "beta = 1, anchor", CONFOUND[1][1], BANK),
-                  SHADES, strict=True))  # fmt: skip
+COLORS = dict(zip((*map(variant_name, (0.0, 0.25, 0.5, 1.0)), "beta = 1, p = 0", "beta = 1, anchor", CONFOUND[1][1],
+                   BANK), SHADES, strict=True))  # fmt: skip
 VIEWS = {"plain": "without class, as the paper measures", "trained": "with classes and guidance, as trained"}
 
 
-def content(results: Results, shown: dict[str, np.ndarray]) -> dict[str, Any]:
-    """What stands in the page.
+def content(results: Results, samples: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The content of the page.
 
     Args:
-        shown: images of each variant, the real ones first, the same noise and classes throughout.
+        samples: images of each variant, the real ones first, the same noise and classes throughout.
     """
     members, execution = results.members, results.execution
     config, evaluator, real = execution.base(""), execution.prepared, execution.prepared.baseline
-    predicted, accuracy = found.prediction(found.final_gaps(members)), tables.number(real["accuracy"])
+    predicted, accuracy = dit_results.prediction(dit_results.final_gaps(members)), tables.number(real["accuracy"])
     return {
         "name": words(execution.dataset("").name), "config": config, "guidance": config.build_objective().guidance,
         "size": ", ".join(f"{name} {getattr(config.network, name, '?')}" for name in ("depth", "width", "patch")),
         "evaluator": evaluator, "evaluator_notes": evaluator.notes, "real": tables.number(real["frechet"]),
-        "accuracy_means": found.SENTENCES["accuracy-means"].format(accuracy=accuracy) if real["accuracy"] else "",
-        "sentences": results.found["sentences"],
+        "accuracy_means": dit_results.SENTENCES["accuracy-means"].format(accuracy=accuracy) if real["accuracy"] else "",
+        "sentences": results.findings["sentences"],
         **_stops(results),
         "prediction": predicted and _prediction(predicted),
         "mismatch": predicted and _mismatch(predicted),
@@ -47,25 +46,25 @@ def content(results: Results, shown: dict[str, np.ndarray]) -> dict[str, Any]:
         "predicted-noise": _predicted_noise(members),
         "loss-variance": _loss_variance(members),
         "effective-size": _effective_sizes(members),
-        "samples": figures.strips(shown),
+        "samples": figures.image_rows(samples),
     }  # fmt: skip
 
 
 def _stops(results: Results) -> dict[str, Table]:
     """Distances, gaps and accuracies: a row for each variant, a column for each stop."""
-    arms, steps = summary.arms(results.members), found.steps(results.members)
-    rows = {(row["arm"], row["step"]): row for row in results.found["matched"]}
+    variants, steps = summary.variants(results.members), dit_results.steps(results.members)
+    rows = {(row["variant"], row["step"]): row for row in results.findings["matched"]}
 
     def stops(cell: Callable[[dict], Any]) -> dict[str, Any]:
-        return columns(steps, lambda arm, step: cell(rows[arm, step]), "step {:,}".format)
+        return columns(steps, lambda variant, step: cell(rows[variant, step]), "step {:,}".format)
 
-    variant = {"variant": str}
-    noise = {"gradient variance": lambda arm: summary.spread(results.of(arm=arm), "gradient_variance")}
+    names = {"variant": str}
+    noise = {"gradient variance": lambda variant: summary.spread(results.of(variant=variant), "gradient_variance")}
     lowest = stops(lambda row: row["frechet"])
     return {
-        "frechet": Table.of(arms, variant | stops(mean_std("frechet")), lowest=lowest),
-        "gaps": Table.of([arm for arm in arms if arm != swept(0.0)], variant | stops(_gap)),
-        "accuracy": Table.of(arms, variant | stops(mean_std("accuracy")) | noise),
+        "frechet": Table.of(variants, names | stops(mean_std("frechet")), lowest=lowest),
+        "gaps": Table.of([variant for variant in variants if variant != variant_name(0.0)], names | stops(_gap)),
+        "accuracy": Table.of(variants, names | stops(mean_std("accuracy")) | noise),
     }
 
 
@@ -83,11 +82,13 @@ def _prediction(predicted: Prediction) -> Table:
 
 
 def _confound(results: Results) -> Table | None:
-    members, last = results.members, found.steps(results.members)[-1]
-    if CONFOUND[1][1] not in summary.arms(members):
+    members, last = results.members, dit_results.steps(results.members)[-1]
+    if CONFOUND[1][1] not in summary.variants(members):
         return None
-    rows = {row["arm"]: row for row in summary.of(results.found["matched"], step=last)}
-    pairs = {weight: [rows[arm] for arm in pair] for weight, pair in zip(("p = 1", "p = 0"), CONFOUND, strict=True)}
+    rows = {row["variant"]: row for row in summary.of(results.findings["matched"], step=last)}
+    pairs = {
+        weight: [rows[variant] for variant in pair] for weight, pair in zip(("p = 1", "p = 0"), CONFOUND, strict=True)
+    }
     distance = mean_std("frechet")
     return Table.of(pairs, {
         "weight": str, "no anchor": lambda weight: distance(pairs[weight][0]),
@@ -103,28 +104,28 @@ def _bias(results: Results) -> Table:
     ]
     names = {"||b||²": "tracking_gap", "noise": "noise", "shrinkage": "shrinkage", "bound of beta*": "bound"}
     values = columns(names, lambda row, name: plus_minus(row[names[name]]))
-    return Table.of(results.found["trail"], {"step": "{step:,}", **values}).below(*lines)
+    return Table.of(results.findings["bias_history"], {"step": "{step:,}", **values}).below(*lines)
 
 
 # ------------------------------------------------------------------------------------------------------------- figures
 
 
 def _distances(results: Results) -> bytes:
-    groups = {"mixing, and the bank": [*map(swept, paper.IMAGES_GAPS), BANK],
-              "beta = 1: weight and anchor": [arm for pair in CONFOUND for arm in pair]}  # fmt: skip
+    groups = {"mixing, and the bank": [*map(variant_name, paper.IMAGES_GAPS), BANK],
+              "beta = 1: weight and anchor": [variant for pair in CONFOUND for variant in pair]}  # fmt: skip
 
-    def curve(arm: str) -> Curve:
-        rows = summary.of(results.found["matched"], arm=arm)
+    def curve(variant: str) -> Curve:
+        rows = summary.of(results.findings["matched"], variant=variant)
         x, y, spread = ([row[key] for row in rows] for key in ("step", "frechet", "frechet_std"))
-        return Curve(x, y, spread, arm, COLORS.get(arm, figures.SOFT))
+        return Curve(x, y, spread, variant, COLORS.get(variant, figures.SOFT))
 
-    real, known = results.execution.prepared.baseline["frechet"], summary.arms(results.members)
-    level = figures.Level(real, "real images", figures.SOFT, ":")
+    real, variants = results.execution.prepared.baseline["frechet"], summary.variants(results.members)
+    level = figures.HLine(real, "real images", figures.SOFT, ":")
     plots = [
-        Panel(title, [curve(arm) for arm in (swept(0.0), *chosen) if arm in known], [level])
+        Panel(title, [curve(variant) for variant in (variant_name(0.0), *chosen) if variant in variants], [level])
         for title, chosen in groups.items()
     ]
-    return figures.panels(plots, "step", "Fréchet distance", log=True, integers=True)
+    return figures.line_plots(plots, "step", "Fréchet distance", log=True, integers=True)
 
 
 def _mismatch(predicted: Prediction) -> bytes:
@@ -135,26 +136,26 @@ def _mismatch(predicted: Prediction) -> bytes:
         summary.curve(betas, parabola, "A beta², from beta = 0.5", figures.BLUE, ""),
         summary.curve(list(measured), list(measured.values()), "measured", figures.RED),
     ]
-    return figures.panels([Panel("", curves)], "beta", "gap to beta = 0")
+    return figures.line_plots([Panel("", curves)], "beta", "gap to beta = 0")
 
 
-def _predicted_noise(members: found.Members) -> bytes:
-    curve = summary.curve(CURVE_BETAS, found.curve(members, "predicted_mse"), "predicted", figures.INK)
+def _predicted_noise(members: dit_results.Members) -> bytes:
+    curve = summary.curve(CURVE_BETAS, dit_results.curve(members, "predicted_mse"), "predicted", figures.INK)
     level = figures.UNITY._replace(label="beta = 0")
-    return figures.panels([Panel("", [curve], [level])], "beta", "noise in the residual, relative")
+    return figures.line_plots([Panel("", [curve], [level])], "beta", "noise in the residual, relative")
 
 
-def _loss_variance(members: found.Members) -> bytes:
+def _loss_variance(members: dit_results.Members) -> bytes:
     looks = {"stochastic": ("stochastic tangent", figures.RED), "deterministic": ("deterministic", figures.BLUE)}
     plots = [
-        Panel(title, [summary.curve(TIMES, found.curve(members, "loss_variance", view, key), *look)
+        Panel(title, [summary.curve(TIMES, dit_results.curve(members, "loss_variance", view, key), *look)
                       for key, look in looks.items()])
         for view, title in VIEWS.items()
     ]  # fmt: skip
-    return figures.panels(plots, "t", "variance of the loss", log=True)
+    return figures.line_plots(plots, "t", "variance of the loss", log=True)
 
 
-def _effective_sizes(members: found.Members) -> bytes | None:
+def _effective_sizes(members: dit_results.Members) -> bytes | None:
     sizes = next((member["effective_sizes"] for member in members if "effective_sizes" in member), None)
     if sizes is None:
         return None
@@ -162,4 +163,4 @@ def _effective_sizes(members: found.Members) -> bytes | None:
         Curve(sizes["t"], sizes["class"], None, "points of the row's class", figures.BLUE),
         Curve(sizes["t"], sizes["all"], None, "as many points of all classes", figures.ORANGE),
     ]
-    return figures.panels([Panel("", curves)], "t", "effective points", log=True)
+    return figures.line_plots([Panel("", curves)], "t", "effective points", log=True)

@@ -1,10 +1,10 @@
-"""What the runs of the image study say together: tables, gaps, the quadratic prediction, and sentences.
+"""The results of the image study: tables, gaps, the quadratic prediction, and sentences.
 
 The paper (arXiv:2605.09235) predicts how much quality beta costs from the gradient's MSE, a parabola: the gap in the
 Fréchet distance is A beta^2, with A from the gap at beta = 0.5. At beta = 1 it measures 2.6 times as much.
 
 A gap is the mean over seeds of the difference to beta = 0 of the same seed. Its error is the standard error over seeds,
-or what resampling the pictures gives where that is larger: two seeds say little of their own spread.
+or what resampling the images gives where that is larger: two seeds estimate their spread poorly.
 """
 
 import functools
@@ -18,7 +18,7 @@ from vamf.diagnosis.results import BETAS as CURVE_BETAS
 from vamf.report import tables
 from vamf.studies import page, paper, summary
 from vamf.studies.image_noise import TIMES
-from vamf.studies.summary import arms, of
+from vamf.studies.summary import of, variants
 from vamf.theory.estimate import Estimate, mean_of
 
 CLEAR = 2.0
@@ -32,7 +32,7 @@ SENTENCES = page.sentences(PAGE)
 Members = Sequence[dict[str, Any]]
 
 
-def swept(beta: float) -> str:
+def variant_name(beta: float) -> str:
     """The name of a variant of the sweep."""
     return f"beta = {beta:g}"
 
@@ -42,31 +42,31 @@ def steps(members: Members) -> list[int]:
     return [entry["step"] for entry in members[0]["history"]]
 
 
-def entries(members: Members, arm: str, step: int) -> list[dict[str, Any]]:
+def entries(members: Members, variant: str, step: int) -> list[dict[str, Any]]:
     """The scores of a variant's members at a step, with their seeds."""
-    found = [{"seed": member["seed"], **entry} for member in of(members, arm=arm) for entry in member["history"]]
-    return of(found, step=step)
+    rows = [{"seed": member["seed"], **entry} for member in of(members, variant=variant) for entry in member["history"]]
+    return of(rows, step=step)
 
 
 def table(members: Members) -> list[dict[str, Any]]:
     """A row for each variant and step: means and standard deviations over seeds, and the gap to beta = 0."""
     rows = []
-    for arm in arms(members):
+    for variant in variants(members):
         for step in steps(members):
-            found, away = entries(members, arm, step), gap(members, arm, step)
-            scores = summary.moments(found, frechet="frechet", accuracy="accuracy")
-            rows.append({"arm": arm, "step": step, "seeds": len(found), **scores, "gap": away.value,
-                         "gap_error": away.error})  # fmt: skip
+            scored, difference = entries(members, variant, step), gap(members, variant, step)
+            scores = summary.moments(scored, frechet="frechet", accuracy="accuracy")
+            rows.append({"variant": variant, "step": step, "seeds": len(scored), **scores, "gap": difference.value,
+                         "gap_error": difference.error})  # fmt: skip
     return rows
 
 
-def gap(members: Members, arm: str, step: int, base: str = swept(0.0)) -> Estimate:
+def gap(members: Members, variant: str, step: int, base: str = variant_name(0.0)) -> Estimate:
     """Fréchet distance of a variant minus that of another, seed by seed; NaN where a seed of either has none."""
-    ours, theirs = ({entry["seed"]: entry for entry in entries(members, name, step)} for name in (arm, base))
+    ours, theirs = ({entry["seed"]: entry for entry in entries(members, name, step)} for name in (variant, base))
     pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
     if not pairs or any(entry["frechet"] is None for pair in pairs for entry in pair):
         return Estimate(float("nan"), float("nan"))
-    if arm == base:
+    if variant == base:
         return Estimate(0.0, 0.0)
     over_seeds = mean_of(np.array([one["frechet"] - other["frechet"] for one, other in pairs]))
     errors = [entry["frechet_error"] for pair in pairs for entry in pair]
@@ -75,8 +75,8 @@ def gap(members: Members, arm: str, step: int, base: str = swept(0.0)) -> Estima
 
 def final_gaps(members: Members) -> dict[float, Estimate]:
     """The gaps at the end, by beta."""
-    known = [beta for beta in paper.IMAGES_GAPS if swept(beta) in arms(members)]
-    return {beta: gap(members, swept(beta), steps(members)[-1]) for beta in known}
+    betas = [beta for beta in paper.IMAGES_GAPS if variant_name(beta) in variants(members)]
+    return {beta: gap(members, variant_name(beta), steps(members)[-1]) for beta in betas}
 
 
 def clear(estimate: Estimate) -> bool:
@@ -103,34 +103,34 @@ def prediction(gaps: dict[float, Estimate]) -> Prediction | None:
     """The quadratic prediction from gaps by beta; None without one at 0.5 and at 1."""
     if not {0.5, 1.0} <= set(gaps):
         return None
-    half, whole = gaps[0.5], gaps[1.0]
+    half, full = gaps[0.5], gaps[1.0]
     anchor = Estimate(4 * half.value, 4 * half.error)
     ratio = None
     if half.value > 0 and clear(half):
-        value = whole.value / anchor.value
-        ratio = Estimate(value, float(np.hypot(whole.error, value * anchor.error)) / anchor.value)
+        value = full.value / anchor.value
+        ratio = Estimate(value, float(np.hypot(full.error, value * anchor.error)) / anchor.value)
     return Prediction(anchor, gaps, ratio)
 
 
-def mean_estimate(found: Sequence[Sequence[float]]) -> Estimate:
+def mean_estimate(estimates: Sequence[Sequence[float]]) -> Estimate:
     """The mean of independent estimates (value, error), one for each seed."""
-    values, errors = np.array(found, float).T
+    values, errors = np.array(estimates, float).T
     return Estimate(float(values.mean()), float(np.linalg.norm(errors)) / len(values))
 
 
 def curve(members: Members, *keys: str) -> list[Estimate]:
     """A list of estimates that members have under nested keys, averaged over those that have it."""
-    found = [functools.reduce(lambda value, key: (value or {}).get(key), keys, member) for member in members]
-    return [mean_estimate(column) for column in zip(*filter(None, found), strict=True)]
+    estimates = [functools.reduce(lambda value, key: (value or {}).get(key), keys, member) for member in members]
+    return [mean_estimate(column) for column in zip(*filter(None, estimates), strict=True)]
 
 
 def bias_history(members: Members) -> list[dict[str, Any]]:
     """Tracking gap, noise, shrinkage and bound of beta* at each step, averaged over the seeds of beta = 0."""
     rows = []
     for step in steps(members):
-        found = entries(members, swept(0.0), step)
+        scored = entries(members, variant_name(0.0), step)
         names = ("tracking_gap", "noise", "shrinkage", "bound")
-        rows.append({"step": step} | {name: mean_estimate([entry[name] for entry in found]) for name in names})
+        rows.append({"step": step} | {name: mean_estimate([entry[name] for entry in scored]) for name in names})
     return rows
 
 
@@ -138,61 +138,61 @@ def bias_history(members: Members) -> list[dict[str, Any]]:
 
 
 def sentences(members: Members) -> list[str]:
-    """What agrees with the paper and what does not, as far as it was run."""
+    """What agrees with the paper and what does not, for the variants that were run."""
     last, gaps = steps(members)[-1], final_gaps(members)
     predicted = prediction(gaps)
     return [
         of_order(gaps),
         *([of_prediction(predicted)] if predicted is not None else []),
         of_network(members),
-        *([of_confound(members, last)] if CONFOUND[1][1] in arms(members) else []),
+        *([of_confound(members, last)] if CONFOUND[1][1] in variants(members) else []),
         of_loss_variance(members),
         of_bias(bias_history(members)),
-        *([of_bank(members, last)] if BANK in arms(members) else []),
+        *([of_bank(members, last)] if BANK in variants(members) else []),
     ]
 
 
 def of_order(gaps: dict[float, Estimate]) -> str:
     """How the distance depends on beta."""
-    ours = ", ".join(f"{signed(found)} at beta = {beta:g}" for beta, found in gaps.items())
+    ours = ", ".join(f"{signed(estimate)} at beta = {beta:g}" for beta, estimate in gaps.items())
     theirs = ", ".join(f"+{paper.IMAGES_GAPS[beta]:g}" for beta in gaps)
-    said = [SENTENCES["order"].format(ours=ours, theirs=theirs)]
-    if unclear := [f"{beta:g}" for beta, found in gaps.items() if not clear(found)]:
-        said.append(SENTENCES["order-unclear"].format(betas=", ".join(unclear)))
+    parts = [SENTENCES["order"].format(ours=ours, theirs=theirs)]
+    if unclear := [f"{beta:g}" for beta, estimate in gaps.items() if not clear(estimate)]:
+        parts.append(SENTENCES["order-unclear"].format(betas=", ".join(unclear)))
     if len(gaps) > 1:
-        values = [0.0, *(found.value for found in gaps.values())]
+        values = [0.0, *(estimate.value for estimate in gaps.values())]
         rises = all(low < high for low, high in pairwise(values))
-        said.append(SENTENCES["order-rises" if rises else "order-does-not-rise"])
-    return " ".join(said)
+        parts.append(SENTENCES["order-rises" if rises else "order-does-not-rise"])
+    return " ".join(parts)
 
 
-def of_prediction(found: Prediction) -> str:
+def of_prediction(predicted: Prediction) -> str:
     """Whether the loss of quality is quadratic."""
     theirs = {"paper_anchor": paper.IMAGES_ANCHOR, "paper_ratio": paper.IMAGES_RATIO}
-    if found.ratio is None:
-        return SENTENCES["no-anchor"].format(half=signed(found.measured[0.5]), **theirs)
-    ratio = found.ratio
+    if predicted.ratio is None:
+        return SENTENCES["no-anchor"].format(half=signed(predicted.measured[0.5]), **theirs)
+    ratio = predicted.ratio
     size = "more than quadratic" if ratio.value > 1 else "less than quadratic"
     size = size if abs(ratio.value - 1) > CLEAR * ratio.error else "quadratic to within two standard errors"
-    anchor, times = tables.number(found.anchor.value), plus_minus(ratio, 2)
+    anchor, times = tables.number(predicted.anchor.value), plus_minus(ratio, 2)
     return SENTENCES["quadratic"].format(anchor=anchor, times=times, size=size, **theirs)
 
 
 def of_network(members: Members) -> str:
-    """What the trained network says that beta should be."""
-    found = curve(members, "predicted_mse")
-    best = int(np.argmin([estimate.value for estimate in found]))
-    lowest, last = tables.number(found[best].value), plus_minus(found[-1])
+    """The best beta that the trained network predicts."""
+    mse = curve(members, "predicted_mse")
+    best = int(np.argmin([estimate.value for estimate in mse]))
+    lowest, last = tables.number(mse[best].value), plus_minus(mse[-1])
     return SENTENCES["network"].format(beta=CURVE_BETAS[best], lowest=lowest, last=last)
 
 
 def of_confound(members: Members, step: int) -> str:
-    """What the weight and the anchor do at beta = 1."""
+    """The effect of the weight and the anchor at beta = 1."""
     (plain, anchored), (unweighted, both) = CONFOUND
     effects = {"weight": unweighted, "anchor": anchored, "both": both}
-    changes = {name: signed(gap(members, arm, step, plain)) for name, arm in effects.items()}
-    alone, whole = signed(gap(members, plain, step)), signed(gap(members, both, step))
-    return SENTENCES["changes-at-one"].format(**changes, alone=alone, whole=whole)
+    changes = {name: signed(gap(members, variant, step, plain)) for name, variant in effects.items()}
+    tangent, total = signed(gap(members, plain, step)), signed(gap(members, both, step))
+    return SENTENCES["changes-at-one"].format(**changes, tangent=tangent, total=total)
 
 
 def of_loss_variance(members: Members) -> str:
@@ -205,29 +205,29 @@ def of_loss_variance(members: Members) -> str:
         )
         early, *_, late = (stochastic / deterministic).tolist()
         values = {"late": late, "early": early, "flatness": float(deterministic.max() / deterministic.min())}
-        said = {name: tables.number(value, 1) for name, value in values.items()}
-        parts.append(SENTENCES[f"loss-variance-{view}"].format(first=TIMES[0], last=TIMES[-1], **said))
+        texts = {name: tables.number(value, 1) for name, value in values.items()}
+        parts.append(SENTENCES[f"loss-variance-{view}"].format(first=TIMES[0], last=TIMES[-1], **texts))
     return SENTENCES["loss-variance-ratio"].format("; ".join(parts))
 
 
 def of_bias(rows: Sequence[dict[str, Any]]) -> str:
-    """How the stand-in for the bias develops."""
+    """How the tracking gap develops over training."""
     first, last = rows[0], rows[-1]
     falls = last["tracking_gap"].value < first["tracking_gap"].value
     gaps = [tables.number(row["tracking_gap"].value) for row in (first, last)]
-    said = {"falls": "falls" if falls else "does not fall", "gaps": gaps, "bound": plus_minus(last["bound"], 2)}
-    return SENTENCES["bias-over-training"].format(first=first, last=last, paper_bound=paper.IMAGES_BOUND, **said)
+    texts = {"falls": "falls" if falls else "does not fall", "gaps": gaps, "bound": plus_minus(last["bound"], 2)}
+    return SENTENCES["bias-over-training"].format(first=first, last=last, paper_bound=paper.IMAGES_BOUND, **texts)
 
 
 def of_bank(members: Members, step: int) -> str:
-    """What the class-wise bank brings."""
+    """The effect of the class-wise bank."""
     sizes = next(member["effective_sizes"] for member in members if "effective_sizes" in member)
-    known = [t for t, size in zip(sizes["t"], sizes["class"], strict=True) if size > 2]
-    noise = [summary.mean(of(members, arm=arm), "gradient_variance") for arm in (BANK, swept(0.0))]
+    times = [t for t, size in zip(sizes["t"], sizes["class"], strict=True) if size > 2]
+    noise = [summary.mean(of(members, variant=variant), "gradient_variance") for variant in (BANK, variant_name(0.0))]
     return SENTENCES["bank"].format(
         gap=signed(gap(members, BANK, step)),
         factor=tables.number(noise[0] / noise[1], 2),
-        reach=f"exceeds 2 from t = {known[0]:g} on" if known else "never exceeds 2",
+        reach=f"exceeds 2 from t = {times[0]:g} on" if times else "never exceeds 2",
     )
 
 

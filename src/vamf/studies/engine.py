@@ -1,11 +1,11 @@
-"""The engine of studies. A study is a record: variants, budgets, measures, and what its page says of the results.
+"""The engine of studies. A study is a record: variants, budgets, measures, and the content of its report.
 
-    Study                 what is trained, measured and said, for any folder and budget
+    Study                 what is trained, measured and reported, for any folder and budget
     Execution             a study in a folder, with a budget and options: plans, trains what is missing, reports
-    Results               what all runs say together; the page and the files are functions of it
+    Results               the results of all runs; the page and the files are functions of it
 
-A folder is continued by whoever executes the same study there. Every run is a unit of its own, so that a launcher may
-hand them to other machines (`launcher.py`).
+A folder is continued by whoever executes the same study there. Every run is independent, so that a launcher may
+submit it to other machines (`launcher.py`).
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from vamf.studies.runner import RunSpec
 from vamf.studies.variants import Options, Variant
 from vamf.training import presets
 from vamf.training.config import LogConfig, TrainConfig
-from vamf.training.guards import Diverged
+from vamf.training.divergence import Diverged
 from vamf.training.suitability import check_classes, check_objective
 
 
@@ -45,7 +45,7 @@ def paper_config(execution: "Execution", name: str) -> TrainConfig:
     budget, base = execution.budget, presets.as_in_paper(name)
     return dataclasses.replace(
         base,
-        optimiser=dataclasses.replace(base.optimiser, ema_warmup=budget.name != "paper"),
+        optimizer=dataclasses.replace(base.optimizer, ema_warmup=budget.name != "paper"),
         steps=budget.steps,
         learning_rate=budget.learning_rate,
         checkpoint_every=max(budget.variance_every, 2000),
@@ -60,9 +60,9 @@ def plan(execution: "Execution") -> dict[str, Any]:
 
 
 def flat_plan(execution: "Execution") -> dict[str, Any]:
-    """The same, the budget's fields beside the others."""
-    whole = plan(execution)
-    return whole | whole.pop("budget")
+    """The same, with the budget's fields at the top level."""
+    fields = plan(execution)
+    return fields | fields.pop("budget")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Study:
     page: str
     """The report, as `page.py` reads it."""
     content: Callable[[Results], dict[str, Any]]
-    """What stands in the report: values, tables and figures by name."""
+    """The content of the report: values, tables and figures by name."""
     base: Callable[["Execution", str], TrainConfig] = paper_config
     """The configuration that all variants of a data set share."""
     measures: Measures = Measures()
@@ -96,10 +96,10 @@ class Study:
     """What a folder has to agree in to be continued."""
     check: Callable[["Execution"], None] = lambda execution: None
     """Refuses what cannot be studied, before anything is written."""
-    goes_on: bool = False
-    """Whether a run alone that diverges is counted as such, and does not end the study."""
+    allow_divergence: bool = False
+    """Whether a run that diverges is counted as such and does not end the study."""
     prepare: Callable[["Execution"], Any] = lambda execution: None
-    """What has to be there before the first run, such as a teacher; a second call finds it."""
+    """Prepares what runs need, such as a teacher; a second call loads it."""
 
     def at(
         self, folder: Path, budget: Any = "default", progress: Progress | None = None, command: str = "", **options: Any
@@ -119,10 +119,10 @@ class Execution:
     options: Any
     progress: Progress
     command: str = ""
-    """The command that made it, where it is not `vamf study`."""
+    """The command line, where it is not `vamf study`."""
 
     def run(self) -> Path:
-        """Do what is not done yet and write the report; returns its path.
+        """Run what is missing and write the report; returns its path.
 
         Raises:
             UserError: the folder holds something else, data cannot be studied, or a file cannot be written.
@@ -137,7 +137,7 @@ class Execution:
         return self._write(members)
 
     def prepare(self) -> list[RunSpec]:
-        """Make the folder this study's and do what comes before all runs; returns the runs."""
+        """Create or resume the folder and prepare the study; returns the runs."""
         self.study.check(self)
         self._check_names()
         self._check_objectives()
@@ -154,7 +154,7 @@ class Execution:
                 raise UserError(f"study {self.study.name}: two {kind} are called {twice[0]}; give them different names")
 
     def _check_objectives(self) -> None:
-        """Refuse variants that do not suit their data; these are only loaded where that may be."""
+        """Refuse variants that do not suit their data, which are loaded only where that is possible."""
         for name in self.budget.datasets:
             objectives = [variant.configure(self.base(name)).build_objective() for variant in self.variants(name)]
             for objective in (one for one in objectives if one.needs & {"bank", "labels", "oracle"}):
@@ -162,12 +162,12 @@ class Execution:
                 check_classes(self.dataset(name), objective)
 
     def complete(self, spec: RunSpec) -> list[dict[str, Any]]:
-        """The results of a run, trained now as far as it is not yet."""
+        """The results of a run, which is trained if it is not finished."""
         measurement = self.study.measures.measurement(self, spec)
         try:
             rows = runner.run_or_load(spec, self.folder, measurement, self.progress)
-        except Diverged as error:  # a run alone; of several in a program the others go on
-            if not self.study.goes_on:
+        except Diverged as error:  # only single runs raise; in an ensemble the others continue
+            if not self.study.allow_divergence:
                 raise
             self.progress.say(str(error))
             rows = [{"seed": seed, "finite": False, "gradient_variance": None} for seed in spec.seeds]
@@ -183,7 +183,7 @@ class Execution:
         return self.study.base(self, name)
 
     def dataset(self, name: str) -> Dataset:
-        """A data set as it is trained on."""
+        """A data set, loaded once."""
         config = self.base(name)
         if config.data not in self._datasets:
             self._datasets[config.data] = config.load_data()
@@ -196,8 +196,8 @@ class Execution:
     def variants(self, name: str) -> list[Variant]:
         """The variants of a data set."""
         variants = self.study.variants
-        found = variants(self, name) if callable(variants) else variants
-        return [one for one in found if one.fits is None or one.fits(self.dataset(name))]
+        chosen = variants(self, name) if callable(variants) else variants
+        return [variant for variant in chosen if variant.fits is None or variant.fits(self.dataset(name))]
 
     def specs(self, name: str) -> list[RunSpec]:
         """The runs of a data set: all variants for equal steps, then for equal time."""
@@ -226,7 +226,7 @@ class Execution:
             [
                 {
                     "data": name or config.data,
-                    "arm": label,
+                    "variant": label,
                     "equal": equal,
                     "steps": config.steps,
                     **variant.facts(point),
@@ -238,34 +238,34 @@ class Execution:
     def costs(self, name: str) -> dict[str, dict[str, float]]:
         """Cost of a step by label, the first being the unit; measured once. 2-D data sets share a measurement.
 
-        Of a swept variant the first and the middle point are measured, the others taken to cost what the middle does.
+        Of a sweep the first and the middle point are measured; the others are assigned the cost of the middle one.
         """
         assert self.study.equal_time is not None
-        timed, alike = {}, {}
+        configs, measured_label = {}, {}
         for variant in self.variants(name):
             labels, middle = variant.labels(), len(variant.points) // 2
-            timed |= {labels[i]: variant.configure(self.base(name), variant.points[i]) for i in (0, middle)}
-            alike |= {label: labels[min(i, 1) * middle] for i, label in enumerate(labels)}
+            configs |= {labels[i]: variant.configure(self.base(name), variant.points[i]) for i in (0, middle)}
+            measured_label |= {label: labels[min(i, 1) * middle] for i, label in enumerate(labels)}
         shared = self.dataset(name).event_shape == (2,)
         path = self.folder / "costs" / f"{'2-D' if shared else Path(name).stem}.json"
-        costed = costs.measured(path, timed, self.study.equal_time.memory, self.progress)
-        return {label: costed[same] for label, same in alike.items()}
+        measured_costs = costs.measure_costs(path, configs, self.study.equal_time.memory, self.progress)
+        return {label: measured_costs[measured] for label, measured in measured_label.items()}
 
     # --------------------------------------------------------------------------------------------------- the report
 
     @property
     def words(self) -> list[str]:
-        """The command line that makes this study, wherever it runs."""
+        """The command line of this study, with absolute paths."""
         flags = {"quick": ["--quick"], "paper": ["--paper"]}.get(self.budget.name, [])
         return ["study", self.study.name, *flags, *self.options.words]
 
     def _write(self, members: list[dict[str, Any]]) -> Path:
         names = self.budget.datasets
         baselines = {name: self.study.measures.baseline(self.dataset(name)) for name in names}
-        costed = {name: self.costs(name) for name in names} if self.study.equal_time else {}
-        results = Results(self, members, baselines, costed)
-        results = dataclasses.replace(results, found=self.study.summary(results))
-        scored = {"samples": self.study.measures.samples, "projections": PROJECTIONS, "floors": baselines}
+        costs = {name: self.costs(name) for name in names} if self.study.equal_time else {}
+        results = Results(self, members, baselines, costs)
+        results = dataclasses.replace(results, findings=self.study.summary(results))
+        scored = {"samples": self.study.measures.samples, "projections": PROJECTIONS, "baselines": baselines}
         everything = {
             "study": self.study.name,
             "version": __version__,
@@ -274,16 +274,16 @@ class Execution:
             "budget": self.budget.as_dict(),
             **dataclasses.asdict(self.options.here),
             **(scored if any(baselines.values()) else {}),
-            **({"costs": costed} if costed else {}),
+            **({"costs": costs} if costs else {}),
             "members": members,
         }
-        write_json(self.folder / "results.json", everything | results.found)
+        write_json(self.folder / "results.json", everything | results.findings)
         for name, rows in self.study.files.items():
             write_atomic(self.folder / name, tables.to_csv(rows(results)))
-        listed = [f"`{name}`" for name in ("results.json", *self.study.files)]
+        file_names = [f"`{name}`" for name in ("results.json", *self.study.files)]
         command = self.command or " ".join(["vamf", *dataclasses.replace(self, options=self.options.here).words])
         footer = f"`{command}`, vamf {__version__}, jax {jax.__version__}, {everything['device']}. "
-        footer += f"Every number is in {', '.join(listed[:-1])} and {listed[-1]} beside this page."
+        footer += f"Every number is in {', '.join(file_names[:-1])} and {file_names[-1]} beside this page."
         content = results.standard() | {"device": everything["device"]} | self.study.content(results)
         return page.write(self.study.page, content, self.folder, footer)
 

@@ -1,4 +1,4 @@
-"""What a known data law says about the noise of the mixed tangent, before anything is trained.
+"""The noise of the mixed tangent for a known data distribution, before anything is trained.
 
 Lu and Wang (arXiv:2605.09235), eqs. 9, 27 and 30, at the exact average velocity u of a Gaussian mixture, in output
 space (G = I) and with a proxy of no bias. There the deterministic residual is zero, and with the flow map's Jacobian S
@@ -7,8 +7,8 @@ from t to r, M = (t - r) du/dz = I - S and Sigma = Cov[v_c | z],
     noise(beta) = E||R_beta||^2 = tr(N Sigma N^T),  N = (1 - beta) S + beta I
                 = tr(S Sigma S^T) - 2 beta tr(M^T A Sigma) + beta^2 tr(M^T M Sigma),  A = -S,
 
-so beta = 0 has the amplified noise tr(S Sigma S^T) and beta = 1 the floor tr Sigma: mixing pays where the flow map
-expands noise. S is the exact one: one tangent for each direction through the differential equation.
+so beta = 0 has the amplified noise tr(S Sigma S^T) and beta = 1 the noise floor tr Sigma: mixing pays where the flow
+map expands noise. S is exact: one tangent for each direction through the ODE.
 """
 
 import functools
@@ -62,28 +62,28 @@ def noise(mixture: GaussianMixture, z: Float[Array, "n d"], r: Float[Array, " n"
     return Noise(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def under(
+def sample_noise(
     mixture: GaussianMixture, times: TimeDistribution, n: int, seed: int = 0
 ) -> tuple[Noise, Bool[np.ndarray, " n"]]:
-    """The exact parabola at n points, (r, t) as a training draws them and z_t from the data; and which have r < t."""
+    """The exact parabola at n points, (r, t) as a run draws them and z_t from the data; and which have r < t."""
     data_key, noise_key, time_key = jax.random.split(jax.random.key(seed), 3)
     r, t = times.draw(time_key, n)
     z = interpolate(mixture.sample(data_key, n), jax.random.normal(noise_key, (n, mixture.dim)), t)
     return noise(mixture, z, r, t), np.asarray(r < t)
 
 
-def over_training(mixture: GaussianMixture, n: int, seed: int = 0) -> dict[str, Any]:
-    """What n points of the training law say: (r, t) as in training, rows with r = t included, z_t from the data.
+def training_noise(mixture: GaussianMixture, n: int, seed: int = 0) -> dict[str, Any]:
+    """Noise over n points of the training distribution: (r, t) as in training, with rows r = t, z_t from the data.
 
     Returns:
         `curve`: noise(beta) over noise(0), its standard error beside it, at the betas 0, 0.1, ..., 1;
         `best_beta`: the constant of least noise; `best_ratio`: its noise over that at 0; `pointwise_ratio`: the same
-        for the best beta at each point; `share`: of points with r < t, how many have beta* > 1/2.
+        for the best beta at each point; `fraction`: of the points with r < t, that with beta* > 1/2.
     """
-    found, off = under(mixture, Uniform(), n, seed)
+    parabola, off_diagonal = sample_noise(mixture, Uniform(), n, seed)
     betas = [round(0.1 * index, 1) for index in range(11)]
-    ratios = [ratio_of(found.at(beta), found.stochastic) for beta in betas]
-    best, each = found.best_constant(), found.best()
+    ratios = [ratio_of(parabola.at(beta), parabola.stochastic) for beta in betas]
+    best, each = parabola.best_constant(), parabola.best()
     return {
         "points": n,
         "curve": {
@@ -92,13 +92,13 @@ def over_training(mixture: GaussianMixture, n: int, seed: int = 0) -> dict[str, 
             "error": [ratio.error for ratio in ratios],
         },
         "best_beta": best,
-        "best_ratio": ratio_of(found.at(best), found.stochastic).value,
-        "pointwise_ratio": ratio_of(found.at(each), found.stochastic).value,
-        "share": float(np.mean(each[off] > 0.5)),
+        "best_ratio": ratio_of(parabola.at(best), parabola.stochastic).value,
+        "pointwise_ratio": ratio_of(parabola.at(each), parabola.stochastic).value,
+        "fraction": float(np.mean(each[off_diagonal] > 0.5)),
     }
 
 
-def predicted(mixture: GaussianMixture, objective: Objective, steps: int, n: int | None = None) -> float | None:
+def predict_noise(mixture: GaussianMixture, objective: Objective, steps: int, n: int | None = None) -> float | None:
     """E tr(N Sigma N^T) at the exact u of a mixture over an objective's distribution of (r, t), late in training.
 
     None where N is no combination of S and I.
@@ -107,15 +107,15 @@ def predicted(mixture: GaussianMixture, objective: Objective, steps: int, n: int
     if operators is None:
         return None
     a, b = operators
-    exact, off_diagonal = under(mixture, objective.times, n or POINTS)
+    exact, off_diagonal = sample_noise(mixture, objective.times, n or POINTS)
     scale = a + b  # N = scale [(1 - beta) S + beta I], or a (S - I) where scale is 0
-    off = scale**2 * exact.at(b / scale) if abs(scale) > 1e-9 else a**2 * exact.mixed
-    kept = objective.diagonal.noise(steps)
-    assert kept is not None
-    return float(np.mean(np.where(off_diagonal, off, kept**2 * exact.at(1.0))))
+    off_diagonal_noise = scale**2 * exact.at(b / scale) if abs(scale) > 1e-9 else a**2 * exact.mixed
+    scale_on_diagonal = objective.diagonal.noise(steps)
+    assert scale_on_diagonal is not None
+    return float(np.mean(np.where(off_diagonal, off_diagonal_noise, scale_on_diagonal**2 * exact.at(1.0))))
 
 
-def over_time(mixture: GaussianMixture, n: int, seed: int = 0) -> dict[str, dict[str, list[float]]]:
+def noise_over_time(mixture: GaussianMixture, n: int, seed: int = 0) -> dict[str, dict[str, list[float]]]:
     """Amplification tr(S Sigma S^T) / tr Sigma and beta*, means over n points z_t at each t: to r = 0 and over `GAP`.
 
     Returns:
@@ -129,19 +129,19 @@ def over_time(mixture: GaussianMixture, n: int, seed: int = 0) -> dict[str, dict
         line: dict[str, list[float]] = {"t": [], "amplification": [], "error": [], "beta": []}
         for t, r in starts.items():
             times = jnp.full(n, t)
-            found = noise(mixture, interpolate(x, e, times), jnp.full(n, r), times)
-            amplification = ratio_of(found.stochastic, found.at(1.0))
+            parabola = noise(mixture, interpolate(x, e, times), jnp.full(n, r), times)
+            amplification = ratio_of(parabola.stochastic, parabola.at(1.0))
             line["t"].append(t)
             line["amplification"].append(amplification.value)
             line["error"].append(amplification.error)
-            line["beta"].append(found.best_constant())
+            line["beta"].append(parabola.best_constant())
         lines[name] = line
     return lines
 
 
 @functools.cache
 def three_modes() -> GaussianMixture:
-    """Three modes in the plane, of std 0.5 on a circle of radius 1.5."""
+    """Three modes in two dimensions, of std 0.5 on a circle of radius 1.5."""
     angle = np.pi / 2 + 2 * np.pi * np.arange(3) / 3
     means = 1.5 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     return GaussianMixture(np.full(3, 1 / 3), means, np.full(3, 0.5))
@@ -159,7 +159,7 @@ class Plane(NamedTuple):
 
 
 def plane(mixture: GaussianMixture, t: float, reach: float, side: int = 80) -> Plane:
-    """Noise over the square [-reach, reach]^2 at time t, of a mixture in the plane."""
+    """Noise over the square [-reach, reach]^2 at time t, of a mixture in two dimensions."""
     line = jnp.linspace(-reach, reach, side)
     z = jnp.stack(jnp.meshgrid(line, line), axis=-1).reshape(-1, 2)
     times = jnp.full(len(z), t)

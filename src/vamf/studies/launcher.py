@@ -1,20 +1,20 @@
-"""The trainings of a study on many machines: a scheduler that is there already runs them, this hands them out.
+"""The runs of a study on many machines, submitted to an existing scheduler.
 
-A study keeps every finished training in its folder and recognises it. So a job is the study's own command with
+A study stores every finished run in its folder and does not repeat it. So a job is the study's own command with
 `--only NAME`, in a folder that all machines see:
 
-    --only plan        what comes before all trainings (costs, teachers, a judge); writes their names into plan.json
-    --only TRAINING    one training, from its newest checkpoint on
-    (nothing)          finds everything done, and writes the report
+    --only plan        what precedes all runs (costs, teachers, an evaluator); writes their names into plan.json
+    --only NAME        one run, from its newest checkpoint on
+    (nothing)          writes the report of the finished runs
 
 | launcher | jobs are                                  | needs                  |
 |----------|-------------------------------------------|------------------------|
-| `local`  | processes here, each on cores of its own,  |                       |
-|          | or on a GPU of its own                    |                        |
+| `local`  | processes here, each on separate cores    |                        |
+|          | or on a separate GPU                      |                        |
 | `slurm`  | SLURM's, through submitit                 | `pip install vamf[slurm]` |
 | `ray`    | Ray's tasks                               | `pip install vamf[ray]`   |
 
-Here nothing is computed and JAX is not started: it may run on a login node.
+The launcher computes nothing and does not start JAX: it may run on a login node.
 """
 
 import contextlib
@@ -27,27 +27,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from vamf.errors import UserError, optional
+from vamf.errors import UserError, import_optional
 from vamf.files import write_json
 from vamf.progress import Progress
-from vamf.training.signals import RESUMABLE, Interrupted, Stop
+from vamf.training.preemption import RESUMABLE, Preempted, SignalHandler
 
 Name = Literal["local", "slurm", "ray"]
 PLAN = "plan"
-"""What `--only` calls the part before all trainings."""
+"""Name of the job before all runs."""
 REPORT = "report"
 VAMF = (sys.executable, "-m", "vamf")
-"""The program that jobs run."""
+"""The command of jobs."""
 LOGS = "logs"
-"""Folder of what jobs print."""
+"""Folder of the logs of jobs."""
 RETRIES = 2
-"""How often a failed job is tried again."""
+"""Retries of a failed job."""
 PAUSE = 0.2
-"""Seconds between two looks at the jobs."""
+"""Seconds between two polls of the jobs."""
 
 
 class Failed(RuntimeError):
-    """Jobs that failed every time."""
+    """Jobs that failed in every attempt."""
 
 
 @runtime_checkable
@@ -55,7 +55,7 @@ class Job(Protocol):
     """A command that runs somewhere."""
 
     def status(self) -> int | None:
-        """Its exit status; None while it runs. What was lost with its machine counts as 1."""
+        """Its exit status; None while it runs. 1 where its machine was lost."""
         ...
 
     def cancel(self) -> None:
@@ -65,10 +65,10 @@ class Job(Protocol):
 
 @runtime_checkable
 class Launcher(Protocol):
-    """Somewhere to run commands."""
+    """Runs commands somewhere."""
 
     workers: int
-    """How many jobs at most there are at once."""
+    """Most jobs at once."""
 
     def submit(self, name: str, command: Sequence[str], log: Path) -> Job:
         """Start a command whose output goes to a file."""
@@ -76,30 +76,30 @@ class Launcher(Protocol):
 
 
 def run(words: Sequence[str], folder: Path, launcher: Launcher, progress: Progress) -> Path:
-    """A whole study by the jobs of a launcher; a second call continues it. Returns the report's path.
+    """Run a study as jobs of a launcher; a second call continues it. Returns the report's path.
 
     Args:
-        words: the command's, from `study` on, the folder among them.
+        words: the command line from `study` on, including the folder.
 
     Raises:
         Failed: a job failed once and RETRIES times more.
     """
     command = [*VAMF, *words]
 
-    def spread(jobs: Mapping[str, Sequence[str]]) -> None:
+    def submit_all(jobs: Mapping[str, Sequence[str]]) -> None:
         complete({name: [*command, *more] for name, more in jobs.items()}, folder / LOGS, launcher, progress)
 
-    spread({PLAN: ["--only", PLAN]})
-    names = json.loads((folder / f"{PLAN}.json").read_text())["trainings"]
-    left = [name for name in names if not (folder / "trainings" / name / "result.json").exists()]
-    progress.say(f"{len(names)} trainings, {len(names) - len(left)} of them done")
-    spread({name: ["--only", name] for name in left})
-    spread({REPORT: []})
+    submit_all({PLAN: ["--only", PLAN]})
+    names = json.loads((folder / f"{PLAN}.json").read_text())["runs"]
+    remaining = [name for name in names if not (folder / "runs" / name / "result.json").exists()]
+    progress.say(f"{len(names)} runs, {len(names) - len(remaining)} of them done")
+    submit_all({name: ["--only", name] for name in remaining})
+    submit_all({REPORT: []})
     return folder / "report.html"
 
 
 def part(execution: Any, name: str) -> None:
-    """What one job does of a study, in its own process.
+    """Run one job of a study, in its process.
 
     Args:
         execution: an `engine.Execution`.
@@ -109,7 +109,7 @@ def part(execution: Any, name: str) -> None:
     """
     specs = {spec.name: spec for spec in execution.prepare()}
     if name == PLAN:
-        write_json(execution.folder / f"{PLAN}.json", {"trainings": list(specs)})
+        write_json(execution.folder / f"{PLAN}.json", {"runs": list(specs)})
     elif name in specs:
         execution.complete(specs[name])
     else:
@@ -117,23 +117,26 @@ def part(execution: Any, name: str) -> None:
 
 
 def complete(commands: Mapping[str, Sequence[str]], logs: Path, launcher: Launcher, progress: Progress) -> None:
-    """Run all commands, at most `launcher.workers` at once; those that fail once more, and once more.
+    """Run all commands, at most `launcher.workers` at once; those that fail are retried.
 
     Raises:
-        Failed: some failed every time; the others are done.
-        Interrupted: SIGTERM or SIGINT came; the jobs were ended, those here with their states saved.
+        Failed: some failed in every attempt; the others are done.
+        Preempted: SIGTERM or SIGINT; the jobs were terminated, local ones with their states saved.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    waiting, tried = list(commands), dict.fromkeys(commands, 0)
+    waiting, attempts = list(commands), dict.fromkeys(commands, 0)
     running: dict[str, Job] = {}
     failed: list[str] = []
-    with Stop(progress.say, "the jobs are ended, those here when their states are saved") as stop, _ended(running):
+    with (
+        SignalHandler(progress.say, "the jobs are ended, local ones when their states are saved") as stop,
+        _cancel_on_exit(running),
+    ):
         while waiting or running:
-            if stop.asked:
-                raise Interrupted("all that is done is kept")
+            if stop.requested:
+                raise Preempted("finished runs are kept")
             while waiting and len(running) < launcher.workers:
                 name = waiting.pop(0)
-                tried[name] += 1
+                attempts[name] += 1
                 running[name] = launcher.submit(name, commands[name], logs / f"{name}.log")
             for name, status in [(name, job.status()) for name, job in running.items()]:
                 if status is None:
@@ -141,36 +144,36 @@ def complete(commands: Mapping[str, Sequence[str]], logs: Path, launcher: Launch
                 del running[name]
                 if status == 0:
                     progress.say(f"{name}: done")
-                elif status == RESUMABLE:  # its machine was taken away, its state is saved
+                elif status == RESUMABLE:  # preempted, its state is saved
                     progress.say(f"{name}: interrupted, goes on")
-                    tried[name] -= 1
+                    attempts[name] -= 1
                     waiting.append(name)
-                elif tried[name] <= RETRIES:
+                elif attempts[name] <= RETRIES:
                     progress.say(f"{name}: failed with status {status}, trying again ({logs / name}.log)")
                     waiting.append(name)
                 else:
                     failed.append(name)
             time.sleep(PAUSE if running else 0)
     if failed:
-        named = "; ".join(f"{name}: {_last_line(logs / f'{name}.log')} ({logs / name}.log)" for name in failed)
-        raise Failed(f"failed {RETRIES + 1} times: {named}")
+        messages = "; ".join(f"{name}: {_last_line(logs / f'{name}.log')} ({logs / name}.log)" for name in failed)
+        raise Failed(f"failed {RETRIES + 1} times: {messages}")
 
 
 @contextlib.contextmanager
-def _ended(running: Mapping[str, Job]) -> Iterator[None]:
-    """Whatever happens meanwhile, no job is left: all are asked to end, and then waited for."""
+def _cancel_on_exit(running: Mapping[str, Job]) -> Iterator[None]:
+    """On exit cancel all jobs and wait for them."""
     try:
         yield
     finally:
-        left = list(running.values())
-        for job in left:
+        remaining = list(running.values())
+        for job in remaining:
             job.cancel()
-        while left := [job for job in left if job.status() is None]:
+        while remaining := [job for job in remaining if job.status() is None]:
             time.sleep(PAUSE)
 
 
 class Local:
-    """Processes on this machine: each on a GPU of its own where there are any, else on its share of the cores."""
+    """Processes on this machine: each on a separate GPU where there are any, else on separate cores."""
 
     def __init__(self, workers: int = 0):
         """`workers`: 0 is one for each GPU, or one for each core."""
@@ -188,10 +191,10 @@ class Local:
             process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
         if self._cores and self.workers > 1:
             with contextlib.suppress(ProcessLookupError):  # it has ended already
-                os.sched_setaffinity(process.pid, self._share(place))
+                os.sched_setaffinity(process.pid, self._worker_cores(place))
         return Process(process, lambda: self._free.append(place))
 
-    def _share(self, place: int) -> list[int]:
+    def _worker_cores(self, place: int) -> list[int]:
         """The cores of a worker; with more workers than cores they share them."""
         return self._cores[place % len(self._cores) :: min(self.workers, len(self._cores))]
 
@@ -217,7 +220,7 @@ class Slurm:
 
     def __init__(self, folder: Path, workers: int = 0, resources: Mapping[str, Any] | None = None):
         """`resources`: of submitit, such as gpus_per_node, timeout_min. `workers`: 0 is all at once."""
-        submitit = optional("submitit", "slurm", "launcher")
+        submitit = import_optional("submitit", "slurm", "launcher")
         self.workers = workers or sys.maxsize
         self._executor = submitit.AutoExecutor(folder=str(folder / LOGS / "slurm"))
         _configure(lambda: self._executor.update_parameters(**{"timeout_min": 24 * 60} | dict(resources or {})))
@@ -237,7 +240,7 @@ class SlurmJob:
             return None
         try:
             return self._job.result()
-        except Exception:  # whatever became of the job: its node failed, its time was over, it was cancelled
+        except Exception:  # its node failed, its time limit passed, or it was cancelled
             return 1
 
     def cancel(self) -> None:
@@ -249,7 +252,7 @@ class Ray:
 
     def __init__(self, workers: int = 0, resources: Mapping[str, Any] | None = None):
         """`resources`: of a task, such as num_cpus, num_gpus. `workers`: 0 is as many as the cluster takes."""
-        self._ray = optional("ray", "ray", "launcher")
+        self._ray = import_optional("ray", "ray", "launcher")
         self._ray.init(ignore_reinit_error=True, log_to_driver=False)
         self.workers = workers or sys.maxsize
         # A command that fails is tried again here; max_retries is for tasks lost with their machine.
@@ -271,7 +274,7 @@ class RayTask:
             return None
         try:
             return self._ray.get(self._reference)
-        except Exception:  # whatever became of the task: its node failed, it was cancelled
+        except Exception:  # its node failed, or it was cancelled
             return 1
 
     def cancel(self) -> None:
@@ -286,16 +289,16 @@ def choose(name: Name, folder: Path, workers: int, resources: Sequence[str]) -> 
         resources: of a job, as KEY=VALUE.
 
     Raises:
-        UserError: its package is missing, or it does not know a resource.
+        UserError: its package is missing, or a resource is unknown.
     """
     if workers < 0:
         raise UserError(f"workers = {workers}: allowed is 0 (as many as make sense) or more")
-    given = dict(_resource(text) for text in resources)
+    options = dict(_resource(text) for text in resources)
     if name == "slurm":
-        return Slurm(folder, workers, given)
+        return Slurm(folder, workers, options)
     if name == "ray":
-        return Ray(workers, given)
-    if given:
+        return Ray(workers, options)
+    if options:
         raise UserError(f"resources = {resources[0]}: only with --launcher slurm or ray")
     return Local(workers)
 
@@ -318,7 +321,7 @@ def _resource(text: str) -> tuple[str, Any]:
 
 
 def _configure(call: Callable[[], Any]) -> Any:
-    """What a launcher's package says of resources that it does not know, in one line."""
+    """Turn errors of a launcher's package about resources into a UserError."""
     try:
         return call()
     except (TypeError, ValueError, NameError, AssertionError) as error:
@@ -326,13 +329,13 @@ def _configure(call: Callable[[], Any]) -> Any:
 
 
 def _gpus() -> list[str]:
-    """The GPUs that jobs may use, as CUDA_VISIBLE_DEVICES names them; found without starting JAX."""
+    """The GPUs that jobs may use, as CUDA_VISIBLE_DEVICES names them, without starting JAX."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name not in ("", "-1")]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
-        return [str(index) for index, line in enumerate(line for line in listed.splitlines() if "GPU" in line)]
+        output = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
+        return [str(index) for index, line in enumerate(line for line in output.splitlines() if "GPU" in line)]
     return []
 
 

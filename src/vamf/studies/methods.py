@@ -21,14 +21,14 @@ from vamf.studies.engine import Execution, Study
 from vamf.studies.page import Table, columns, read, words
 from vamf.studies.results import Results
 from vamf.studies.variants import Variant
-from vamf.training.couplings import CouplingConfig
+from vamf.training.reflow import ReflowConfig
 from vamf.training.run import Run
 
 BANK = " + bank"
 NEEDS_TEACHER = ("rectified_meanflow", "meanflow_rae", "mid_training")
 """Methods that need a teacher."""
 WITHOUT_BANK = ("rao_blackwell", *NEEDS_TEACHER)
-"""Methods that average already, or that have no independent noise to average over."""
+"""Methods that already use a bank, or that have no independent noise to average over."""
 PAIRS = 2**15
 
 
@@ -37,32 +37,32 @@ class Budget(variants.Budget):
     """How much of the study to run."""
 
     methods: tuple[str, ...] = ()
-    """Named methods, MeanFlow first: it is the yardstick of time."""
+    """Named methods, MeanFlow first: equal time is relative to it."""
     bank: bool = True
     """Whether every method is trained with Rao-Blackwellised roles too."""
 
 
 FIRST = "meanflow"
 ALL = (FIRST, *(name for name in METHODS if name not in (FIRST, "ddpm")))
-"""All with a jump to judge, and flow matching as the reference."""
+"""All that learn a flow map, and flow matching as the reference."""
 SHORT = (FIRST, "vamf", "rao_blackwell", "split_meanflow")
 DATASETS = (*toys.NAMES, "dgmm16", "digits")
 QUICK = Budget("quick", ("swiss_roll",), 1000, (0, 1), 100, 3e-3, SHORT, bank=False)
 DEFAULT = Budget("default", DATASETS, 3000, (0, 1, 2), 500, 3e-3, ALL)
-FULL = Budget("paper", DATASETS, 200_000, (0, 1, 2), 2000, 1e-3, ALL)
+PAPER = Budget("paper", DATASETS, 200_000, (0, 1, 2), 2000, 1e-3, ALL)
 
 
 def variants_of(execution: Execution, name: str) -> list[Variant]:
     """Every method, and every method with the bank that can have one."""
-    found = []
+    variants = []
     for method in execution.budget.methods:
-        pairs = CouplingConfig(PAIRS if method == "rectified_meanflow" else 0)
+        pairs = ReflowConfig(PAIRS if method == "rectified_meanflow" else 0)
         teacher = str(_teacher(execution, name)) if method in NEEDS_TEACHER else ""
-        config = {"method": method, "teacher": teacher, "couplings": pairs}
-        found.append(Variant(method, {}, config))
+        config = {"method": method, "teacher": teacher, "reflow": pairs}
+        variants.append(Variant(method, {}, config))
         if execution.budget.bank and method not in WITHOUT_BANK:
-            found.append(Variant(method + BANK, {"rao_blackwell": True}, config))
-    return found
+            variants.append(Variant(method + BANK, {"rao_blackwell": True}, config))
+    return variants
 
 
 def _teacher(execution: Execution, name: str) -> Path:
@@ -70,16 +70,16 @@ def _teacher(execution: Execution, name: str) -> Path:
 
 
 def train_teachers(execution: Execution) -> None:
-    """Train the teacher of every data set, as far as it is not yet, where a method needs one."""
+    """Train the unfinished teachers of all data sets, where a method needs one."""
     if not any(name in NEEDS_TEACHER for name in execution.budget.methods):
         return
     for name in execution.budget.datasets:
         config = dataclasses.replace(execution.base(name), method="flow_matching", seed=execution.budget.seeds[0])
         folder = _teacher(execution, name)
         run = Run.open(folder) if (folder / "config.json").exists() else Run.create(config, folder)
-        if run.config.optimiser.ema_warmup != config.optimiser.ema_warmup:
-            raise UserError(f"{folder}: a teacher with another moving average; choose another --out")
-        if not run.finished:  # parts of a study may ask at once
+        if run.config.optimizer.ema_warmup != config.optimizer.ema_warmup:
+            raise UserError(f"{folder}: a teacher with another EMA; choose another --out")
+        if not run.finished:  # parallel jobs may get here at once
             execution.progress.say(f"teacher of {name}: flow matching")
             run.train(execution.progress)
 
@@ -88,32 +88,32 @@ def summarise(results: Results) -> dict[str, Any]:
     """A row for each variant, and their ranks."""
     rows = comparison.table(results)
     ranks = {equal: comparison.ranking(rows, results.budget.datasets, equal) for equal in ("steps", "time")}
-    return {"arms": rows, "ranks": ranks, "plan": results.execution.study.plan(results.execution)}
+    return {"variants": rows, "ranks": ranks, "plan": results.execution.study.plan(results.execution)}
 
 
 def content(results: Results) -> dict[str, Any]:
-    """What stands in the page: all in one table for one data set, a table for each measure for several."""
-    rows, number = results.found["arms"], len(results.budget.datasets)
-    arms = summary.arms(rows)
-    measures = comparison.measure_tables(results, rows, arms, rows)
+    """The content of the page: all in one table for one data set, a table for each measure for several."""
+    rows, number = results.findings["variants"], len(results.budget.datasets)
+    variants = summary.variants(rows)
+    measures = comparison.measure_tables(results, rows, variants, rows)
     return {
         "number": len(results.budget.methods),
         "where": f"{number} data sets" if number > 1 else words(results.budget.datasets[0]),
         "one": comparison.one_table(results, rows),
-        "ranks": comparison.rank_table(results, results.found["ranks"]["steps"]),
-        "ranks-time": comparison.rank_table(results, results.found["ranks"]["time"]),
+        "ranks": comparison.rank_table(results, results.findings["ranks"]["steps"]),
+        "ranks-time": comparison.rank_table(results, results.findings["ranks"]["time"]),
         **(measures if number > 1 else dict.fromkeys(measures)),
-        "cost": comparison.cost_table(results, arms),
+        "cost": comparison.cost_table(results, variants),
         "noise": _noise(results),
         "samples": results.gallery(),
     }
 
 
 def _noise(results: Results) -> Table | None:
-    """What theory predicts of the noise, beside the variance measured; None where no mixture is known."""
+    """The predicted noise beside the measured variance; None where no mixture is known."""
     execution, methods = results.execution, results.budget.methods
-    laws = {name: execution.dataset(name).mixture for name in results.budget.datasets}
-    mixtures = {name: law for name, law in laws.items() if law is not None}
+    candidates = {name: execution.dataset(name).mixture for name in results.budget.datasets}
+    mixtures = {name: mixture for name, mixture in candidates.items() if mixture is not None}
     objectives = {
         (name, variant.name): variant.configure(execution.base(name)).build_objective()
         for name in mixtures
@@ -122,10 +122,10 @@ def _noise(results: Results) -> Table | None:
 
     @cache
     def predicted(method: str, name: str) -> float | None:
-        return exact_noise.predicted(mixtures[name], objectives[name, method], results.budget.steps)
+        return exact_noise.predict_noise(mixtures[name], objectives[name, method], results.budget.steps)
 
     def measured(method: str, name: str) -> float | None:
-        return (row_of(results.found["arms"], name, method) or {}).get("gradient_variance")
+        return (row_of(results.findings["variants"], name, method) or {}).get("gradient_variance")
 
     def both(method: str, name: str) -> str:
         pairs = [(of(method, name), of(methods[0], name)) for of in (predicted, measured)]
@@ -139,17 +139,17 @@ def _noise(results: Results) -> Table | None:
 
 def operator(objective: Objective, step: int = 10**9) -> str:
     """The noise operator at the end of training, as text."""
-    found = objective.noise(step)
-    if found is None:
+    noise = objective.noise(step)
+    if noise is None:
         return "its own"
-    a, b = (round(value, 3) + 0.0 for value in found)
+    a, b = (round(value, 3) + 0.0 for value in noise)
     terms = [f"{'' if value == 1 else f'{value:g} '}{name}" for value, name in ((a, "S"), (b, "I")) if value]
     return " + ".join(terms) or "0"
 
 
 STUDY = Study(
     "methods",
-    {"quick": QUICK, "default": DEFAULT, "paper": FULL},
+    {"quick": QUICK, "default": DEFAULT, "paper": PAPER},
     variants_of,
     read("methods"),
     content,

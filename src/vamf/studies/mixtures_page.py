@@ -1,4 +1,4 @@
-"""The report of the study of dense mixtures: figures, tables and sentences, with the paper's numbers beside ours."""
+"""The report of the study of dense mixtures: figures, tables and sentences, with the paper's numbers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,17 +21,17 @@ SHADES = ("#440154", "#3b528b", "#21918c", "#4cad4c", "#c0a818", "#e07b39")
 
 
 def content(results: Results) -> dict[str, Any]:
-    """What stands in the page."""
-    found, dims = results.found, results.budget.dims
-    exact, growth = found["exact_noise"], found["loss_variance"]
+    """The content of the page."""
+    findings, dims = results.findings, results.budget.dims
+    exact, growth = findings["exact_noise"], findings["loss_variance"]
     line = growth["t"]
     ratios = np.array(line["stochastic"]) / np.array(line["deterministic"])
     return {
         "first": min(dims), "last": max(dims), "dims": ", ".join(map(str, dims)), "betas": len(results.budget.betas),
         "gap": exact_noise.GAP, "late": growth["late"], "wide": words(growth["data"]),
         "short": _times(ratios[0]), "long": _times(ratios[-1]), "least": line["at"][0],
-        "sentences": [sentence(row) for row in found["matched"]],
-        **{name: Table.of(found["matched"], cells) for name, cells in TABLES.items()},
+        "sentences": [sentence(row) for row in findings["matched"]],
+        **{name: Table.of(findings["matched"], cells) for name, cells in TABLES.items()},
         "sweep": _sweep_table(results),
         "variance-maps": _maps(),
         **_against_beta(results, {f"dgmm{dim}": f"d = {dim}" for dim in dims}),
@@ -57,13 +57,13 @@ TABLES: dict[str, dict[str, Any]] = {
     "sw1": {
         "d": "dim", "SW1 at beta = 0": mean_std("sw1_zero"), "SW1 at best": mean_std("sw1_best"),
         "best beta": "{best_beta:g}",
-        "change": lambda row: _percent("sw1_best")(row) if row["best_beta"] else "–", "baseline": "floor_sw1",
+        "change": lambda row: _percent("sw1_best")(row) if row["best_beta"] else "–", "baseline": "baseline_sw1",
         "paper, at 0": _paper(0), "paper, at best": _paper(1), "paper's best": _paper(3),
         "paper's gain": _paper(2),
     },
     "sw2": {
         "d": "dim", "SW2 at beta = 0": mean_std("sw2_zero"), "SW2 at beta = 1": mean_std("sw2_one"),
-        "SW2 at the best beta in SW1": mean_std("sw2_best"), "baseline": "floor_sw2",
+        "SW2 at the best beta in SW1": mean_std("sw2_best"), "baseline": "baseline_sw2",
     },
     "errors": {
         "d": "dim", "error at beta = 0": "u_error_zero", "error at 1": "u_error_one", "change": _percent("u_error"),
@@ -77,7 +77,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "closed form, 1 over 0": "{exact_ratio:.2f} ± {exact_ratio_error:.2f}",
         "best constant beta": "{exact_best_beta:.2f}", "its noise over 0": "{exact_best_ratio:.2f}",
         "best beta at each point, over 0": "{exact_pointwise_ratio:.2f}",
-        "points with beta* > 1/2": lambda row: f"{100 * row['exact_share']:.0f} %",
+        "points with beta* > 1/2": lambda row: f"{100 * row['exact_fraction']:.0f} %",
     },
 }  # fmt: skip
 
@@ -88,8 +88,8 @@ def _sweep_table(results: Results) -> Table:
         groups = summary.by_beta(results.of(data=f"dgmm{dim}"))
         lines.append([str(dim), *(summary.spread(group, "sw1") for group in groups.values())])
         if dim in paper.MIXTURES:
-            known = dict(zip(paper.BETAS, paper.MIXTURES[dim], strict=True))
-            lines.append(["paper", *(tables.number(known.get(beta)) for beta in groups)])
+            published = dict(zip(paper.BETAS, paper.MIXTURES[dim], strict=True))
+            lines.append(["paper", *(tables.number(published.get(beta)) for beta in groups)])
     return Table(["d", *(f"{beta:g}" for beta in results.budget.betas)], lines)
 
 
@@ -97,20 +97,20 @@ def _sweep_table(results: Results) -> Table:
 
 
 def sentence(row: dict) -> str:
-    """What one dimension says, hedged by the spread over seeds."""
+    """The result in one dimension, relative to the spread over seeds."""
     best, clear = row["best_beta"], row["sw1_best_change_clear"]
     quality = "no beta does better than MeanFlow's SW1 of {sw1_zero:.3f}"
     if best != 0:
         quality = "SW1 is {sw1_zero:.3f} at beta = 0 and lowest at beta = {best_beta:g}, {sw1_best:.3f}"
         quality += "" if clear else ", which is within the spread over seeds"
-    said = {f"{key}_direction": _direction(row, key) for key in ("sw1", "jump_error", "gradient_variance")}
-    said |= {"quality": quality.format(**row), "share": f"{100 * row['exact_share']:.0f}"}
-    text = SENTENCES["dimension"].format(**row, **said)
+    texts = {f"{key}_direction": _direction(row, key) for key in ("sw1", "jump_error", "gradient_variance")}
+    texts |= {"quality": quality.format(**row), "fraction": f"{100 * row['exact_fraction']:.0f}"}
+    text = SENTENCES["dimension"].format(**row, **texts)
     if row["dim"] not in paper.MIXTURES_BEST:
         return text
     *_, gain, beta = paper.MIXTURES_BEST[row["dim"]]
-    seen = "is not seen here" if best == 0 else "is seen here" if clear else "is within the spread here"
-    return f"{text} The paper's gain in SW1, {gain} at beta = {beta}, {seen}."
+    outcome = "is not seen here" if best == 0 else "is seen here" if clear else "is within the spread here"
+    return f"{text} The paper's gain in SW1, {gain} at beta = {beta}, {outcome}."
 
 
 def _direction(row: dict, key: str) -> str:
@@ -148,7 +148,7 @@ def _against_beta(results: Results, titles: dict[str, str]) -> dict[str, bytes]:
         changes = [summary.paired_change(sweep(name), "gradient_variance", beta)[0] for beta in betas]
         ratios = [Estimate(1 + change.value, change.error) for change in changes]
         measured = summary.curve(betas, ratios, "measured: tr Cov of the gradient", figures.BLUE)
-        exact = results.found["exact_noise"][int(name.removeprefix("dgmm"))]["training"]["curve"]
+        exact = results.findings["exact_noise"][int(name.removeprefix("dgmm"))]["training"]["curve"]
         expected = Curve(exact["beta"], exact["ratio"], exact["error"], "closed form: noise of the residual",
                          figures.ORANGE, "")  # fmt: skip
         return [measured, expected], [UNITY]
@@ -164,13 +164,13 @@ def _over_time(exact: dict, key: str, y: str, spread: str = "", **options: Any) 
     """The closed form against t, a curve for each dimension: jumps to 0, and over a fixed gap."""
     panels = []
     for line, title in {"r = 0": "jumps from t to 0", "gap": f"gaps t − r = {exact_noise.GAP:g}"}.items():
-        found = {f"d = {dim}": entry["time"][line] for dim, entry in exact.items()}
+        entries = {f"d = {dim}": entry["time"][line] for dim, entry in exact.items()}
         curves = [
             Curve(entry["t"], entry[key], entry.get(spread), label, shade)
-            for (label, entry), shade in zip(found.items(), SHADES, strict=False)
+            for (label, entry), shade in zip(entries.items(), SHADES, strict=False)
         ]
         panels.append(Panel(title, curves, [UNITY] if spread else []))
-    return figures.panels(panels, "t", y, **options)
+    return figures.line_plots(panels, "t", y, **options)
 
 
 def _loss_variance(growth: dict[str, Any]) -> bytes:
@@ -182,7 +182,7 @@ def _loss_variance(growth: dict[str, Any]) -> bytes:
                       for kind, look in looks.items()])
         for line, title in titles.items()
     ]  # fmt: skip
-    return figures.panels(panels, "t, or t − r", "variance of the loss", log=True)
+    return figures.line_plots(panels, "t, or t − r", "variance of the loss", log=True)
 
 
 def _maps() -> bytes:
@@ -190,8 +190,8 @@ def _maps() -> bytes:
     planes = {t: exact_noise.plane(mixture, t, MAP_REACH) for t in MAP_TIMES}
 
     def row(label: str, value: Callable[[exact_noise.Plane], Any], about_one: bool = False) -> FieldRow:
-        shown = [Field(f"t = {t:g}", value(plane), plane.log_density) for t, plane in planes.items()]
-        return FieldRow(label, shown, about_one)
+        fields = [Field(f"t = {t:g}", value(plane), plane.log_density) for t, plane in planes.items()]
+        return FieldRow(label, fields, about_one)
 
     return figures.fields(
         [

@@ -4,11 +4,11 @@
     > What was done: {budget.steps:,} steps, seeds {seeds}.
 
     ## A section
-    A paragraph, with `code`; what stands in braces is the study's content, written as by `str.format`.
+    A paragraph, with `code`; text in braces is filled from the study's content by `str.format`.
 
     [name]                      a table, or a list of sentences
     ![name] Its caption.        a figure, written to figures/NAME too
-    [name]: Text.               a sentence of `sentences`, not shown by itself
+    [name]: Text.               a sentence of `sentences`, not rendered by itself
 
 A section is left out where a table or figure in it is None.
 """
@@ -42,16 +42,16 @@ def sentences(template: str) -> dict[str, str]:
 
 
 def words(name: str) -> str:
-    """A name as it is read; of a file its own, without folder and ending."""
+    """A name as text; of a file without folder and suffix."""
     return (Path(name).stem if Path(name).is_absolute() else name).replace("_", " ")
 
 
 Cell = str | Callable[[Any], Any]
-"""What stands in a column: a key of its rows, a format such as `{beta:g}`, or a function of a row."""
+"""The cells of a column: a key of its rows, a format such as `{beta:g}`, or a function of a row."""
 
 
 class Table(NamedTuple):
-    """Text in rows; cells (row, column) in `best` stand out."""
+    """Text in rows; cells (row, column) in `best` are highlighted."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -62,18 +62,18 @@ class Table(NamedTuple):
         """From rows of values and cells by header; floats get three decimals.
 
         Args:
-            best: cells (row, column) that stand out.
-            lowest: by header a number of each row; in that column the row with the lowest one stands out too.
+            best: cells (row, column) that are highlighted.
+            lowest: by header a number of each row; in that column the row with the lowest one is highlighted too.
         """
-        rows, found = list(rows), set(best)
+        rows, highlighted = list(rows), set(best)
         for header, number in lowest.items():
             values = {index: _value(row, number) for index, row in enumerate(rows)}
             finite = {index: value for index, value in values.items() if value is not None and np.isfinite(value)}
-            found |= {(min(finite, key=finite.__getitem__), list(cells).index(header))} if finite else set()
-        return cls(list(cells), [[_cell(row, cell) for cell in cells.values()] for row in rows], frozenset(found))
+            highlighted |= {(min(finite, key=finite.__getitem__), list(cells).index(header))} if finite else set()
+        return cls(list(cells), [[_cell(row, cell) for cell in cells.values()] for row in rows], frozenset(highlighted))
 
     def below(self, *rows: Sequence[str]) -> "Table":
-        """With more rows at its end."""
+        """With rows appended."""
         return self._replace(rows=[*self.rows, *rows])
 
 
@@ -129,10 +129,10 @@ def _blocks(template: str) -> Iterator[tuple[str, str, str]]:
     text = re.sub(r"^(#+ .*)$", r"\1\n", template, flags=re.MULTILINE)
     for block in filter(None, map(str.strip, re.split(r"\n\s*\n", text))):
         joined = " ".join(block.split())
-        found = BLOCK.fullmatch(joined)
+        match = BLOCK.fullmatch(joined)
         start = joined[: joined.index(" ") + 1] if " " in joined else ""
-        if found:
-            yield "figure" if found[1] else "sentence" if found[3] else "table", found[2], found[4].strip()
+        if match:
+            yield "figure" if match[1] else "sentence" if match[3] else "table", match[2], match[4].strip()
         else:
             yield starts.get(start, "text"), "", joined.removeprefix(start) if start in starts else joined
 
@@ -162,7 +162,7 @@ def _cell(row: Any, cell: Cell) -> str:
 def mean_std(key: str, digits: int = 3) -> Callable[[Mapping[str, Any] | None], str]:
     """A cell: mean ± standard deviation, which a row has as `KEY` and `KEY_std`; a dash where there is none, or no row.
 
-    The mean alone where the row says that it is of one of the `seeds`. A line breaks before the sign, if at all.
+    The mean alone where the row says that it is of one of the `seeds`. A line may break only before the sign.
     """
 
     def cell(row: Mapping[str, Any] | None) -> str:

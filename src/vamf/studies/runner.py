@@ -1,4 +1,4 @@
-"""Training runs of a study: each is trained once, resumable, its results kept."""
+"""Training runs of a study: each is trained once, can be resumed, and its results are stored."""
 
 import functools
 import json
@@ -19,17 +19,17 @@ from vamf.training import loop
 from vamf.training.checksum import fingerprint
 from vamf.training.config import TrainConfig
 from vamf.training.config_file import identity, to_json
-from vamf.training.grid import Grid
+from vamf.training.ensemble import Ensemble
 from vamf.training.inputs import Inputs
 from vamf.training.logs import read
 from vamf.training.programs import Strategy
 from vamf.training.step import State
-from vamf.training.stored import open_grid
+from vamf.training.stored import open_ensemble
 
-RUNS = "trainings"
+RUNS = "runs"
 """Folder of the runs of a study."""
-PREPARED = ("holdout", "images", "latents", "conditional")
-"""Fields of a configuration that say how files become data."""
+DATA_FIELDS = ("holdout", "images", "latents", "conditional")
+"""Fields of a configuration that say how files are read."""
 
 
 class RunSpec(NamedTuple):
@@ -44,26 +44,26 @@ class RunSpec(NamedTuple):
     strategy: Strategy = "auto"
     """How the members are laid out."""
     labels: Sequence[Mapping[str, Any]] = ()
-    """What the study calls each member."""
+    """The labels of each member."""
 
 
 class Measurement(NamedTuple):
-    """What is found of the members of a run."""
+    """What is measured of the members of a run."""
 
     request: Any
     """What the results depend on beside the run, to recognise them."""
-    finish: Callable[[Grid, State], tuple[np.ndarray, list[dict]]]
-    """The trained grid to samples (members, n, *event) and numbers for each member."""
-    watch: Callable[[Grid, int, State], list[dict] | None] | None = None
-    """(grid, step, state) at every checkpoint to numbers for each member, which become the result's `history` with
+    finish: Callable[[Ensemble, State], tuple[np.ndarray, list[dict]]]
+    """The trained ensemble to samples (members, n, *event) and numbers for each member."""
+    on_checkpoint: Callable[[Ensemble, int, State], list[dict] | None] | None = None
+    """(ensemble, step, state) at every checkpoint to numbers for each member, which become the result's `history` with
     their `step`; None leaves the checkpoint out."""
 
 
 def create_or_resume(folder: Path, plan: Mapping[str, Any], configs: Sequence[TrainConfig] = ()) -> None:
-    """Make a folder this study's; a later call with the same plan continues it.
+    """Create the folder of a study; a later call with the same plan resumes it.
 
     Args:
-        configs: of the data in the plan; contents stand there for the paths of files, which may move.
+        configs: of the data in the plan; in the plan the digest of a file replaces its path, which may change.
 
     Raises:
         UserError: the folder belongs to another study or holds something else.
@@ -85,23 +85,23 @@ def create_or_resume(folder: Path, plan: Mapping[str, Any], configs: Sequence[Tr
 
 
 def run_or_load(spec: RunSpec, folder: Path, measurement: Measurement, progress: Progress) -> list[dict]:
-    """The results of a finished run, one dict for each member; trained now as far as it is not yet.
+    """The results of a run, one dict for each member; it is trained if it is not finished.
 
-    A result holds `beta`, `seed`, `gradient_variance` (mean over the second half of training), its history and what the
-    measurement finds. Samples (members, n, *event) are kept in `samples.npy`.
+    A result holds `beta`, `seed`, `gradient_variance` (mean over the second half of training), its history and the
+    results of the measurement. Samples (members, n, *event) are stored in `samples.npy`.
     """
     place = folder / RUNS / spec.name
     path = place / "result.json"
     members = repr((list(spec.seeds), dict(spec.values), measurement.request))
-    mark = fingerprint(identity(spec.config), members, *contents(spec.config))
+    digest = fingerprint(identity(spec.config), members, *contents(spec.config))
     if path.exists():
         stored = json.loads(path.read_text())
-        if stored["fingerprint"] != mark:
+        if stored["fingerprint"] != digest:
             raise UserError(f"{place}: a result of other settings or other data; choose another --out")
         return stored["members"]
 
     with locks.folder_lock(place, "trained"):
-        return _train(spec, place, mark, measurement, progress)
+        return _train(spec, place, digest, measurement, progress)
 
 
 def has_samples(folder: Path, spec: RunSpec) -> bool:
@@ -115,65 +115,70 @@ def load_samples(folder: Path, spec: RunSpec) -> np.ndarray:
 
 
 def contents(config: TrainConfig) -> list[str]:
-    """What tells the data of a configuration from others, where they are files."""
+    """Digests of the data of a configuration, where they are files."""
     if is_name(config.data):
         return []
-    return [_digest(config.data, *(getattr(config, name) for name in PREPARED))]
+    return [_digest(config.data, *(getattr(config, name) for name in DATA_FIELDS))]
 
 
 @functools.cache
-def _digest(data: str, *prepared: Any) -> str:
-    config = TrainConfig(data, **dict(zip(PREPARED, prepared, strict=True)))
+def _digest(data: str, *values: Any) -> str:
+    config = TrainConfig(data, **dict(zip(DATA_FIELDS, values, strict=True)))
     return Inputs.of(data, config.load_data()).digest
 
 
 def _same(stored: str, text: str) -> bool:
-    """Whether two plans are the same, in whatever order."""
+    """Whether two plans are equal, in any order of keys."""
     try:
         return json.loads(stored) == json.loads(text)
     except ValueError:
         return False
 
 
-def _train(spec: RunSpec, place: Path, mark: str, measurement: Measurement, progress: Progress) -> list[dict]:
+def _train(spec: RunSpec, place: Path, digest: str, measurement: Measurement, progress: Progress) -> list[dict]:
     """As `run_or_load`, of a run that is not finished, in its folder."""
-    path, watch = place / "result.json", measurement.watch
-    grid = open_grid(spec.config, spec.config.load_data(), spec.seeds, spec.values, spec.strategy)
+    path, on_checkpoint = place / "result.json", measurement.on_checkpoint
+    ensemble = open_ensemble(spec.config, spec.config.load_data(), spec.seeds, spec.values, spec.strategy)
     write_atomic(place / "config.json", to_json(spec.config))
-    if watch is None:
-        outcome = loop.train(grid, place, progress)
+    if on_checkpoint is None:
+        outcome = loop.train(ensemble, place, progress)
     else:
-        outcome = loop.train(grid, place, progress, lambda step, state: _keep(place, step, watch(grid, step, state)))
-    samples, found = measurement.finish(grid, outcome.state)
-    variance = _variance_history(place, grid.size)
+        outcome = loop.train(
+            ensemble,
+            place,
+            progress,
+            lambda step, state: _store_history(place, step, on_checkpoint(ensemble, step, state)),
+        )
+    samples, results = measurement.finish(ensemble, outcome.state)
+    variance = _variance_history(place, ensemble.size)
     members = []
-    for index in range(grid.size):
+    for index in range(ensemble.size):
         steps, values = variance[index]
         tail = [value for step, value in zip(steps, values, strict=True) if step > spec.config.steps / 2]
         members.append(
             {
                 "data": spec.config.data,
                 "method": spec.config.method,
-                "beta": grid.beta_at(index, spec.config.steps),
-                "seed": grid.seeds[index],
+                "beta": ensemble.beta_at(index, spec.config.steps),
+                "seed": ensemble.seeds[index],
                 "gradient_variance": float(np.mean(tail)) if tail else None,
                 "variance_history": {"step": steps, "value": values},
-                **found[index],
-                **({} if watch is None else {"history": _history(place, index)}),
+                **results[index],
+                **({} if on_checkpoint is None else {"history": _history(place, index)}),
             }
         )
     write_array(place / "samples.npy", samples)
-    write_json(path, {"fingerprint": mark, "members": members, "seconds_per_step": outcome.seconds_per_step})
+    write_json(path, {"fingerprint": digest, "members": members, "seconds_per_step": outcome.seconds_per_step})
     return json.loads(path.read_text())["members"]  # what a second call returns
 
 
-def _keep(place: Path, step: int, rows: list[dict] | None) -> None:
+def _store_history(place: Path, step: int, rows: list[dict] | None) -> None:
     if rows is not None:
         write_json(place / "history" / f"step-{step:08d}.json", [{"step": step, **row} for row in rows])
 
 
 def _history(place: Path, index: int) -> list[dict]:
-    """What was found of a member at checkpoints, in the order of steps."""
+    """The measurements of a member at checkpoints, in the order of steps."""
     return [json.loads(path.read_text())[index] for path in sorted((place / "history").glob("step-*.json"))]
 
 

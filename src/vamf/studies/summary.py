@@ -1,4 +1,4 @@
-"""What the members of a study say together: means, spreads, curves."""
+"""Statistics over the members of a study: means, spreads, curves."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,13 +11,13 @@ from vamf.theory.estimate import Estimate, mean_of
 
 
 def of(rows: Sequence[dict], **labels: Any) -> list[dict]:
-    """The rows with certain values, such as `data` and `arm`."""
+    """The rows with certain values, such as `data` and `variant`."""
     return [row for row in rows if all(row.get(key) == value for key, value in labels.items())]
 
 
-def arms(rows: Sequence[dict]) -> list[str]:
+def variants(rows: Sequence[dict]) -> list[str]:
     """The variants of some rows, in their order."""
-    return list(dict.fromkeys(row["arm"] for row in rows))
+    return list(dict.fromkeys(row["variant"] for row in rows))
 
 
 def values(rows: Sequence[dict], key: str) -> list[float]:
@@ -27,27 +27,27 @@ def values(rows: Sequence[dict], key: str) -> list[float]:
 
 def mean(rows: Sequence[dict], key: str) -> float:
     """Mean over members; NaN where no member has a value."""
-    found = values(rows, key)
-    return float(np.mean(found)) if found else float("nan")
+    present = values(rows, key)
+    return float(np.mean(present)) if present else float("nan")
 
 
 def std(rows: Sequence[dict], key: str) -> float:
     """Standard deviation (n - 1) over members; 0 for a single one."""
-    found = values(rows, key)
-    return float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
+    present = values(rows, key)
+    return float(np.std(present, ddof=1)) if len(present) > 1 else 0.0
 
 
 def moments(rows: Sequence[dict], **keys: str) -> dict[str, float]:
-    """Mean and standard deviation of each key, under the name given to it and `NAME_std`."""
-    found = {}
+    """Mean and standard deviation of each key, under its keyword and `NAME_std`."""
+    result = {}
     for name, key in keys.items():
-        found |= {name: mean(rows, key), f"{name}_std": std(rows, key)}
-    return found
+        result |= {name: mean(rows, key), f"{name}_std": std(rows, key)}
+    return result
 
 
 def spread(rows: Sequence[dict], key: str, digits: int = 3) -> str:
     """Mean ± standard deviation, as text."""
-    return tables.spread(values(rows, key), digits)
+    return tables.mean_std(values(rows, key), digits)
 
 
 def by_beta(sweep: Sequence[dict]) -> dict[float, list[dict]]:

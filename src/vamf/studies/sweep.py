@@ -19,14 +19,14 @@ import numpy as np
 
 from vamf import __version__, figures
 from vamf.data import Dataset
-from vamf.data.viewing import viewer
+from vamf.data.to_images import make_to_images
 from vamf.errors import UserError
 from vamf.networks import MLPConfig
 from vamf.options import plain
 from vamf.progress import Progress
 from vamf.report.gallery import gallery
 from vamf.studies import measures, summary
-from vamf.studies.axes import Axis, traced, with_values
+from vamf.studies.axes import Axis, traceable_axes, with_values
 from vamf.studies.engine import Execution, Study
 from vamf.studies.page import Table, columns, mean_std, read, words
 from vamf.studies.results import Results
@@ -36,36 +36,36 @@ from vamf.training.config_file import to_json
 from vamf.training.step import RATE
 
 NUMBERS = 2**19
-"""Of large events so many numbers are measured."""
+"""Limit on the numbers in all samples that are measured."""
 DRAWS = 10
-"""Samples of real data for the line beside the curves."""
+"""Draws of real data for the baseline."""
 MEASUREMENTS = 20
-"""Of the gradient variance over training, where the configuration measures none."""
-MEASURED = {"sw1": "SW1", "sw2": "SW2", "gradient_variance": "gradient variance"}
-"""Measures in the table, and what their columns are called."""
+"""Measurements of the gradient variance over training, where the configuration has none."""
+METRICS = {"sw1": "SW1", "sw2": "SW2", "gradient_variance": "gradient variance"}
+"""Measures in the table, and the titles of their columns."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group(Variant):
     """Runs that share a program: they differ in numbers that it takes, and in seeds."""
 
-    whole: TrainConfig
-    apart: Mapping[str, Any]
-    """The values that distinguish it from other groups."""
+    run_config: TrainConfig
+    fixed_values: Mapping[str, Any]
+    """The values that all its runs share."""
 
     def labels(self) -> list[str]:
-        return [_named({**self.apart, **point}) for point in self.points]
+        return [_label({**self.fixed_values, **point}) for point in self.points]
 
     def facts(self, point: Mapping[str, float]) -> dict[str, Any]:
-        return {**self.apart, **point}
+        return {**self.fixed_values, **point}
 
     def configure(self, base: TrainConfig, point: Mapping[str, float] | None = None) -> TrainConfig:
-        return self.whole
+        return self.run_config
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepMeasures(measures.Measures):
-    """Distances of what a method's own sampler draws, of fewer samples where they are large."""
+    """Distances of samples from the method's sampler, fewer of them where they are large."""
 
     def count(self, dataset: Dataset) -> int:
         return min(self.samples, max(64, NUMBERS // math.prod(dataset.event_shape)))
@@ -74,8 +74,8 @@ class SweepMeasures(measures.Measures):
         measure, count = self.measure(dataset), self.count(dataset)
         draws = jax.random.split(jax.random.key(2**31 - 1), DRAWS)
         real = [dataset.to_original(np.asarray(dataset.draw(dataset.arrays, key, count)[0])) for key in draws]
-        found = [measure(points) for points in real]
-        return {name: float(np.mean([row[name] for row in found])) for name in found[0]}
+        distances = [measure(points) for points in real]
+        return {name: float(np.mean([row[name] for row in distances])) for name in distances[0]}
 
 
 def sweep(
@@ -90,32 +90,32 @@ def sweep(
     Raises:
         UserError: a value that is not allowed.
     """
-    base = _measuring_variance(config)
-    swept, seeds = split(axes)
-    groups = _groups(base, swept)
+    base = _with_variance_log(config)
+    option_axes, seeds = split_seeds(axes)
+    groups = _groups(base, option_axes)
     study = Study(
         "sweep",
         {},
         groups,
         read("sweep"),
-        lambda results: _content(results, swept),
+        lambda results: _content(results, option_axes),
         lambda execution, name: base,
         measures=SweepMeasures(sampler=None),
         summary=lambda results: _summarise(results, base, axes),
         plan=lambda execution: _plan(base, axes),
-        goes_on=True,
+        allow_divergence=True,
     )
     budget = Budget("sweep", ("",), base.steps, seeds, base.log.variance_every, base.learning_rate)
     return study.at(folder, budget, progress, command)
 
 
-def split(axes: Sequence[Axis]) -> tuple[list[Axis], tuple[int, ...]]:
+def split_seeds(axes: Sequence[Axis]) -> tuple[list[Axis], tuple[int, ...]]:
     """The axes but the seeds, and the seeds."""
     return [axis for axis in axes if axis.name != "seed"], next(axis.values for axis in axes if axis.name == "seed")
 
 
-def _measuring_variance(config: TrainConfig) -> TrainConfig:
-    """The configuration, which measures the gradient variance."""
+def _with_variance_log(config: TrainConfig) -> TrainConfig:
+    """The configuration with the gradient variance measured."""
     if 0 < config.log.variance_every <= config.steps // 4:
         return config
     every = max(1, config.steps // MEASUREMENTS)
@@ -130,26 +130,26 @@ def _points(axes: Sequence[Axis]) -> list[dict[str, Any]]:
 
 
 def _groups(base: TrainConfig, axes: Sequence[Axis]) -> list[Group]:
-    """Combinations of values by the program that trains them."""
+    """Combinations of values, grouped by compiled program."""
     points = _points(axes)
     for point in points:
-        with_values(base, point)  # a value that is not allowed is refused before anything is written
-    alike = [axis for axis in axes if axis.name == RATE] if "method" in (axis.name for axis in axes) else axes
-    shared = sorted(axis.name for axis in traced(base, alike))
+        with_values(base, point)  # refuses invalid values before anything is written
+    candidates = [axis for axis in axes if axis.name == RATE] if "method" in (axis.name for axis in axes) else axes
+    shared = sorted(axis.name for axis in traceable_axes(base, candidates))
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for point in points:
-        apart = tuple((name, value) for name, value in point.items() if name not in shared)
-        groups.setdefault(apart, []).append({name: point[name] for name in shared})
+        fixed = tuple((name, value) for name, value in point.items() if name not in shared)
+        groups.setdefault(fixed, []).append({name: point[name] for name in shared})
     strategy = "auto" if isinstance(base.network, MLPConfig) else "loop"
     return [
-        Group(_slug(apart), points=tuple(numbers), folder=_slug(apart), strategy=strategy,
-              whole=with_values(base, dict(apart)), apart=dict(apart))
-        for apart, numbers in groups.items()
+        Group(_slug(fixed), points=tuple(numbers), folder=_slug(fixed), strategy=strategy,
+              run_config=with_values(base, dict(fixed)), fixed_values=dict(fixed))
+        for fixed, numbers in groups.items()
     ]  # fmt: skip
 
 
 def _plan(base: TrainConfig, axes: Sequence[Axis]) -> dict[str, Any]:
-    """What tells this sweep from others."""
+    """The identity of this sweep."""
     over = {axis.name: list(axis.values) for axis in axes}
     return {"study": "sweep", "version": __version__, "over": over, "config": json.loads(to_json(base))}
 
@@ -157,37 +157,37 @@ def _plan(base: TrainConfig, axes: Sequence[Axis]) -> dict[str, Any]:
 def _summarise(results: Results, base: TrainConfig, axes: Sequence[Axis]) -> dict[str, Any]:
     """Means and standard deviations over seeds for every combination of values."""
     rows = []
-    for point in _points(split(axes)[0]):
-        own = results.of(**point)
-        row = {**point, "seeds": len(own), "diverged": sum(not one["finite"] for one in own)}
-        rows.append({**row, **summary.moments(own, **{key: key for key in MEASURED})})
+    for point in _points(split_seeds(axes)[0]):
+        members = results.of(**point)
+        row = {**point, "seeds": len(members), "diverged": sum(not one["finite"] for one in members)}
+        rows.append({**row, **summary.moments(members, **{key: key for key in METRICS})})
     return {**_plan(base, axes), "real_data": results.baselines[""], "rows": rows}
 
 
 def best(rows: Sequence[dict], axes: Sequence[Axis]) -> str:
-    """The lowest mean distance in a sentence, hedged by the spread over seeds."""
+    """The lowest mean distance in a sentence, relative to the spread over seeds."""
 
-    def called(row: dict) -> str:
+    def describe(row: dict) -> str:
         return ", ".join(f"`{axis.name}` = {_text(row[axis.name])}" for axis in axes)
 
     finite = [row for row in rows if row["sw1"] is not None and math.isfinite(row["sw1"])]  # None in a file
     if not finite:
-        return "Every training diverged."
+        return "Every run diverged."
     lowest = min(finite, key=lambda row: row["sw1"])
     if lowest["seeds"] == 1:
-        return f"The lowest SW1, {lowest['sw1']:.4f}, is that of {called(lowest)}; one seed knows no spread."
+        return f"The lowest SW1, {lowest['sw1']:.4f}, is that of {describe(lowest)}; there is only one seed."
     close = [row for row in finite if row is not lowest and row["sw1"] - lowest["sw1"] <= 2 * _error(row, lowest)]
-    text = f"The lowest SW1, {lowest['sw1']:.4f} ± {lowest['sw1_std']:.4f}, is that of {called(lowest)}"
+    text = f"The lowest SW1, {lowest['sw1']:.4f} ± {lowest['sw1_std']:.4f}, is that of {describe(lowest)}"
     if not close:
         return text + "; no other comes within two standard errors of the difference."
-    names = ("; " if len(axes) > 1 else ", ").join(map(called, close[:6])) + (" and others" if len(close) > 6 else "")
+    names = ("; " if len(axes) > 1 else ", ").join(map(describe, close[:6])) + (" and others" if len(close) > 6 else "")
     return f"{text}; within two standard errors of the difference: {names}."
 
 
 def _content(results: Results, axes: Sequence[Axis]) -> dict[str, Any]:
-    """What stands in the page."""
-    config, rows = results.execution.base(""), results.found["rows"]
-    dataset, baseline = results.execution.dataset(""), results.found["real_data"]["sw1"]
+    """The content of the page."""
+    config, rows = results.execution.base(""), results.findings["rows"]
+    dataset, baseline = results.execution.dataset(""), results.findings["real_data"]["sw1"]
     first, diverged = axes[0], sum(row["diverged"] for row in rows)
     x: dict[str, Any] = {"names": [] if _is_numeric(first) else list(map(_text, first.values))}
     if _is_numeric(first) and min(first.values) > 0:
@@ -198,21 +198,21 @@ def _content(results: Results, axes: Sequence[Axis]) -> dict[str, Any]:
     noise = figures.Panel(noise, _curves(rows, axes, "gradient_variance"))
     cells = {
         **columns([axis.name for axis in axes], lambda row, name: _text(row[name]), str),
-        **{title: mean_std(key, 4) for key, title in MEASURED.items()},
+        **{title: mean_std(key, 4) for key, title in METRICS.items()},
         "diverged": "{diverged} of {seeds}",
     }
-    samples, caption = gallery(dataset, _shown(results, axes, dataset), _view(dataset))
+    samples, caption = gallery(dataset, _gallery_samples(results, axes, dataset), _to_images(dataset))
     return {
-        "options": ", ".join(axis.name for axis in axes), "name": words(dataset.name), "described": config.describe(),
-        "varied": "; ".join(f"{axis.name} = {', '.join(map(_text, axis.values))}" for axis in axes),
+        "options": ", ".join(axis.name for axis in axes), "name": words(dataset.name), "description": config.describe(),
+        "axes": "; ".join(f"{axis.name} = {', '.join(map(_text, axis.values))}" for axis in axes),
         "summary": dataset.summary, "first": first.name, "baseline": baseline, "caption": caption,
-        "known": "that training has not seen" if dataset.unseen else "of the training data, since none were held out",
+        "reference": "held out from training" if dataset.unseen else "of the training data, since none were held out",
         "sentences": [
             best(rows, axes),
             *([f"{diverged} of {len(results.members)} training runs diverged."] if diverged else []),
         ],
-        "distance": figures.panels([quality], first.name, "SW1", **x),
-        "variance": figures.panels([noise], first.name, "tr Cov of the gradient", log=True, **x),
+        "distance": figures.line_plots([quality], first.name, "SW1", **x),
+        "variance": figures.line_plots([noise], first.name, "tr Cov of the gradient", log=True, **x),
         "rows": Table.of(rows, cells, lowest={"SW1": "sw1"}),
         "samples": samples,
     }  # fmt: skip
@@ -227,38 +227,38 @@ def _curves(rows: Sequence[dict], axes: Sequence[Axis], key: str) -> list[figure
     first, *others = axes
     places = {value: value if _is_numeric(first) else index for index, value in enumerate(first.values)}
     second = others[0] if others else None
-    alone = "mean and spread over seeds" if rows[0]["seeds"] > 1 else "one seed"
+    label = "mean and spread over seeds" if rows[0]["seeds"] > 1 else "one seed"
     curves = []
     for index, value in enumerate(second.values if second else (None,)):
-        own = [row for row in rows if second is None or row[second.name] == value]
+        group = [row for row in rows if second is None or row[second.name] == value]
         for axis in others[1:]:
-            own = [row for row in own if row[axis.name] == axis.values[0]]
-        shown = [row for row in own if math.isfinite(row[key])]
+            group = [row for row in group if row[axis.name] == axis.values[0]]
+        finite = [row for row in group if math.isfinite(row[key])]
         curves.append(
             figures.Curve(
-                [places[row[first.name]] for row in shown], [row[key] for row in shown],
-                [row[f"{key}_std"] for row in shown],
-                f"{second.name} = {_text(value)}" if second else alone,
+                [places[row[first.name]] for row in finite], [row[key] for row in finite],
+                [row[f"{key}_std"] for row in finite],
+                f"{second.name} = {_text(value)}" if second else label,
                 figures.COLORS[index % len(figures.COLORS)],
             )
         )  # fmt: skip
     return [curve for curve in curves if len(curve.x)]
 
 
-def _shown(results: Results, axes: Sequence[Axis], dataset: Dataset) -> dict[str, np.ndarray]:
+def _gallery_samples(results: Results, axes: Sequence[Axis], dataset: Dataset) -> dict[str, np.ndarray]:
     """Samples of the first seed for up to five values of the first option."""
     first, others = axes[0], {axis.name: axis.values[0] for axis in axes[1:]}
     chosen = first.values if len(first.values) <= 5 else first.values[:: -(-len(first.values) // 5)]
     samples = results.samples("")
-    labels = {f"{first.name} = {_text(value)}": _named({first.name: value, **others}) for value in chosen}
-    found = {title: samples[label] for title, label in labels.items() if label in samples}
-    found = {title: points for title, points in found.items() if np.isfinite(points).all()}
-    return {"data": dataset.reference(measures.SAMPLES, 0)} | found
+    labels = {f"{first.name} = {_text(value)}": _label({first.name: value, **others}) for value in chosen}
+    finite = {title: samples[label] for title, label in labels.items() if label in samples}
+    finite = {title: points for title, points in finite.items() if np.isfinite(points).all()}
+    return {"data": dataset.reference(measures.SAMPLES, 0)} | finite
 
 
-def _view(dataset: Dataset) -> Any:
+def _to_images(dataset: Dataset) -> Any:
     try:
-        return viewer(dataset)
+        return make_to_images(dataset)
     except UserError:
         return None
 
@@ -272,11 +272,11 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(plain(value))
 
 
-def _named(point: Mapping[str, Any]) -> str:
+def _label(point: Mapping[str, Any]) -> str:
     """A combination of values as text, in the order of names."""
     return ", ".join(f"{name} = {_text(point[name])}" for name in sorted(point))
 
 
-def _slug(apart: Sequence[tuple[str, Any]]) -> str:
+def _slug(values: Sequence[tuple[str, Any]]) -> str:
     """A folder's name for runs with these values in common."""
-    return re.sub(r"[^\w.=+-]", "_", ",".join(f"{name}={_text(value)}" for name, value in apart)) or "all"
+    return re.sub(r"[^\w.=+-]", "_", ",".join(f"{name}={_text(value)}" for name, value in values)) or "all"

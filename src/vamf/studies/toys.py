@@ -1,8 +1,8 @@
-"""The paper's 2-D study (arXiv:2605.09235, section 5 and appendix): what beta does on six data sets.
+"""The paper's 2-D study (arXiv:2605.09235, section 5 and appendix): the effect of beta on six data sets.
 
-For each data set a grid of betas and seeds is trained as one program, and the corner recipe (beta = 1, EMA proxy,
-anchor) beside it. Out come the gradient variance and the sliced Wasserstein distance against beta, MeanFlow and the
-corner recipe side by side, and images of samples.
+For each data set an ensemble of betas and seeds is trained as one program, and the corner recipe (beta = 1, EMA proxy,
+anchor) beside it. The results are the gradient variance and the sliced Wasserstein distance against beta, a comparison
+of MeanFlow and the corner recipe, and images of samples.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from vamf.data import toys
 from vamf.studies import costs, page, paper, summary, variants
 from vamf.studies.engine import Execution, Study, flat_plan
 from vamf.studies.page import Table, mean_std, words
-from vamf.studies.results import Results, found, member_table
+from vamf.studies.results import Results, findings_table, member_table
 from vamf.studies.variants import Variant, over
 from vamf.training import presets
 from vamf.training.config import TrainConfig
@@ -22,8 +22,10 @@ PAGE = page.read("toys")
 VARIANCE_BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ALL_BETAS = tuple(sorted({*paper.BETAS, *VARIANCE_BETAS}))
 PAPER_STEPS = 200_000
-SHOWN = {"beta = 0 (MeanFlow)": "beta = 0"} | {arm: arm for arm in ("beta = 0.5", "beta = 1", "corner recipe")}
-"""Variants whose samples are shown: what the figure calls them, and what results do."""
+GALLERY = {"beta = 0 (MeanFlow)": "beta = 0"} | {
+    variant: variant for variant in ("beta = 0.5", "beta = 1", "corner recipe")
+}
+"""Variants in the sample gallery: titles and labels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +34,12 @@ class Budget(variants.Budget):
 
     betas: tuple[float, ...] = ALL_BETAS
     """Values of the sweep; 0, 0.5 and 1 among them."""
-    HIDDEN = ("learning_rate",)
+    NOT_IN_IDENTITY = ("learning_rate",)
 
 
 QUICK = Budget("quick", ("eight_gaussians",), 8000, (42, 0, 1), 400, betas=VARIANCE_BETAS)
 DEFAULT = Budget("default", toys.NAMES, 12_000, (42, 0, 1), 500)
-FULL = Budget("paper", toys.NAMES, PAPER_STEPS, (42, 0, 1), 2000)
+PAPER = Budget("paper", toys.NAMES, PAPER_STEPS, (42, 0, 1), 2000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Options(variants.Options):
 
 
 def variants_of(execution: Execution, name: str) -> list[Variant]:
-    """The grid of betas, and the recipe."""
+    """The sweep of beta, and the recipe."""
     published = execution.options.as_published
     gaps = {"times": {"max_gap": 0.5}} if published else {}
     anchor = {"anchor": {"weight": 0.0}} if published else {}
@@ -58,10 +60,10 @@ def variants_of(execution: Execution, name: str) -> list[Variant]:
 
 
 def summarise(results: Results) -> dict[str, Any]:
-    """A row for each data set, and what a step costs."""
+    """A row for each data set, and the cost of a step."""
     base = presets.as_in_paper(results.budget.datasets[0])
-    timed = {"MeanFlow (beta = 0)": "meanflow", "VaMF (beta = 0.5)": "vamf", "corner recipe": "vamf_corner"}
-    configs: dict[str, TrainConfig] = {label: dataclasses.replace(base, method=name) for label, name in timed.items()}
+    methods = {"MeanFlow (beta = 0)": "meanflow", "VaMF (beta = 0.5)": "vamf", "corner recipe": "vamf_corner"}
+    configs: dict[str, TrainConfig] = {label: dataclasses.replace(base, method=name) for label, name in methods.items()}
     cost = costs.step_costs(configs, results.execution.progress)
     return {
         "matched": [matched_row(results, name) for name in results.budget.datasets],
@@ -79,7 +81,7 @@ def matched_row(results: Results, name: str) -> dict[str, Any]:
         "seeds": len(groups[0.0]),
         **summary.moments(groups[0.0], meanflow_sw1="sw1", meanflow_sw2="sw2"),
         **summary.moments(corner, corner_sw1="sw1", corner_sw2="sw2"),
-        **{f"floor_{key}": value for key, value in results.baselines[name].items()},
+        **{f"baseline_{key}": value for key, value in results.baselines[name].items()},
         "best_beta": best,
         **summary.moments(groups[best], best_sw1="sw1"),
         "variance_meanflow": summary.mean(groups[0.0], "gradient_variance"),
@@ -90,8 +92,8 @@ def matched_row(results: Results, name: str) -> dict[str, Any]:
 
 
 def content(results: Results) -> dict[str, Any]:
-    """What stands in the page."""
-    matched, costed = results.found["matched"], results.found["cost"]
+    """The content of the page."""
+    matched, costs = results.findings["matched"], results.findings["cost"]
     published, shorter = results.execution.options.as_published, results.budget.steps < PAPER_STEPS
     return {
         "betas": len(results.budget.betas),
@@ -106,27 +108,27 @@ def content(results: Results) -> dict[str, Any]:
             "ratio": lambda row: f"{row['variance_meanflow'] / row['variance_lowest']:.2f}",
             "corner recipe": "variance_corner",
         }),
-        "cost": Table.of(costed, {
+        "cost": Table.of(costs, {
             "method": "method", "milliseconds a step": "ms",
-            "relative to MeanFlow": lambda row: f"{row['ms'] / costed[0]['ms']:.2f}",
+            "relative to MeanFlow": lambda row: f"{row['ms'] / costs[0]['ms']:.2f}",
         }),
         "sw1-against-beta": _against_beta(results, "sw1", "SW1"),
         "variance-against-beta": _against_beta(results, "gradient_variance", "tr Cov of the gradient", log=True),
         "variance-over-training": _histories(results),
-        "samples": results.gallery(SHOWN),
+        "samples": results.gallery(GALLERY),
     }  # fmt: skip
 
 
 def _matched(matched: list[dict]) -> Table:
     def published(place: int):
-        known = paper.TOYS
-        return lambda row: " → ".join(f"{mean:.3f}" for mean, _ in known.get(row["data"], ())[place : place + 2]) or "–"
+        table = paper.TOYS
+        return lambda row: " → ".join(f"{mean:.3f}" for mean, _ in table.get(row["data"], ())[place : place + 2]) or "–"
 
     cells = {
         "data": lambda row: words(row["data"]),
         "SW1 MeanFlow": mean_std("meanflow_sw1"), "SW1 corner": mean_std("corner_sw1"),
         "SW2 MeanFlow": mean_std("meanflow_sw2"), "SW2 corner": mean_std("corner_sw2"),
-        "baseline SW1": "floor_sw1", "baseline SW2": "floor_sw2",
+        "baseline SW1": "baseline_sw1", "baseline SW2": "baseline_sw2",
         "the paper's SW1": published(0), "the paper's SW2": published(2),
     }  # fmt: skip
     best = {(line, first + (row[f"meanflow_{key}"] > row[f"corner_{key}"]))
@@ -135,7 +137,7 @@ def _matched(matched: list[dict]) -> Table:
 
 
 def sentence(row: dict) -> str:
-    """What one data set says, hedged by the spread over seeds."""
+    """The result on one data set, relative to the spread over seeds."""
     gain = row["meanflow_sw1"] - row["best_sw1"]
     error = summary.difference_error(row["meanflow_sw1_std"], row["best_sw1_std"], row["seeds"])
     quality = "no beta does better than MeanFlow's SW1 of {meanflow_sw1:.3f}"
@@ -153,7 +155,7 @@ def sentence(row: dict) -> str:
 def _against_beta(results: Results, key: str, y: str, log: bool = False) -> bytes:
     def plot(name: str):
         sweep, corner = (results.of(data=name, method=method) for method in ("vamf", "vamf_corner"))
-        level = figures.Level(summary.mean(corner, key), "corner recipe", figures.ORANGE, "-.")
+        level = figures.HLine(summary.mean(corner, key), "corner recipe", figures.ORANGE, "-.")
         curve = summary.against_beta(sweep, key, "mixed tangent, mean and spread over seeds")
         return [curve], [level, *results.real(name, key)]
 
@@ -165,21 +167,21 @@ def _histories(results: Results) -> bytes:
              "corner recipe": ("corner recipe", figures.ORANGE)}  # fmt: skip
 
     def plot(name: str):
-        return [summary.history(results.of(data=name, arm=arm), *look) for arm, look in looks.items()], []
+        return [summary.history(results.of(data=name, variant=variant), *look) for variant, look in looks.items()], []
 
     return results.panels(plot, "step", "tr Cov", log=True, integers=True)
 
 
 STUDY = Study(
     "toys",
-    {"quick": QUICK, "default": DEFAULT, "paper": FULL},
+    {"quick": QUICK, "default": DEFAULT, "paper": PAPER},
     variants_of,
     PAGE,
     content,
     summary=summarise,
     files={
         "members.csv": member_table("data", "method", "beta", "seed", "gradient_variance", "finite", "sw1", "sw2"),
-        "matched.csv": found("matched"),
+        "matched.csv": findings_table("matched"),
     },
     options=Options,
     plan=flat_plan,

@@ -1,4 +1,4 @@
-"""What a study varies: budgets, options of its command, and variants of a training configuration."""
+"""What a study varies: budgets, options of its command, and variants of a run configuration."""
 
 import dataclasses
 import itertools
@@ -28,12 +28,12 @@ class Budget:
     """Steps between measurements of the gradient variance."""
     learning_rate: float = 1e-3
     """First learning rate of every run."""
-    HIDDEN: ClassVar[tuple[str, ...]] = ()
-    """Fields that do not tell one budget of a study from another."""
+    NOT_IN_IDENTITY: ClassVar[tuple[str, ...]] = ()
+    """Fields that are not part of a budget's identity."""
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in self.HIDDEN}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in self.NOT_IN_IDENTITY}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Options:
 
     @property
     def words(self) -> list[str]:
-        """As words on a command line; paths in full."""
+        """As command-line arguments, with absolute paths."""
         words = []
         for name, value in self._changed.items():
             flag = "--" + name.replace("_", "-")
@@ -51,13 +51,13 @@ class Options:
 
     @property
     def tags(self) -> list[str]:
-        """What a folder's name says of them."""
+        """Their part of a folder's name."""
         changed = self.here._changed.items()
         return [name.replace("_", "-") if value is True else str(value) for name, value in changed]
 
     @property
     def here(self) -> "Options":
-        """Without the paths, which say where something is and not what the study is."""
+        """Without the paths, which do not identify the study."""
         return dataclasses.replace(self, **{k: None for k, v in self._changed.items() if isinstance(v, Path)})
 
     @property
@@ -77,24 +77,24 @@ class Variant:
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Other fields of the configuration, such as `method`."""
     points: tuple[Mapping[str, float], ...] = ({},)
-    """Values of swept options, by name: a member of the run for each point and seed."""
+    """Values of swept options, by name: one member for each point and seed."""
     label: str = ""
-    """What results call a member, such as `beta_{beta:g}`; left out, the name."""
+    """Label of a member in the results, such as `beta_{beta:g}`; left out, the name."""
     folder: str = ""
     """Last part of the run's name; left out, from the variant's name."""
     seeds: tuple[int, ...] | None = None
     """Seeds, where they are not the budget's."""
     strategy: Strategy = "auto"
-    """How the members are laid out."""
+    """How the members are executed."""
     fits: Callable[[Dataset], bool] | None = None
-    """Data sets for which it makes sense; None for all."""
+    """Which data sets it applies to; None for all."""
 
     def labels(self) -> list[str]:
-        """What results call the members of each point."""
+        """The labels of the members of each point."""
         return [(self.label or self.name).format(**point) for point in self.points]
 
     def facts(self, point: Mapping[str, float]) -> dict[str, Any]:
-        """What results say of the members of a point, beside its label."""
+        """More fields of the results of a point."""
         return {}
 
     def configure(self, base: TrainConfig, point: Mapping[str, float] | None = None) -> TrainConfig:

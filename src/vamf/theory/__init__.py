@@ -1,4 +1,4 @@
-"""What is known in closed form, and what can be estimated from batches."""
+"""Closed forms, and estimates from batches."""
 
 from vamf.theory.control_variate import (
     estimate_beta,

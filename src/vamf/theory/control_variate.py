@@ -68,7 +68,7 @@ def optimal_beta(
     """The beta of least gradient MSE [30]; arguments as of `gradient_mse`. 0 where every beta is as good (M = 0).
 
     Args:
-        clip: keep to [0, 1]; else the vertex of the parabola.
+        clip: clip to [0, 1]; else the vertex of the parabola.
     """
     m, noise, b, g = _operators(jacobian, covariance, bias, gap, gram)
     numerator = jnp.trace(m.T @ g @ (m - _identity(m)) @ noise)
@@ -114,7 +114,7 @@ def row_terms(
     """<A xi, M xi> and ||M xi||^2 of every row: numerator and denominator of the unbiased-proxy optimum [14].
 
     Args:
-        xi: the fluctuation v_c - v, or its stand-in v_c - v_hat.
+        xi: the fluctuation v_c - v, or its surrogate v_c - v_hat.
     """
     p = _gap_product(u, z, r, t, xi, label)
     return _dot(p - xi, p), _dot(p, p)
@@ -134,8 +134,8 @@ def estimate_beta(
     A ratio of sums, not a mean of ratios. Without `bias` it is an upper bound wherever it is positive [14].
 
     Args:
-        xi: the fluctuation v_c - v, or its stand-in v_c - v_hat.
-        bias: b = v_hat - v of every row, where v is known.
+        xi: the fluctuation v_c - v, or its surrogate v_c - v_hat.
+        bias: b = v_hat - v of every row, if v is known.
     """
     numerator, denominator = row_terms(u, z, r, t, xi, label)
     if bias is not None:
@@ -156,7 +156,7 @@ def estimate_mse(
 ) -> list[Estimate]:
     """The gradient MSE [27] over a batch (G = I, factor 4 included) at each beta: the curve that [13] scales.
 
-    The same rows serve every beta, so differences along the curve are far better known than its values.
+    All betas use the same rows, so differences along the curve have smaller errors than its values.
     """
     p = _gap_product(u, z, r, t, xi, label)
     mb = jnp.zeros_like(p) if bias is None else _gap_product(u, z, r, t, bias, label)

@@ -1,4 +1,4 @@
-"""A number that was measured, and how well."""
+"""A measured number and its standard error."""
 
 from typing import NamedTuple
 
@@ -24,10 +24,10 @@ def mean_of(samples: Float[Array, " n"] | np.ndarray) -> Estimate:
 def ratio_of(numerator: Float[Array, " n"] | np.ndarray, denominator: Float[Array, " n"] | np.ndarray) -> Estimate:
     """A ratio of two means over the same independent samples; the error is the delta method's.
 
-    0 with an infinite error where the denominator is 0: nothing is known then.
+    0 with an infinite error where the denominator is 0.
     """
-    above, below = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
-    if not below.mean() > 0:
+    top, bottom = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
+    if not bottom.mean() > 0:
         return Estimate(0.0, float("inf"))
-    ratio = above.mean() / below.mean()
-    return Estimate(float(ratio), mean_of(above - ratio * below).error / float(below.mean()))
+    ratio = top.mean() / bottom.mean()
+    return Estimate(float(ratio), mean_of(top - ratio * bottom).error / float(bottom.mean()))

@@ -13,11 +13,11 @@ its experiments report. With J = du/dz, the flow map's Jacobian is S = I - (t - 
 | shrinkage [12]            | sigma2 / (sigma2 + gap)                              | the same rows                     |
 | semi-gradient gap [7]     | grad of the loss minus grad with D_w u held constant | groups of rows, jackknife         |
 
-Where v is not known, xi is taken as v_c - v_hat on real pairs. With v_hat = v + b its second moment given z is
+Where v is unknown, xi is approximated by v_c - v_hat on real pairs. With v_hat = v + b its second moment given z is
 Sigma + b b^T, not Sigma: an amplification or a noise floor measured so includes the proxy's bias.
 
-Rows are samples; events have any shape. Functions that return an `Estimate` compile what they need and end on the host;
-`gradient_contrasts`, `fluctuation` and `expansion_product` can be traced.
+Rows are samples; events have any shape. Functions that return an `Estimate` compile their computation and return host
+numbers; `gradient_contrasts`, `fluctuation` and `expansion_product` are traceable.
 """
 
 from collections.abc import Callable
@@ -50,11 +50,11 @@ def gradient_contrasts(
     require(len(keys) >= 2, "keys", len(keys), "2 or more")
 
     def add(carry, key):
-        mean, seen = carry
+        mean, count = carry
         change = jax.tree.map(jnp.subtract, gradient(key), mean)
-        mean = jax.tree.map(lambda m, c: m + c / (seen + 1), mean, change)
+        mean = jax.tree.map(lambda m, c: m + c / (count + 1), mean, change)
         squared = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(change))
-        return (mean, seen + 1), squared * seen / (seen + 1)
+        return (mean, count + 1), squared * count / (count + 1)
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(gradient, keys[0]))
     dtype = jax.tree.leaves(zeros)[0].dtype
@@ -84,13 +84,13 @@ def jackknife(statistic: Callable[[np.ndarray], float], groups: int) -> Estimate
     """A smooth function of means over independent groups: its bias of order 1/groups removed, and its error.
 
     Args:
-        statistic: takes the indices of the groups that are kept.
+        statistic: a function of the indices of the included groups.
     """
     require(groups >= 2, "groups", groups, "2 or more")
-    everything = np.arange(groups)
-    without = np.array([statistic(np.delete(everything, index)) for index in everything], np.float64)
-    value = groups * statistic(everything) - (groups - 1) * without.mean()
-    return Estimate(float(value), float(np.sqrt((groups - 1) * without.var())))
+    indices = np.arange(groups)
+    leave_one_out = np.array([statistic(np.delete(indices, index)) for index in indices], np.float64)
+    value = groups * statistic(indices) - (groups - 1) * leave_one_out.mean()
+    return Estimate(float(value), float(np.sqrt((groups - 1) * leave_one_out.var())))
 
 
 class LossVariance(NamedTuple):
@@ -104,7 +104,7 @@ class LossVariance(NamedTuple):
 
 def loss_variance(
     u: AverageVelocity,
-    average: AverageVelocity,
+    proxy: AverageVelocity,
     x: Float[Array, "n *event"],
     e: Float[Array, "n *event"],
     r: Float[Array, " points"],
@@ -115,8 +115,8 @@ def loss_variance(
     """Variance over pairs (x, e) of ||u + (t - r) D_w u - v_c||^2, u frozen, with w = v_c and with w = v_hat.
 
     Args:
-        average: v_hat is its diagonal.
-        r, t: the points; the same pairs serve all of them. Vary t at a fixed gap, or the gap at a fixed t.
+        proxy: v_hat is its diagonal.
+        r, t: the points; the same pairs are used for all of them. Vary t at a fixed gap, or the gap at a fixed t.
     """
 
     def at(times):
@@ -127,7 +127,7 @@ def loss_variance(
             value, dudt = total_derivative(u, z, r, t, w, label)
             return _squared(value + expand(t - r, z) * dudt - v_c)
 
-        return squared(v_c), squared(instantaneous_velocity(average, z, t, label))
+        return squared(v_c), squared(instantaneous_velocity(proxy, z, t, label))
 
     stochastic, deterministic = jax.jit(lambda times: jax.lax.map(at, times))((r, t))
     return LossVariance([variance_of(row) for row in stochastic], [variance_of(row) for row in deterministic])
@@ -167,7 +167,7 @@ def jacobian_size(
     """tr S / d and ||S||_F^2 / d by Hutchinson's estimator; the errors cover rows and probes together.
 
     Args:
-        probe: law of the probes. Random signs make the trace of a diagonal S exact.
+        probe: distribution of the probes. Random signs make the trace of a diagonal S exact.
         probes: for each row, one Jacobian-vector product each.
     """
     require(probe in ("rademacher", "gaussian"), "probe", probe, "rademacher or gaussian")
@@ -185,23 +185,23 @@ def jacobian_size(
 
 
 def fluctuation(
-    average: AverageVelocity,
+    proxy: AverageVelocity,
     x: Float[Array, "batch *event"],
     e: Float[Array, "batch *event"],
     t: Float[Array, " batch"],
     label: Int[Array, " batch"] | None = None,
     path: Path = STRAIGHT_LINE,
 ) -> tuple[Float[Array, "batch *event"], Float[Array, "batch *event"]]:
-    """z and xi = v_c - v_hat(z, t) of pairs (x, e), v_hat the diagonal of `average`.
+    """z and xi = v_c - v_hat(z, t) of pairs (x, e), v_hat the diagonal of `proxy`.
 
     With v_hat = v + b, E[xi xi^T | z] = Sigma + b b^T.
     """
     z = path.interpolate(x, e, t)
-    return z, path.velocity(x, e, t) - instantaneous_velocity(average, z, t, label)
+    return z, path.velocity(x, e, t) - instantaneous_velocity(proxy, z, t, label)
 
 
 class Amplification(NamedTuple):
-    """What the stochastic tangent makes of the noise [5]."""
+    """Amplification of the noise by the stochastic tangent [5]."""
 
     amplified: Estimate
     """E||S xi||^2 = tr(S Sigma S^T): the noise in the residual at beta = 0."""
@@ -231,29 +231,29 @@ def noise_amplification(
 
 def tracking_gap(
     u: AverageVelocity,
-    average: AverageVelocity,
+    proxy: AverageVelocity,
     z: Float[Array, "batch *event"],
     t: Float[Array, " batch"],
     label: Int[Array, " batch"] | None = None,
 ) -> Estimate:
-    """E||u(z, t, t) - average(z, t, t)||^2, summed over components: a lag, not the bias of v_hat."""
-    return mean_of(jax.jit(lambda z, t: _gap_rows(u, average, z, t, label))(z, t))
+    """E||u(z, t, t) - proxy(z, t, t)||^2, summed over components: the lag of the EMA, not the bias of v_hat."""
+    return mean_of(jax.jit(lambda z, t: _gap_rows(u, proxy, z, t, label))(z, t))
 
 
 def noise_floor(
-    average: AverageVelocity,
+    proxy: AverageVelocity,
     x: Float[Array, "batch *event"],
     e: Float[Array, "batch *event"],
     t: Float[Array, " batch"],
     label: Int[Array, " batch"] | None = None,
 ) -> Estimate:
     """E||v_c - v_hat||^2 per component: (sigma2 + E||b||^2) / d."""
-    return mean_of(jax.jit(lambda x, e, t: _noise_rows(average, x, e, t, label)[1])(x, e, t) / x[0].size)
+    return mean_of(jax.jit(lambda x, e, t: _noise_rows(proxy, x, e, t, label)[1])(x, e, t) / x[0].size)
 
 
 def shrinkage(
     u: AverageVelocity,
-    average: AverageVelocity,
+    proxy: AverageVelocity,
     x: Float[Array, "batch *event"],
     e: Float[Array, "batch *event"],
     t: Float[Array, " batch"],
@@ -262,14 +262,14 @@ def shrinkage(
     """sigma2 / (sigma2 + gap), the second factor of [12], with the noise E||v_c - v_hat||^2 and the tracking gap."""
 
     def rows(x, e, t):
-        z, noise = _noise_rows(average, x, e, t, label)
-        return noise, noise + _gap_rows(u, average, z, t, label)
+        z, noise = _noise_rows(proxy, x, e, t, label)
+        return noise, noise + _gap_rows(u, proxy, z, t, label)
 
     return ratio_of(*jax.jit(rows)(x, e, t))
 
 
 class SemiGradientGap(NamedTuple):
-    """What the stop-gradient hides from the optimiser [7]."""
+    """The part of the gradient that the stop-gradient removes [7]."""
 
     norm: Estimate
     """||grad E||R||^2 - semi-gradient||."""
@@ -316,19 +316,19 @@ def semi_gradient_gap(
     rows = jax.tree.map(lambda leaf: leaf[: size * groups].reshape(groups, size, *leaf.shape[1:]), (x, e, r, t, label))
     semi, gap = (np.asarray(gram, np.float64) for gram in jax.jit(grams)(rows))
 
-    def norm(gram, kept):
-        return float(np.sqrt(max(gram[np.ix_(kept, kept)].mean(), 0.0)))
+    def norm(gram, indices):
+        return float(np.sqrt(max(gram[np.ix_(indices, indices)].mean(), 0.0)))
 
-    relative = jackknife(lambda kept: norm(gap, kept) / max(norm(semi, kept), 1e-300), groups)
-    return SemiGradientGap(jackknife(lambda kept: norm(gap, kept), groups), relative)
-
-
-def _gap_rows(u, average, z, t, label):
-    return _squared(instantaneous_velocity(u, z, t, label) - instantaneous_velocity(average, z, t, label))
+    relative = jackknife(lambda indices: norm(gap, indices) / max(norm(semi, indices), 1e-300), groups)
+    return SemiGradientGap(jackknife(lambda indices: norm(gap, indices), groups), relative)
 
 
-def _noise_rows(average, x, e, t, label):
-    z, xi = fluctuation(average, x, e, t, label)
+def _gap_rows(u, proxy, z, t, label):
+    return _squared(instantaneous_velocity(u, z, t, label) - instantaneous_velocity(proxy, z, t, label))
+
+
+def _noise_rows(proxy, x, e, t, label):
+    z, xi = fluctuation(proxy, x, e, t, label)
     return z, _squared(xi)
 
 

@@ -1,4 +1,4 @@
-"""Data from a mixture of Gaussians, for which everything in the theory is known: the oracle of this library.
+"""Gaussian mixture data, with closed forms for all quantities of the theory: the oracle of this library.
 
 Marginal velocity and its covariance as in Lu and Wang (arXiv:2605.09235, Lemma 1 and eq. 5); average velocity as in
 Geng et al. (arXiv:2505.13447, eq. 3).
@@ -45,9 +45,9 @@ from vamf.path import expand
 from vamf.theory.ode import integrate
 
 _TOLERANCE = {"float32": 1e-6, "float64": 1e-9}
-"""Error of a step in the average velocity, by the type it is computed in."""
+"""Error of an ODE step of the average velocity, by type."""
 _CHUNK = 2**21
-"""Entries of the largest array that a covariance makes at a time."""
+"""Entries of the largest intermediate array of a covariance."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,9 +55,9 @@ class GaussianMixture:
     """x ~ sum_k weights_k N(means_k, S_k), with S_k = stds_k^2 I or a full matrix.
 
     An instance is an average velocity: called as u(z, r, t, label) it returns the exact one (labels are ignored).
-    Methods take z (n, d) and times (n,) in [0, 1], can be compiled, mapped and differentiated by jax (forward mode
-    through the average velocity), and compute in z's type. Two instances are equal when they are the same object, so
-    that one can be a static argument.
+    Methods take z (n, d) and times (n,) in [0, 1], can be transformed by jit, vmap and grad (forward mode
+    through the average velocity), and compute in z's type. Instances are compared by identity, so that one can
+    be a static argument.
 
     A component of variance 0 in some direction is allowed; the velocity is infinite at t = 0 then, so keep t > 0, and
     r > 0 for an average velocity.
@@ -69,7 +69,7 @@ class GaussianMixture:
     """
 
     weights: Any
-    """Shape (K,), positive, of sum 1. Anything that numpy makes an array of; kept in float64, as all of these."""
+    """Shape (K,), positive, of sum 1. Any array-like; stored in float64, like the others."""
     means: Any
     """mu_k, shape (K, d)."""
     stds: Any = None
@@ -80,7 +80,7 @@ class GaussianMixture:
     # Eigenvalues of S_k with eigenvectors in columns, and the means in these axes; (K, 1) and None where S_k = s^2 I.
     _variances: Float[np.ndarray, "K _"] = dataclasses.field(init=False, repr=False)
     _axes: Float[np.ndarray, "K d d"] | None = dataclasses.field(init=False, repr=False)
-    _turned_means: Float[np.ndarray, "K d"] = dataclasses.field(init=False, repr=False)
+    _axis_means: Float[np.ndarray, "K d"] = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self):
         for name in ("weights", "means", "stds", "covariances"):
@@ -104,8 +104,8 @@ class GaussianMixture:
             raise UserError("a mixture needs exactly one of stds (K,) and covariances (K, d, d)")
         object.__setattr__(self, "_variances", variances)
         object.__setattr__(self, "_axes", axes)
-        turned = self.means if axes is None else np.einsum("kdj,kd->kj", axes, self.means)
-        object.__setattr__(self, "_turned_means", turned)
+        axis_means = self.means if axes is None else np.einsum("kdj,kd->kj", axes, self.means)
+        object.__setattr__(self, "_axis_means", axis_means)
 
     @property
     def dim(self) -> int:
@@ -115,65 +115,65 @@ class GaussianMixture:
     @partial(jax.jit, static_argnums=(0, 2))
     def sample(self, key: Key[Array, ""], n: int) -> Float[Array, "n d"]:
         """n fresh draws of x, in jax's default float type."""
-        which_key, spread_key = jax.random.split(key)
-        noise = jax.random.normal(spread_key, (n, self.dim))
-        which = jax.random.choice(which_key, len(self.weights), (n,), p=jnp.asarray(self.weights, noise.dtype))
-        spread = jnp.sqrt(jnp.asarray(self._variances, noise.dtype)[which]) * noise
-        return jnp.asarray(self.means, noise.dtype)[which] + self._from_axes(spread, which)
+        component_key, noise_key = jax.random.split(key)
+        noise = jax.random.normal(noise_key, (n, self.dim))
+        which = jax.random.choice(component_key, len(self.weights), (n,), p=jnp.asarray(self.weights, noise.dtype))
+        offset = jnp.sqrt(jnp.asarray(self._variances, noise.dtype)[which]) * noise
+        return jnp.asarray(self.means, noise.dtype)[which] + self._from_axes(offset, which)
 
     @partial(jax.jit, static_argnums=0)
     def velocity(self, z: Float[Array, "n d"], t: Float[Array, " n"]) -> Float[Array, "n d"]:
         """The marginal velocity v(z, t) = E[e - x | z_t = z]."""
         rho = jax.nn.softmax(self._log_joint(z, t), axis=1)
         _, g, h, _ = self._spectra(t)
-        means = jnp.asarray(self._turned_means, z.dtype)
+        means = jnp.asarray(self._axis_means, z.dtype)
         if self._axes is None:
             g, h = g[..., 0], h[..., 0]
             return jnp.sum(rho * g, axis=1, keepdims=True) * z - _einsum("nk,kd->nd", rho * h, means)
-        turned = rho[..., None] * (g * self._turned(z) - h * means)
-        return _einsum("nkj,kdj->nd", turned, jnp.asarray(self._axes, z.dtype))
+        velocities = rho[..., None] * (g * self._in_axes(z) - h * means)
+        return _einsum("nkj,kdj->nd", velocities, jnp.asarray(self._axes, z.dtype))
 
     @partial(jax.jit, static_argnums=0)
     def velocity_covariance(self, z: Float[Array, "n d"], t: Float[Array, " n"]) -> Float[Array, "n d d"]:
         """Sigma(z, t) = Cov[e - x | z_t = z]."""
 
         def one(point):
-            rho, deviations, within = self._spread(*point)
+            rho, deviations, within = self._row_terms(*point)
             between = _einsum("k,ki,kj->ij", rho, deviations, deviations)
             if self._axes is None:
                 return between + jnp.sum(rho * within[:, 0]) * jnp.eye(self.dim, dtype=z.dtype)
             axes = jnp.asarray(self._axes, z.dtype)
             return between + _einsum("kj,kaj,kbj->ab", rho[:, None] * within, axes, axes)
 
-        return self._rows_in_turn(one, z, t)
+        return self._map_rows(one, z, t)
 
     @partial(jax.jit, static_argnums=0)
     def total_variance(self, z: Float[Array, "n d"], t: Float[Array, " n"]) -> Float[Array, " n"]:
         """sigma2 = tr Sigma(z, t), without forming Sigma."""
 
         def one(point):
-            rho, deviations, within = self._spread(*point)
+            rho, deviations, within = self._row_terms(*point)
             return jnp.sum(rho * (jnp.sum(deviations**2, axis=1) + self._repeats * jnp.sum(within, axis=1)))
 
-        return self._rows_in_turn(one, z, t)
+        return self._map_rows(one, z, t)
 
     @partial(jax.jit, static_argnums=0)
     def sample_posterior(
         self, key: Key[Array, ""], z: Float[Array, "n d"], t: Float[Array, " n"]
     ) -> Float[Array, "n d"]:
-        """One x given z_t = z for each row; the noise that goes with it is e = (z - (1 - t) x) / t."""
-        which_key, spread_key = jax.random.split(key)
-        which = jax.random.categorical(which_key, self._log_joint(z, t), axis=1)
+        """One x given z_t = z for each row; its noise is e = (z - (1 - t) x) / t."""
+        component_key, noise_key = jax.random.split(key)
+        which = jax.random.categorical(component_key, self._log_joint(z, t), axis=1)
         means, variances = (jnp.asarray(array, z.dtype)[which] for array in (self.means, self._variances))
-        keep, t = expand(1 - t, z), expand(t, z)
-        c = keep**2 * variances + t**2
-        mean = keep * variances / c * self._to_axes(z - keep * means, which)
+        alpha, t = expand(1 - t, z), expand(t, z)
+        c = alpha**2 * variances + t**2
+        mean = alpha * variances / c * self._to_axes(z - alpha * means, which)
         std = t * jnp.sqrt(variances / c)  # Cov[x | z, k] = S - (1 - t)^2 S C^{-1} S = t^2 S C^{-1}
-        return means + self._from_axes(mean + std * jax.random.normal(spread_key, z.shape, z.dtype), which)
+        return means + self._from_axes(mean + std * jax.random.normal(noise_key, z.shape, z.dtype), which)
 
     @partial(jax.jit, static_argnums=0)
     def log_density(self, z: Float[Array, "n d"], t: Float[Array, " n"]) -> Float[Array, " n"]:
-        """log p_t(z), the density of z_t, in nats; t = 0 gives the data's own."""
+        """log p_t(z), the density of z_t, in nats; t = 0 gives the data density."""
         return jax.nn.logsumexp(self._log_joint(z, t), axis=1) - self.dim / 2 * float(np.log(2 * np.pi))
 
     def average_velocity(
@@ -186,7 +186,7 @@ class GaussianMixture:
         """The exact u(z, r, t), by an adaptive Runge-Kutta method; r = t gives v(z, t).
 
         Outside of a jax transformation it is computed in float64 whatever z's type, with an error of about 1e-8;
-        inside one, in z's type: in float32 the error is 1e-5, and 1e-4 where stds are a hundredth of the extent.
+        inside one, in z's type: in float32 the error is 1e-5, and 1e-4 where stds are a hundredth of the range.
         """
         return _in_float64(_average_velocity, self, z, r, t)
 
@@ -207,7 +207,7 @@ class GaussianMixture:
         t: Float[Array, " n"],
         label: Cond = None,
     ) -> Float[Array, "n d"]:
-        """The exact average velocity, whatever the label."""
+        """The exact average velocity; the label is ignored."""
         return self.average_velocity(z, r, t)
 
     def diagonal(self, z: Float[Array, "n d"], t: Float[Array, " n"], label: Cond = None) -> Float[Array, "n d"]:
@@ -229,39 +229,39 @@ class GaussianMixture:
 
     def _log_joint(self, z: Float[Array, "n d"], t: Float[Array, " n"]) -> Float[Array, "n K"]:
         """log [weights_k N(z; (1 - t) mu_k, C_k)] without the constant -d/2 log 2 pi."""
-        means, keep, c = jnp.asarray(self._turned_means, z.dtype), 1 - t[:, None], self._spectra(t)[-1]
+        means, alpha, c = jnp.asarray(self._axis_means, z.dtype), 1 - t[:, None], self._spectra(t)[-1]
         if self._axes is None:
             product = _einsum("nd,kd->nk", z, means)  # no array (n, K, d)
-            squares = jnp.sum(z**2, axis=1, keepdims=True) + keep**2 * jnp.sum(means**2, axis=1) - 2 * keep * product
+            squares = jnp.sum(z**2, axis=1, keepdims=True) + alpha**2 * jnp.sum(means**2, axis=1) - 2 * alpha * product
             distances = squares / c[..., 0]
         else:
-            distances = jnp.sum((self._turned(z) - keep[..., None] * means) ** 2 / c, axis=2)
+            distances = jnp.sum((self._in_axes(z) - alpha[..., None] * means) ** 2 / c, axis=2)
         logs = self._repeats * jnp.sum(jnp.log(c), axis=2)
         return jnp.asarray(np.log(self.weights), z.dtype) - (logs + distances) / 2
 
-    def _spread(self, z: Float[Array, " d"], t: Float[Array, ""]):
+    def _row_terms(self, z: Float[Array, " d"], t: Float[Array, ""]):
         """Of one row: rho (K,), v_k - v (K, d), and the eigenvalues of S_k C_k^{-1} (K, d) or (K, 1)."""
         rho = jax.nn.softmax(self._log_joint(z[None], t[None])[0])
         within, g, h, _ = (values[0] for values in self._spectra(t[None]))
-        velocities = g * self._turned(z[None])[0] - h * jnp.asarray(self._turned_means, z.dtype)
+        velocities = g * self._in_axes(z[None])[0] - h * jnp.asarray(self._axis_means, z.dtype)
         if self._axes is not None:
             velocities = _einsum("kj,kdj->kd", velocities, jnp.asarray(self._axes, z.dtype))
         return rho, velocities - _einsum("k,kd->d", rho, velocities), within
 
-    def _turned(self, z: Float[Array, "n d"]) -> Float[Array, "n _ d"]:
-        """z in the axes of every component; (n, 1, d) where no axes are special."""
+    def _in_axes(self, z: Float[Array, "n d"]) -> Float[Array, "n _ d"]:
+        """z in the axes of every component; (n, 1, d) for isotropic components."""
         return z[:, None, :] if self._axes is None else _einsum("nd,kdj->nkj", z, jnp.asarray(self._axes, z.dtype))
 
     def _to_axes(self, rows: Float[Array, "n d"], which: Int[Array, " n"]) -> Float[Array, "n d"]:
-        """Each row in the axes of its own component."""
+        """Each row in the axes of its component."""
         return rows if self._axes is None else _einsum("nd,ndj->nj", rows, jnp.asarray(self._axes, rows.dtype)[which])
 
     def _from_axes(self, rows: Float[Array, "n d"], which: Int[Array, " n"]) -> Float[Array, "n d"]:
         """The inverse of `_to_axes`."""
         return rows if self._axes is None else _einsum("nj,ndj->nd", rows, jnp.asarray(self._axes, rows.dtype)[which])
 
-    def _rows_in_turn(self, one, z: Float[Array, "n d"], t: Float[Array, " n"]) -> Array:
-        """one((z_i, t_i)) of every row, as many rows at a time as memory likes."""
+    def _map_rows(self, one, z: Float[Array, "n d"], t: Float[Array, " n"]) -> Array:
+        """one((z_i, t_i)) of every row, in batches that fit in memory."""
         largest = self.means.size if self._axes is None else self._axes.size
         return jax.lax.map(one, (z, t), batch_size=max(1, _CHUNK // largest))
 
@@ -290,7 +290,7 @@ def _flow_map_jacobian(mixture, z, t, r):
 
 
 def _in_float64(compute, mixture, z, *times):
-    """compute(mixture, z, *times), in float64 unless a transformation holds one of the arrays."""
+    """compute(mixture, z, *times), in float64 unless one of the arrays is traced."""
     if any(isinstance(array, Tracer) for array in (z, *times)):
         return compute(mixture, z, *times)
     with jax.enable_x64(True):
@@ -313,7 +313,7 @@ def _spectrum(covariances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _require_shape(name: str, array: np.ndarray, shape: tuple) -> None:
-    require(array.shape == shape, f"shape of {name}", array.shape, f"{shape}, as means ask for")
+    require(array.shape == shape, f"shape of {name}", array.shape, f"{shape}, as the means require")
 
 
 def _real(name: str, value) -> np.ndarray:

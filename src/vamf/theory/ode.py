@@ -1,4 +1,4 @@
-"""An ordinary differential equation over [0, 1] for a batch of rows, each with steps of its own.
+"""An ordinary differential equation over [0, 1] for a batch of rows, with individual step sizes.
 
 Dormand and Prince, *A family of embedded Runge-Kutta formulae* (1980): order 5, with an embedded formula of order 4
 whose difference from it is the error that sets the next step. Step sizes carry no derivative, so forward-mode
@@ -37,7 +37,7 @@ def integrate(
 
     Args:
         tolerance: bound on the error of a step, relative to 1 + |y|. Below the square root of the machine's epsilon a
-            step is not shortened any further. A row that is not finite ends at once, not finite.
+            step is not shortened any further. A non-finite row ends immediately.
     """
     nodes, stages, errors = (jnp.asarray(table, start.dtype) for table in (_NODES, _STAGES, _ERROR))
     shortest = float(jnp.finfo(start.dtype).eps) ** 0.5
@@ -56,7 +56,7 @@ def integrate(
         proposal, error = y + advance(stages[-1], slopes), advance(errors, slopes)
         scale = tolerance * (1 + jnp.maximum(jnp.abs(y), jnp.abs(proposal)))
         error = jax.lax.stop_gradient(jnp.sqrt(jnp.mean((error / scale) ** 2, axis=1)))
-        # Written so that a comparison with NaN accepts: the row then ends instead of being tried for ever.
+        # A comparison with NaN accepts, so that the row ends instead of looping forever.
         accept = ~((error > 1) & (h > shortest))
         tau = jnp.where(accept, tau + h, tau)
         factor = jnp.clip(0.9 * jnp.maximum(error, 1e-10) ** -0.2, 0.2, 5.0)

@@ -6,7 +6,7 @@ index i, a salt of the array's place, shape and type, and the mixing m of Murmur
     checksum = sum over arrays of (salt + sum_i m(w_i xor h(i)))   mod 2^32,     h(i) = m(i xor salt),
 
 twice, the second time with m(h(i) + 9E3779B9) for h(i). Whole numbers add up to the same in any order, and m is one to
-one: a change within one word changes both sums for certain, others go unseen once in 2^64.
+one: a change within one word always changes both sums, others go undetected once in 2^64.
 """
 
 import hashlib
@@ -36,11 +36,13 @@ def checksum(arrays: dict[str, Any]) -> str:
     """The checksum of arrays under names, as 16 hexadecimal digits; computed where the arrays are."""
     names = sorted(arrays)
     salts = [_salt(number, arrays[name]) for number, name in enumerate(names)]
-    placed = [number for number, name in enumerate(names) if isinstance(arrays[name], jax.Array)]
-    hosted = [number for number in range(len(names)) if number not in placed]
-    sums = [_on_host(np.asarray(arrays[names[number]]), salts[number]) for number in hosted]
-    if placed:
-        on_devices = _on_devices([arrays[names[number]] for number in placed], [salts[number] for number in placed])
+    device_numbers = [number for number, name in enumerate(names) if isinstance(arrays[name], jax.Array)]
+    host_numbers = [number for number in range(len(names)) if number not in device_numbers]
+    sums = [_on_host(np.asarray(arrays[names[number]]), salts[number]) for number in host_numbers]
+    if device_numbers:
+        on_devices = _on_devices(
+            [arrays[names[number]] for number in device_numbers], [salts[number] for number in device_numbers]
+        )
         sums.append(np.asarray(on_devices))
     return "".join(f"{part:08x}" for part in np.stack(sums).sum(axis=0, dtype=np.uint32).tolist())
 
@@ -59,8 +61,8 @@ def _on_devices(arrays: list[jax.Array], salts: list[jax.Array]) -> jax.Array:
         index = jnp.zeros(words.shape, jnp.uint32)
         for axis, length in enumerate(words.shape):
             index = index * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-        mixed = _mixed(words.astype(jnp.uint32), index, salt[0])
-        total += salt[0] + jnp.stack([jnp.sum(part, dtype=jnp.uint32) for part in mixed])
+        hashes = _hash_words(words.astype(jnp.uint32), index, salt[0])
+        total += salt[0] + jnp.stack([jnp.sum(part, dtype=jnp.uint32) for part in hashes])
     return total
 
 
@@ -72,25 +74,25 @@ def _on_host(array: np.ndarray, salt: np.ndarray) -> np.ndarray:
     for start in range(0, words.size, BLOCK):
         block = words[start : start + BLOCK].astype(np.uint32)
         index = np.arange(start, start + block.size, dtype=np.uint64).astype(np.uint32)
-        total += np.array([part.sum(dtype=np.uint32) for part in _mixed(block, index, salt)])
+        total += np.array([part.sum(dtype=np.uint32) for part in _hash_words(block, index, salt)])
     return total
 
 
-def _mixed(words, index, salt) -> tuple[Any, Any]:
+def _hash_words(words, index, salt) -> tuple[Any, Any]:
     """m(w xor h) with either hash."""
     hashed = _mix(index ^ salt)
     return _mix(words ^ hashed), _mix(words ^ _mix(hashed + np.uint32(0x9E3779B9)))
 
 
 def _mix(x):
-    """The finaliser of MurmurHash3: every bit of x stirs every bit of the result."""
+    """The finaliser of MurmurHash3: every bit of x changes every bit of the result."""
     x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
 
 
 def matches(arrays: dict[str, Any], facts: dict[str, Any]) -> bool:
-    """Whether arrays are those that were written; earlier versions marked them with SHA-256."""
+    """Whether arrays are those that were written; earlier versions stored a SHA-256 digest."""
     return checksum(arrays) == facts["checksum"] if "checksum" in facts else _digest(arrays) == facts["digest"]
 
 

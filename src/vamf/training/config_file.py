@@ -1,4 +1,4 @@
-"""A configuration as text: a run's `config.json`, and what tells one training's checkpoints from another's."""
+"""A configuration as text: a run's `config.json`, and what identifies its checkpoints."""
 
 import dataclasses
 import json
@@ -16,16 +16,15 @@ from vamf.training.config import TrainConfig
 
 CONFIG = "config.json"
 """Name of a configuration's file in a run's folder."""
-FORMAT = 2
+FORMAT = 3
 """Version of a configuration's file."""
-SAFETY = ("checkpoints", "guard")
-"""Parts that no number of a training depends on: a run may be resumed with others."""
-DIVISION = ("mesh", "accumulate")
-"""Fields that say how the work is divided, and change the rounding of a training but not the training."""
-PLACES = ("data", "teacher", "initial")
-"""Fields that say where files and runs are. What these hold is told by `inputs.py`, wherever they are."""
-ONLY_TOLD = {"log": ("to",)}
-"""Fields, by part, that change what is said of a training and not the training."""
+NOT_IN_IDENTITY = ("checkpoints", "guard", "mesh", "grad_accumulation")
+"""Fields that a run may be resumed with other values of: its safety, and how its work is divided over devices and
+micro-batches, which changes the rounding only."""
+REPORTING_FIELDS = {"log": ("to",)}
+"""Fields, by part, that change where a run reports to."""
+PATH_FIELDS = ("data", "teacher", "init_from")
+"""Fields that say where files and runs are; `inputs.py` identifies their contents."""
 
 
 def to_json(config: Any) -> str:
@@ -34,17 +33,17 @@ def to_json(config: Any) -> str:
 
 
 def identity(config: TrainConfig) -> str:
-    """What tells one training's checkpoints from another's, as text: `to_json` with the objective in full, the decay
-    behind v_hat resolved, and without SAFETY, DIVISION, ONLY_TOLD and PLACES. Data with a name and no file keep it.
+    """What identifies a run's checkpoints, as text: `to_json` with the objective in full and the decay behind v_hat
+    resolved, without NOT_IN_IDENTITY, REPORTING_FIELDS and PATH_FIELDS. Data sets with a name and no file keep it.
     """
     values = _plain(config)
     defaults = METHODS[config.method].defaults(config.steps)
     values["objective"] = {name: plain(value) for name, value in defaults.items()} | {"given": values["objective"]}
-    values["optimiser"]["ema_target"] = config.target_decay
-    values |= {name: "" for name in PLACES if name != "data" or not is_name(config.data)}
-    for part in SAFETY + DIVISION:
+    values["optimizer"]["ema_target"] = config.target_decay
+    values |= {name: "" for name in PATH_FIELDS if name != "data" or not is_name(config.data)}
+    for part in NOT_IN_IDENTITY:
         del values[part]
-    for part, names in ONLY_TOLD.items():
+    for part, names in REPORTING_FIELDS.items():
         values[part] = {name: value for name, value in values[part].items() if name not in names}
     return _text(values)
 

@@ -1,4 +1,4 @@
-"""How many cores of the machine a training uses. To be called before anything has started JAX's backend."""
+"""How many cores of the machine a run uses. To be called before anything has started JAX's backend."""
 
 import contextlib
 import os
@@ -7,14 +7,14 @@ import jax
 
 from vamf.networks import MLPConfig
 from vamf.training.config import TrainConfig
-from vamf.training.mesh import MeshConfig
+from vamf.training.sharding import MeshConfig
 
 SMALL = 2**15
-"""Largest width times batch size of a training that is better off on one core."""
+"""Largest width times batch size of a run that is faster on one core."""
 
 
 def spread_over_cores() -> None:
-    """Give every core of this machine a device of its own, so that a grid can use all of them.
+    """Give every core of this machine a device of its own, so that an ensemble can use all of them.
 
     One small network cannot keep several cores busy; several networks, one on each, can. Call before anything has
     started JAX's backend; later calls change nothing. Accelerators are not affected.
@@ -25,10 +25,10 @@ def spread_over_cores() -> None:
 
 
 def keep_on_one_core(config: TrainConfig) -> None:
-    """Let a small network's training run on one core: its products are over before a second core has joined in.
+    """Let the run of a small network use one core: its matrix products end before a second core could help.
 
     Measured on two cores: width 128 and batch 256 train 1.2 times faster on one, width 256 and batch 256 0.8 times.
-    Call before anything has started JAX's backend; an NPROC set from outside is left alone.
+    Call before anything has started JAX's backend; an NPROC that is already set stays.
     """
     network = config.network
     small = isinstance(network, MLPConfig) and network.width * config.batch_size <= SMALL

@@ -1,4 +1,4 @@
-"""Folders of new runs: claimed by one process, never another run's."""
+"""Folders of new runs, each locked by the process that creates it."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,20 +11,20 @@ from vamf.training.config_file import CONFIG
 
 
 @contextlib.contextmanager
-def claim(config: TrainConfig, folder: Path | None) -> Iterator[Path]:
-    """The folder of a new run, this process's own from here on; without one, the first `runs/NAME-METHOD-NUMBER` that
-    is free. What is still empty in the end goes again."""
+def new_run_folder(config: TrainConfig, folder: Path | None) -> Iterator[Path]:
+    """The folder of a new run, locked by this process; by default the first free `runs/NAME-METHOD-NUMBER`. A folder
+    that is still empty in the end is removed."""
     with contextlib.ExitStack() as stack:
         if folder is None:
-            folder = _claim_numbered(f"{Path(config.data).stem}-{config.method}", stack)
+            folder = _lock_numbered(f"{Path(config.data).stem}-{config.method}", stack)
         else:
             _check_empty(folder)
             stack.enter_context(locks.folder_lock(folder, "trained"))
-            _check_empty(folder)  # who was here before us may have begun a run
+            _check_empty(folder)  # another process may have begun a run before the lock
         yield folder
 
 
-def _claim_numbered(stem: str, stack: contextlib.ExitStack) -> Path:
+def _lock_numbered(stem: str, stack: contextlib.ExitStack) -> Path:
     number = 1
     while True:
         folder = Path("runs") / f"{stem}-{number}"

@@ -1,7 +1,7 @@
-"""What a training writes down: JSON lines always, TensorBoard and Weights & Biases where asked.
+"""The logs of a run: JSON lines always, TensorBoard and Weights & Biases on request.
 
-A resumed training takes the steps since its checkpoint again. No point is there twice: JSON lines of those steps are
-dropped, TensorBoard is told to drop them, and Weights & Biases, which forgets nothing, gets those steps only once.
+A resumed run repeats the steps since its checkpoint. No step is logged twice: JSON lines of those steps are dropped,
+TensorBoard purges them, and Weights & Biases, which cannot delete, gets those steps only once.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from vamf.errors import UserError, optional
+from vamf.errors import UserError, import_optional
 from vamf.files import finite, write_atomic
 from vamf.training.config import TrainConfig
 from vamf.training.step import BINS
@@ -31,10 +31,10 @@ class MetricsLog:
     """JSON lines: one object a line, appended and flushed at once."""
 
     def __init__(self, path: Path, resume_at: int = 0):
-        """Lines of later steps than `resume_at` are dropped: those steps are about to be taken again."""
+        """Lines of later steps than `resume_at` are dropped: those steps are repeated."""
         self.path = path
-        kept = [record for record in read(path) if record["step"] <= resume_at]
-        write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
+        records = [record for record in read(path) if record["step"] <= resume_at]
+        write_atomic(path, "".join(json.dumps(record) + "\n" for record in records))
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record."""
@@ -48,23 +48,23 @@ class MetricsLog:
 
 @runtime_checkable
 class Sink(Protocol):
-    """Where a log goes beside its file."""
+    """A logging backend in addition to the file."""
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Named numbers of a step, all finite."""
         ...
 
-    def picture(self, step: int, path: Path) -> None:
-        """Samples as one picture, a PNG file."""
+    def image(self, step: int, path: Path) -> None:
+        """Samples as one image, a PNG file."""
         ...
 
     def close(self) -> None:
-        """Nothing follows."""
+        """End the log."""
         ...
 
 
 class Log:
-    """The log of a training: `metrics.jsonl` and whatever else `log.to` names."""
+    """The log of a run: `metrics.jsonl` and the backends of `log.to`."""
 
     def __init__(self, folder: Path, config: TrainConfig, resume_at: int = 0):
         """Continue the log in a run's folder after the step `resume_at`.
@@ -73,13 +73,13 @@ class Log:
             UserError: a package that `log.to` needs is missing, or a file cannot be written.
         """
         path = folder / LOG
-        told = max((record["step"] for record in read(path)), default=0)
+        last_step = max((record["step"] for record in read(path)), default=0)
         self._file = MetricsLog(path, resume_at)
         self._sinks: list[Sink] = []
         if "tensorboard" in config.log.to:
             self._sinks.append(TensorBoard(folder / "tensorboard", resume_at))
         if "wandb" in config.log.to:
-            self._sinks.append(WeightsAndBiases(folder, config, told))
+            self._sinks.append(WeightsAndBiases(folder, config, last_step))
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record."""
@@ -87,10 +87,10 @@ class Log:
         for sink in self._sinks:
             sink.write(record["step"], dict(scalars(record)))
 
-    def picture(self, step: int, path: Path) -> None:
-        """Samples as one picture, a PNG file of the run's."""
+    def image(self, step: int, path: Path) -> None:
+        """Samples as one image, a PNG file in the run's folder."""
         for sink in self._sinks:
-            sink.picture(step, path)
+            sink.image(step, path)
 
     def __enter__(self) -> "Log":
         return self
@@ -101,13 +101,13 @@ class Log:
 
 
 class TensorBoard:
-    """An event file, written by tensorboardX: without TensorFlow."""
+    """An event file, written by tensorboardX, without TensorFlow."""
 
     def __init__(self, folder: Path, resume_at: int):
-        tensorboard = optional("tensorboardX", "tensorboard", "log.to")
+        tensorboard = import_optional("tensorboardX", "tensorboard", "log.to")
         # With a purge step TensorBoard hides what earlier files have from there on.
         purge_step = resume_at + 1 if folder.exists() else None
-        # Files are named by the second, and read in the order of their names: no second one may take a first one's.
+        # Files are named by the second and read in the order of their names: the suffix keeps names unique.
         suffix = f".{time.time_ns()}"
         self._writer = tensorboard.SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=suffix)
 
@@ -116,7 +116,7 @@ class TensorBoard:
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
-    def picture(self, step: int, path: Path) -> None:
+    def image(self, step: int, path: Path) -> None:
         from PIL import Image
 
         with Image.open(path) as image:
@@ -130,12 +130,12 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of Weights & Biases; WANDB_MODE=offline needs neither account nor network."""
 
-    def __init__(self, folder: Path, config: TrainConfig, told: int):
-        """`told`: the step up to which an earlier process has reported."""
+    def __init__(self, folder: Path, config: TrainConfig, last_step: int):
+        """`last_step`: the last step that an earlier process has logged."""
         import dataclasses
         import secrets
 
-        wandb = optional("wandb", "wandb", "log.to")
+        wandb = import_optional("wandb", "wandb", "log.to")
         name = folder / "wandb" / "id"
         if not name.exists():
             write_atomic(name, secrets.token_hex(4))
@@ -152,14 +152,14 @@ class WeightsAndBiases:
             line = " ".join(str(error).split())
             raise UserError(f"log.to = wandb: {line} (WANDB_MODE=offline needs no account)") from None
         self._image = wandb.Image
-        self._told = told
+        self._last_step = last_step
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        if step > self._told:
+        if step > self._last_step:
             self._run.log(scalars, step=step)
 
-    def picture(self, step: int, path: Path) -> None:
-        if step >= self._told:  # a line comes before the picture of its step
+    def image(self, step: int, path: Path) -> None:
+        if step >= self._last_step:  # a line comes before the image of its step
             self._run.log({"samples": self._image(str(path))}, step=step)
 
     def close(self) -> None:
@@ -178,7 +178,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def scalars(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """The finite numbers of a record by name; those of a list, such as a grid's members, are numbered."""
+    """The finite numbers of a record by name; those of a list, such as an ensemble's members, are numbered."""
     for name, value in record.items():
         if name not in ("step", "time"):
             yield from _numbers(name, value)
@@ -195,9 +195,9 @@ def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
         yield name, float(value)
 
 
-def residuals(cells: Float[np.ndarray, "steps 2 cells"]) -> dict[str, dict[str, float]]:
-    """Mean residuals of some steps, by gap and then by t; bins are named by their upper ends. NaN where no row fell."""
-    total, count = cells.astype(float).sum(axis=0).reshape(2, BINS, BINS + 1)
+def residuals(binned: Float[np.ndarray, "steps 2 cells"]) -> dict[str, dict[str, float]]:
+    """Mean residuals of some steps, by gap and then by t; bins are named by their upper ends. NaN in empty bins."""
+    total, count = binned.astype(float).sum(axis=0).reshape(2, BINS, BINS + 1)
     with np.errstate(invalid="ignore"):
         means = total / count
     ends = [f"{end / BINS:g}" for end in range(1, BINS + 1)]
@@ -208,22 +208,22 @@ def residuals(cells: Float[np.ndarray, "steps 2 cells"]) -> dict[str, dict[str, 
 
 
 def memory() -> dict[str, int]:
-    """Bytes at the fullest moment so far: of the fullest device where its backend tells, else of this process."""
+    """Peak bytes so far: of the fullest device where its backend reports them, else of this process."""
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
-    known = [peak for peak in peaks if peak is not None]
-    if known:
-        return {"device_memory": max(known)}
+    device_peaks = [peak for peak in peaks if peak is not None]
+    if device_peaks:
+        return {"device_memory": max(device_peaks)}
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
     return {"process_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
 
 
-def profile(grid: Any, steps: int, folder: Path) -> str:
-    """A trace of some steps of a grid, from its initial state and after compilation; returns how to open it."""
-    state, _ = grid.advance(grid.init(), steps)
+def profile(ensemble: Any, steps: int, folder: Path) -> str:
+    """Profile some steps of an ensemble, after compilation; returns how to open the trace."""
+    state, _ = ensemble.advance(ensemble.init(), steps)
     with jax.profiler.trace(str(folder)):
-        grid.advance(state, steps)
+        ensemble.advance(state, steps)
     return (
         f"profile of {steps} steps: load {folder}/plugins/profile/*/*.trace.json.gz at https://ui.perfetto.dev, "
         f"or run xprof --logdir {folder}"

@@ -1,4 +1,4 @@
-"""From the first step to the last: chunks of steps, the log, checkpoints, and what ends a training before its time."""
+"""The training loop: chunks of steps, the log, checkpoints, and early ends of a run."""
 
 import contextlib
 import time
@@ -9,118 +9,117 @@ import numpy as np
 
 from vamf import distributed
 from vamf.progress import Progress
-from vamf.training.checkpoints import Checkpoints, Which, anywhere
-from vamf.training.grid import Grid
-from vamf.training.guards import Guard, Watchdog
+from vamf.training.checkpoints import CheckpointRef, Checkpoints, any_process
+from vamf.training.divergence import Guard, Watchdog
+from vamf.training.ensemble import Ensemble
 from vamf.training.logs import LOG, Log, memory, read, residuals
-from vamf.training.signals import Interrupted, Stop
+from vamf.training.preemption import Preempted, SignalHandler
 from vamf.training.step import Metrics, State
 
 
-class Outcome(NamedTuple):
-    """A finished training."""
+class TrainResult(NamedTuple):
+    """A finished run."""
 
     state: State
     seconds_per_step: float | None
-    """Median over chunks, all members together, compilation left out; None where nothing was left to do."""
+    """Median over chunks, all members together, without compilation; None where no step was left."""
 
 
-def open_checkpoints(grid: Grid, folder: Path, say=print, training: bool = False) -> Checkpoints:
-    """The checkpoints of a grid's run folder, for a `with`; the training alone may clear what is half written."""
-    options = {"clean": training, "reread": grid.dataset.reread}
-    return Checkpoints(folder / "checkpoints", grid.fingerprint, grid.config.checkpoints, say, **options)
+def open_checkpoints(ensemble: Ensemble, folder: Path, say=print, training: bool = False) -> Checkpoints:
+    """The checkpoints of a run folder, for a `with`; only the training process may delete what is half written."""
+    options = {"clean": training, "reread": ensemble.dataset.legacy_note}
+    return Checkpoints(folder / "checkpoints", ensemble.fingerprint, ensemble.config.checkpoints, say, **options)
 
 
-def restore(grid: Grid, checkpoints: Checkpoints, which: Which = "newest") -> tuple[State, int]:
-    """A state on the devices, the newest readable one, and its step; the initial state where there is none."""
-    restored = checkpoints.restore(grid.blank(), which)
+def restore(ensemble: Ensemble, checkpoints: Checkpoints, which: CheckpointRef = "newest") -> tuple[State, int]:
+    """A state on the devices, by default the newest readable one, and its step; the initial state where none exists."""
+    restored = checkpoints.restore(ensemble.abstract_state(), which)
     if restored is None:
-        return grid.init(), 0
-    return grid.place(restored.state), restored.step
+        return ensemble.init(), 0
+    return ensemble.place(restored.state), restored.step
 
 
-def train(grid: Grid, folder: Path, progress: Progress, on_checkpoint=None) -> Outcome:
-    """Train until `config.steps`, from the newest checkpoint in `folder` on; log and checkpoint on the way.
+def train(ensemble: Ensemble, folder: Path, progress: Progress, on_checkpoint=None) -> TrainResult:
+    """Train until `config.steps`, from the newest checkpoint in `folder`; write logs and checkpoints.
 
     Args:
-        on_checkpoint: called with (step, state) before each checkpoint that `config.checkpoint_every` asks for: where
-            that exists, what this kept does too, whenever the process was killed. It may return the path of a picture
-            for the log.
+        on_checkpoint: called with (step, state) before each checkpoint of `config.checkpoint_every`, so that what it
+            writes exists whenever the checkpoint does. It may return the path of an image for the log.
 
     Raises:
-        Diverged: a single training has gone wrong (`config.guard`; a grid goes on: its log shows nulls).
-        Interrupted: SIGTERM or SIGINT came; the state at the end of that chunk of steps is saved.
+        Diverged: a single run has diverged (`config.guard`; an ensemble continues: its log shows nulls).
+        Preempted: SIGTERM or SIGINT came; the state at the end of that chunk of steps is saved.
         UserError: a file cannot be written, or the checkpoint is of another configuration.
     """
-    config = grid.config
+    config = ensemble.config
     with (
-        Stop(progress.say) as stop,
+        SignalHandler(progress.say) as signals,
         Watchdog(config.guard.hang_seconds) as watchdog,
-        open_checkpoints(grid, folder, progress.say, training=True) as checkpoints,
+        open_checkpoints(ensemble, folder, progress.say, training=True) as checkpoints,
         contextlib.ExitStack() as context,
     ):
-        state, step = restore(grid, checkpoints)
-        checkpoints.discard_after(step)
+        state, step = restore(ensemble, checkpoints)
+        checkpoints.delete_after(step)
         records = [record for record in read(folder / LOG) if record["step"] <= step]
-        log = context.enter_context(Log(folder, config, step)) if distributed.is_first() else None
-        guard = Guard(config.guard, records, checkpoints.tell_latest) if grid.size == 1 else None
-        title = config.data if grid.size == 1 else f"{config.data} x {grid.size}"
-        pace: list[float] = []
-        lengths: set[int] = set()
-        told = 0
-        with progress.task(title, config.steps * grid.size, step * grid.size, "model steps") as task:
+        log = context.enter_context(Log(folder, config, step)) if distributed.is_main_process() else None
+        guard = Guard(config.guard, records, checkpoints.describe_latest) if ensemble.size == 1 else None
+        title = config.data if ensemble.size == 1 else f"{config.data} x {ensemble.size}"
+        step_seconds: list[float] = []
+        compiled_lengths: set[int] = set()
+        num_damaged = 0
+        with progress.task(title, config.steps * ensemble.size, step * ensemble.size, "model steps") as task:
             while step < config.steps:
                 length = _next_stop(step, config) - step
 
-                def stops(done: int, step=step) -> bool:
-                    task.update((step + done) * grid.size)
-                    watchdog.beat()
-                    return anywhere(stop.asked)
+                def should_stop(done: int, step=step) -> bool:
+                    task.update((step + done) * ensemble.size)
+                    watchdog.heartbeat()
+                    return any_process(signals.requested)
 
                 start = time.perf_counter()
-                state, metrics = grid.advance(state, length, stops)
+                state, metrics = ensemble.advance(state, length, should_stop)
                 length = metrics.loss.shape[1]
                 seconds = time.perf_counter() - start
-                if length in lengths:  # its program was compiled before
-                    pace.append(seconds / length)
-                lengths.add(length)
+                if length in compiled_lengths:
+                    step_seconds.append(seconds / length)
+                compiled_lengths.add(length)
                 skipped = {}
                 if guard is not None:
-                    metrics, skipped = guard.look(metrics, step)
+                    metrics, skipped = guard.check_metrics(metrics, step)
                 step += length
-                record = _record(grid, metrics, step, length * grid.size / seconds) | skipped
+                record = _record(ensemble, metrics, step, length * ensemble.size / seconds) | skipped
                 if _due(step, config.log.variance_every):
-                    record["gradient_variance"] = _plain(grid.gradient_variance(state))
+                    record["gradient_variance"] = _to_json(ensemble.gradient_variance(state))
                 if log is not None:
                     log.write(record)
                 if guard is not None:
                     guard.read(record)
-                task.update(step * grid.size, _told(record))
-                told = _tell_of_damage(grid, progress, told)
-                watchdog.beat()
-                checkpoints.settle(wait=False)
+                task.update(step * ensemble.size, _progress_note(record))
+                num_damaged = _report_damaged(ensemble, progress, num_damaged)
+                watchdog.heartbeat()
+                checkpoints.wait(wait=False)
                 due = step == config.steps or (_due(step, config.checkpoint_every) and _healthy(guard))
-                picture = on_checkpoint(step, state) if due and on_checkpoint is not None else None
-                if log is not None and picture is not None:
-                    log.picture(step, picture)
-                stopping = anywhere(stop.asked)
+                image = on_checkpoint(step, state) if due and on_checkpoint is not None else None
+                if log is not None and image is not None:
+                    log.image(step, image)
+                stopping = any_process(signals.requested)
                 if due or stopping:
-                    checkpoints.save(step, grid.stored(state), record)
+                    checkpoints.save(step, ensemble.to_checkpoint(state), record)
                 if stopping:
-                    checkpoints.settle()
-                    raise Interrupted(f"the state at step {step:,} is saved")
-    return Outcome(state, float(np.median(pace)) if pace else None)
+                    checkpoints.wait()
+                    raise Preempted(f"the state at step {step:,} is saved")
+    return TrainResult(state, float(np.median(step_seconds)) if step_seconds else None)
 
 
 def _healthy(guard: Guard | None) -> bool:
-    """Whether a state is worth keeping: steps that are not finite may have begun with a bad one before them."""
+    """Whether a state may be saved: non-finite steps may come from a bad state before them."""
     return guard is None or guard.healthy
 
 
-def _tell_of_damage(grid: Grid, progress: Progress, told: int) -> int:
-    """Say how many rows of a stream turned out damaged so far, if they have become more; returns their number."""
-    damaged = [] if grid.dataset.stream is None else list(grid.dataset.stream.damaged.values())
-    if len(damaged) > told:
+def _report_damaged(ensemble: Ensemble, progress: Progress, reported: int) -> int:
+    """Print how many rows of a stream are damaged so far, if more than `reported`; returns their number."""
+    damaged = [] if ensemble.dataset.stream is None else list(ensemble.dataset.stream.corrupt.values())
+    if len(damaged) > reported:
         progress.say(f"{len(damaged)} damaged and left out, the first: {damaged[0]}")
     return len(damaged)
 
@@ -130,37 +129,37 @@ def _due(step: int, every: int) -> bool:
 
 
 def _next_stop(step: int, config) -> int:
-    """The next step at which the host has something to do."""
+    """The next step at which the host logs or saves."""
     periods = [config.log.every, config.checkpoint_every, config.log.variance_every]
     return min(config.steps, *((step // period + 1) * period for period in periods if period))
 
 
-def _record(grid: Grid, metrics: Metrics, step: int, rate: float) -> dict[str, Any]:
-    """One line of the log: numbers for a single training, lists in member order for a grid.
+def _record(ensemble: Ensemble, metrics: Metrics, step: int, rate: float) -> dict[str, Any]:
+    """One line of the log: numbers for a single run, lists in member order for an ensemble.
 
     Means over the chunk, but `grad_norm_max` (its largest gradient norm), and `lr` and `beta` (its last step's).
     """
     record: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
-    apart = ("beta", "bad", "cells")
-    means = {name: values for name, values in metrics._asdict().items() if values is not None and name not in apart}
-    record |= {name: _plain(np.mean(values, axis=1)) for name, values in means.items()}
-    record["grad_norm_max"] = _plain(np.max(metrics.grad_norm, axis=1))
-    record["lr"] = grid.learning_rate(step - 1)
-    record["beta"] = _plain(np.round(metrics.beta[:, -1].astype(float), 6))
-    tables = [residuals(cells) for cells in metrics.cells]
-    record["residuals"] = tables[0] if grid.size == 1 else tables
+    separate = ("beta", "nonfinite", "binned_residuals")
+    means = {name: values for name, values in metrics._asdict().items() if values is not None and name not in separate}
+    record |= {name: _to_json(np.mean(values, axis=1)) for name, values in means.items()}
+    record["grad_norm_max"] = _to_json(np.max(metrics.grad_norm, axis=1))
+    record["lr"] = ensemble.learning_rate(step - 1)
+    record["beta"] = _to_json(np.round(metrics.beta[:, -1].astype(float), 6))
+    tables = [residuals(binned) for binned in metrics.binned_residuals]
+    record["residuals"] = tables[0] if ensemble.size == 1 else tables
     record["steps_per_second"] = round(rate, 1)
-    record["samples_per_second"] = round(rate * grid.config.batch_size, 1)
+    record["samples_per_second"] = round(rate * ensemble.config.batch_size, 1)
     return record | memory()
 
 
-def _told(record: dict[str, Any]) -> str:
-    """Loss and residual of a line of the log, in its own words: means over the members that have a number."""
+def _progress_note(record: dict[str, Any]) -> str:
+    """Loss and residual of a record under their keys in the log: means over the runs that have a number."""
     values = {name: np.ravel(record[name]) for name in ("loss", "residual")}
-    known = {name: found[~np.isnan(found)] for name, found in values.items()}
-    return ", ".join(f"{name} {found.mean() if len(found) else np.nan:.4g}" for name, found in known.items())
+    finite = {name: array[~np.isnan(array)] for name, array in values.items()}
+    return ", ".join(f"{name} {array.mean() if len(array) else np.nan:.4g}" for name, array in finite.items())
 
 
-def _plain(values: np.ndarray) -> float | list[float]:
+def _to_json(values: np.ndarray) -> float | list[float]:
     numbers = [float(value) for value in values]
     return numbers[0] if len(numbers) == 1 else numbers

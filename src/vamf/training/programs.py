@@ -1,4 +1,4 @@
-"""From a function of one training to a compiled program over all trainings of a grid, on all devices."""
+"""From a function of one run to a compiled program over all runs of an ensemble, on all devices."""
 
 from collections.abc import Callable, Hashable
 from functools import partial
@@ -8,19 +8,19 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Strategy = Literal["auto", "loop", "vmap"]
-"""How members lie on one device: one after another, or side by side in batched operations."""
+"""How the members on one device are computed: one after another, or batched."""
 
 
 class Programs:
-    """Compiled programs by name, each made once."""
+    """Compiled programs by name, each compiled once."""
 
-    def __init__(self, size: int, mesh: Mesh, strategy: Strategy, everywhere: NamedSharding):
-        """Of `size` trainings on a mesh with the axis `member`.
+    def __init__(self, size: int, mesh: Mesh, strategy: Strategy, replicated: NamedSharding):
+        """Of `size` runs on a mesh with the axis `member`.
 
         Args:
-            everywhere: where results lie that a call does not place.
+            replicated: the sharding of results for which a call names none.
         """
-        self._size, self._mesh, self._strategy, self._everywhere = size, mesh, strategy, everywhere
+        self._size, self._mesh, self._strategy, self._replicated = size, mesh, strategy, replicated
         self._programs: dict[Hashable, Any] = {}
 
     def __call__(
@@ -29,38 +29,38 @@ class Programs:
         """The compiled form of what `function()` returns: (arrays, *trees of one member) -> trees of one member.
 
         Args:
-            donate: the argument whose memory the results may take.
-            outputs: where the results of a single training lie.
+            donate: number of the donated argument.
+            outputs: shardings of the results of a single run.
         """
         if name not in self._programs:
-            self._programs[name] = self._compile(function(), donate, outputs or self._everywhere)
+            self._programs[name] = self._compile(function(), donate, outputs or self._replicated)
         return self._programs[name]
 
     def _compile(self, function, donate: int | None, outputs):
         """`function(arrays, *one member's trees)` as a program over all members on all devices."""
 
-        def alone(arrays, *grid):
-            found = function(arrays, *jax.tree.map(lambda leaf: leaf[0], grid))
-            return jax.tree.map(lambda leaf: leaf[None], found)
+        def single(arrays, *ensemble):
+            outputs = function(arrays, *jax.tree.map(lambda leaf: leaf[0], ensemble))
+            return jax.tree.map(lambda leaf: leaf[None], outputs)
 
-        def program(arrays, *grid):
+        def program(arrays, *ensemble):
             if self._strategy == "vmap":
-                return jax.vmap(partial(function, arrays))(*grid)
-            return jax.lax.map(lambda one: function(arrays, *one), grid)
+                return jax.vmap(partial(function, arrays))(*ensemble)
+            return jax.lax.map(lambda one: function(arrays, *one), ensemble)
 
-        def spread(arrays, *grid):
+        def sharded(arrays, *ensemble):
             if self._mesh.size == 1:
-                return program(arrays, *grid)
-            member = PartitionSpec("member")
+                return program(arrays, *ensemble)
+            point = PartitionSpec("member")
             return jax.shard_map(
                 program,
                 mesh=self._mesh,
-                in_specs=(PartitionSpec(), *[member] * len(grid)),
-                out_specs=member,
+                in_specs=(PartitionSpec(), *[point] * len(ensemble)),
+                out_specs=point,
                 check_vma=False,
-            )(arrays, *grid)
+            )(arrays, *ensemble)
 
-        donated = () if donate is None else donate
+        donate_argnums = () if donate is None else donate
         if self._size == 1:
-            return jax.jit(alone, donate_argnums=donated, out_shardings=outputs)
-        return jax.jit(spread, donate_argnums=donated)
+            return jax.jit(single, donate_argnums=donate_argnums, out_shardings=outputs)
+        return jax.jit(sharded, donate_argnums=donate_argnums)

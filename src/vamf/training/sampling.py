@@ -1,4 +1,4 @@
-"""Samples of one member of a grid, as a pure function that the grid compiles."""
+"""Samples of one member of an ensemble, as a pure function that the ensemble compiles."""
 
 import dataclasses
 from typing import Any
@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt
 
-from vamf.average_velocity import in_blocks
+from vamf.average_velocity import map_in_batches
 from vamf.conditioning import Cond, GuidanceScale, with_scale
 from vamf.data import Dataset
 from vamf.networks import Network
 from vamf.path import Path
-from vamf.sampling import named
-from vamf.training.step import State, streams
+from vamf.sampling import registry
+from vamf.training.step import State, rng_streams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,32 +24,34 @@ class Sampling:
     dataset: Dataset
     path: Path
     block: int
-    """Rows that the network takes together; 0 for all."""
+    """Rows in one batch of the network; 0 for all."""
     n: int
     steps: int = 1
-    sampler: named.Sampler = "jumps"
+    sampler: registry.Sampler = "flow_map"
     scale: tuple[float, ...] = ()
-    """(omega, t_min, t_max) of the guidance, for networks that are told."""
+    """(omega, t_min, t_max) of the guidance, for networks conditioned on it."""
 
     def __call__(
         self, arrays: Any, seed: UInt[Array, ""], label: Cond, start: Any, state: State
     ) -> tuple[Float[Array, "n *event"], Int[Array, ""]]:
-        key = streams(seed).sample
+        key = rng_streams(seed).sample
         noise_key, label_key = _noise_and_label(key)
         noise = self.path.prior(noise_key, jnp.zeros((self.n, *self.dataset.event_shape)), start)
         if label is None and self.dataset.num_classes:
             label = self.dataset.draw_labels(arrays, label_key, self.n)
         if self.scale:
             label = with_scale(label, GuidanceScale(*(jnp.full(self.n, value) for value in self.scale)))
-        u = self.network.bind(state.average)
+        u = self.network.bind(state.ema_params)
         if self.block:
-            u = in_blocks(u, self.block)
-        fresh = jax.random.fold_in(key, 2)
-        return named.draw(self.sampler, u, noise, self.steps, fresh, label, self.dataset.bound, self.path, start)
+            u = map_in_batches(u, self.block)
+        sampler_key = jax.random.fold_in(key, 2)
+        return registry.draw(
+            self.sampler, u, noise, self.steps, sampler_key, label, self.dataset.clip_range, self.path, start
+        )
 
     def labels(self, arrays: Any, seed: UInt[Array, ""]) -> Int[Array, " n"] | None:
-        """The classes that samples of a seed have where none are given."""
-        return self.dataset.draw_labels(arrays, _noise_and_label(streams(seed).sample)[1], self.n)
+        """The default classes of the samples of a seed."""
+        return self.dataset.draw_labels(arrays, _noise_and_label(rng_streams(seed).sample)[1], self.n)
 
 
 def _noise_and_label(key: jax.Array) -> tuple[jax.Array, jax.Array]:

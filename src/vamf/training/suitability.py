@@ -23,7 +23,7 @@ def check_objective(dataset: Dataset, objective: Objective) -> None:
         UserError: names the data set, and what to use instead.
     """
     if "oracle" in objective.needs and dataset.mixture is None:
-        raise UserError(f"proxy = oracle: the law of {dataset.name} is not known in closed form")
+        raise UserError(f"proxy = oracle: the distribution of {dataset.name} has no closed form")
     shape = dataset.cond_shape
     if "labels" in objective.needs and not any(shape):
         option = "guidance.scale" if objective.guidance.acts else "guidance.dropout"

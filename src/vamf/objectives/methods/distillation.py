@@ -60,10 +60,10 @@ def mid_training(
 
     Args:
         proxy: whose velocity makes the trajectories: teacher or oracle.
-        gamma: share of v_hat in the target at r = t, in [0, 1].
+        gamma: fraction of v_hat in the target at r = t, in [0, 1].
         mix_at_diagonal: whether gamma counts at r = t.
         pairs: rows in turn that share a trajectory of the teacher.
-        student_times: times that the network is told, the trajectory's or, as in the official code, before the shift.
+        student_times: times that the network takes, the trajectory's or, as in the official code, before the shift.
     """
     model = model_velocity(proxy) if proxy in ("teacher", "oracle") or callable(proxy) else None
     if model is None:
@@ -76,7 +76,7 @@ def flow_consist(
     residual: Eulerian = Eulerian(),
     common: Common = Common(anchor=Anchor(1.0, (0.0, 0.0)), distribution_matching=DistributionMatching(1.0)),
 ) -> Objective:
-    """FlowConsist (arXiv:2602.06346): the moving average in both roles, diagonal anchored, samples rectified
+    """FlowConsist (arXiv:2602.06346): the EMA in both roles, diagonal anchored, distribution matching
 
     Args:
         proxy: where v_hat comes from: ema, oracle or teacher.
@@ -95,8 +95,8 @@ def consistency(
     """continuous-time consistency (sCM, arXiv:2410.11081) on the straight path: every jump ends at the data
 
     Args:
-        beta: share of v_hat in the tangent, in [0, 1]: a number, a schedule, binned, per_sample or per_direction.
-        gamma: share of v_hat in the target, in [0, 1].
+        beta: fraction of v_hat in the tangent, in [0, 1]: a number, a schedule, binned, per_sample or per_direction.
+        gamma: fraction of v_hat in the target, in [0, 1].
         proxy: where v_hat comes from: none, online, ema, bank, oracle or teacher.
         residual: the derivative.
     """

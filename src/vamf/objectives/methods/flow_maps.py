@@ -51,7 +51,7 @@ def terminal_velocity(
     """terminal velocity matching (arXiv:2511.19797): the end of the jump moves with the velocity there
 
     Args:
-        gamma: share of v_hat in the target at r = t, in [0, 1].
+        gamma: fraction of v_hat in the target at r = t, in [0, 1].
         proxy: whose velocity it is at the end: online, ema, head, oracle or teacher.
         mix_at_diagonal: whether gamma counts at r = t.
         guided_weight_power: a of the weight W^-a of guided rows.
@@ -69,7 +69,7 @@ def lagrangian_map(
     """Lagrangian self-distillation of flow maps (arXiv:2505.18825, LSD)
 
     Args:
-        gamma: share of v_hat in the target at r = t, in [0, 1].
+        gamma: fraction of v_hat in the target at r = t, in [0, 1].
         proxy: whose velocity it is at the end: online, ema, head, oracle or teacher.
         mix_at_diagonal: whether gamma counts at r = t.
         guided_weight_power: a of the weight W^-a of guided rows.
@@ -79,15 +79,15 @@ def lagrangian_map(
 
 def _lagrangian(gamma, proxy, mix_at_diagonal, power: float, common: Common) -> Objective:
     if proxy in ("none", "bank"):
-        raise UserError(f"proxy = {proxy!r}: the velocity at the end of the jump is asked of a model")
+        raise UserError(f"proxy = {proxy!r}: the velocity at the end of the jump needs a model")
     if power < 0:
         raise UserError(f"guided-weight-power = {power}: allowed is 0 (none) or more")
     if power and common.guidance.per_batch:
         raise UserError("guided-weight-power: 0 with guidance.per-batch, whose scale the rows do not know")
     weight = ByGuidance(common.guidance, power) if power and common.guidance.acts else None
     common = dataclasses.replace(common, flow_matching=dataclasses.replace(common.flow_matching, guided_weight=weight))
-    found = roles(common, proxy, gamma, mix_at_diagonal)
-    return compose(Lagrangian(model_velocity(proxy), weight), common, found)
+    velocities = roles(common, proxy, gamma, mix_at_diagonal)
+    return compose(Lagrangian(model_velocity(proxy), weight), common, velocities)
 
 
 def split_meanflow(
@@ -103,9 +103,9 @@ def split_meanflow(
     Args:
         proxy: whose the shorter jumps are: online, ema, oracle; with teacher they are the network's own, and with
             gamma = 1 the teacher takes the place of v_c at r = t.
-        gamma: share of v_hat in the target at r = t, in [0, 1].
+        gamma: fraction of v_hat in the target at r = t, in [0, 1].
         mix_at_diagonal: whether gamma counts at r = t.
-        min_jump: shorter jumps up to this length are asked as instantaneous velocities.
+        min_jump: shorter jumps up to this length are evaluated as instantaneous velocities.
         clip: largest absolute value of the target's numbers; 0 leaves them.
     """
     return _semigroup("uniform", proxy, gamma, mix_at_diagonal, min_jump, clip, common)
@@ -119,13 +119,13 @@ def shortcut(
     clip: float = 4.0,
     common: Common = Common(times=Dyadic(flow_matching_ratio=7 / 8), reduction="mean"),
 ) -> Objective:
-    """shortcut models (arXiv:2410.12557): a jump is two half jumps of the moving average, on dyadic times
+    """shortcut models (arXiv:2410.12557): a jump is two half jumps of the EMA, on dyadic times
 
     Args:
         proxy: whose the shorter jumps are: online, ema, oracle or teacher.
-        gamma: share of v_hat in the target at r = t, in [0, 1].
+        gamma: fraction of v_hat in the target at r = t, in [0, 1].
         mix_at_diagonal: whether gamma counts at r = t.
-        min_jump: shorter jumps up to this length are asked as instantaneous velocities.
+        min_jump: shorter jumps up to this length are evaluated as instantaneous velocities.
         clip: largest absolute value of the target's numbers; 0 leaves them.
     """
     return _semigroup("midpoint", proxy, gamma, mix_at_diagonal, min_jump, clip, common)
@@ -145,9 +145,9 @@ def progressive_map(
     Args:
         proxy: whose the shorter jumps are: online, ema, oracle or teacher.
         split: where [r, t] is split: anywhere, or in the middle.
-        gamma: share of v_hat in the target at r = t, in [0, 1].
+        gamma: fraction of v_hat in the target at r = t, in [0, 1].
         mix_at_diagonal: whether gamma counts at r = t.
-        min_jump: shorter jumps up to this length are asked as instantaneous velocities.
+        min_jump: shorter jumps up to this length are evaluated as instantaneous velocities.
         clip: largest absolute value of the target's numbers; 0 leaves them.
     """
     return _semigroup(split, proxy, gamma, mix_at_diagonal, min_jump, clip, common)
@@ -155,10 +155,10 @@ def progressive_map(
 
 def _semigroup(split, proxy, gamma, mix_at_diagonal, min_jump, clip, common: Common) -> Objective:
     if proxy in ("none", "bank", "head"):
-        raise UserError(f"proxy = {proxy!r}: the two shorter jumps are asked of a model")
+        raise UserError(f"proxy = {proxy!r}: the two shorter jumps need a model")
     model = model_velocity(proxy)
-    jumps = Online() if isinstance(model, Teacher) else model
-    return compose(Semigroup(jumps, split, min_jump, clip), common, roles(common, proxy, gamma, mix_at_diagonal))
+    inner = Online() if isinstance(model, Teacher) else model
+    return compose(Semigroup(inner, split, min_jump, clip), common, roles(common, proxy, gamma, mix_at_diagonal))
 
 
 def eulerian_map(

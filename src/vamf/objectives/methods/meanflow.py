@@ -29,8 +29,8 @@ def meanflow(residual: Eulerian = Eulerian(), common: Common = Common()) -> Obje
     Args:
         residual: the derivative.
     """
-    found = roles(common)
-    return compose(dataclasses.replace(residual, tangent=found.v), common, found)
+    velocities = roles(common)
+    return compose(dataclasses.replace(residual, tangent=velocities.v), common, velocities)
 
 
 def modular_meanflow(
@@ -91,5 +91,5 @@ def alphaflow(
         eta: below it alpha counts as 0, above 1 - eta as 1.
         clip: largest absolute value of the target's numbers on the finite branch; 0 leaves them.
     """
-    found = roles(common)
-    return compose(AlphaFlow(found.v, alpha, eta, clip), common, found)
+    velocities = roles(common)
+    return compose(AlphaFlow(velocities.v, alpha, eta, clip), common, velocities)

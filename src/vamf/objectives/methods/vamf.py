@@ -27,21 +27,21 @@ def vamf(
     gamma: Coefficient = 0.0,
     proxy: Proxy = "ema",
     mix_at_diagonal: bool = True,
-    bank_ema_share: float = 0.0,
+    bank_ema_fraction: float = 0.0,
     head: VelocityHead = VelocityHead(),
     residual: Eulerian = Eulerian(),
     common: Common = Common(),
 ) -> Objective:
-    """VaMF (arXiv:2605.09235, eq. 8): the tangent is mixed with the moving average's diagonal, any beta
+    """VaMF (arXiv:2605.09235, eq. 8): the tangent is mixed with the EMA's diagonal, any beta
 
     Args:
-        beta: share of v_hat in the tangent, in [0, 1]: a number, a schedule such as linear:1:0, or one that is
+        beta: fraction of v_hat in the tangent, in [0, 1]: a number, a schedule such as linear:1:0, or one that is
             estimated: binned, per_sample or per_direction.
-        gamma: share of v_hat in the target, in [0, 1]; above 0 the target carries v_hat's bias (Proposition 3).
+        gamma: fraction of v_hat in the target, in [0, 1]; above 0 the target carries v_hat's bias (Proposition 3).
         proxy: where v_hat comes from: none, online, ema, head, bank, oracle or teacher.
         mix_at_diagonal: whether gamma counts at r = t too; otherwise the target there is v_c, which ties the diagonal
             to the data.
-        bank_ema_share: with the proxy bank, share of the moving average's velocity in what the bank leaves unknown of
+        bank_ema_fraction: with the proxy bank, fraction of the EMA's velocity in the remaining noise of
             the tangent, in [0, 1].
         head: the loss of the velocity head, with the proxy head.
         residual: the derivative.
@@ -49,13 +49,13 @@ def vamf(
     v_c_elsewhere = not mix_at_diagonal or common.anchor.is_on or common.flow_matching.is_on
     if common.rao_blackwell and not v_c_elsewhere and is_one(beta) and is_one(gamma):
         raise UserError("rao-blackwell: with beta = gamma = 1 there is no v_c left to average")
-    found = roles(common, proxy, gamma, mix_at_diagonal, head)
-    seen = found
-    if bank_ema_share:
+    velocities = roles(common, proxy, gamma, mix_at_diagonal, head)
+    tangent_roles = velocities
+    if bank_ema_fraction:
         if proxy != "bank":
-            raise UserError("bank-ema-share: only with the proxy bank")
-        seen = found._replace(v_hat=Shrunk(bank_ema_share, found.v_hat, common.bank))  # pyright: ignore
-    return compose(dataclasses.replace(residual, tangent=tangent(beta, seen)), common, found)
+            raise UserError("bank-ema-fraction: only with the proxy bank")
+        tangent_roles = velocities._replace(v_hat=Shrunk(bank_ema_fraction, velocities.v_hat, common.bank))  # pyright: ignore
+    return compose(dataclasses.replace(residual, tangent=tangent(beta, tangent_roles)), common, velocities)
 
 
 def vamf_corner(
@@ -74,15 +74,17 @@ def vamf_corner(
     return vamf(1.0, 0.0, proxy, head=head, residual=residual, common=common)
 
 
-def rao_blackwell(bank_ema_share: float = 0.0, residual: Eulerian = Eulerian(), common: Common = Common()) -> Objective:
+def rao_blackwell(
+    bank_ema_fraction: float = 0.0, residual: Eulerian = Eulerian(), common: Common = Common()
+) -> Objective:
     """Rao-Blackwellised roles (ours): the posterior mean over a bank of data in both roles; unbiased
 
     Args:
-        bank_ema_share: share of the moving average's velocity in what the bank leaves unknown of the tangent, in
+        bank_ema_fraction: fraction of the EMA's velocity in the remaining noise of the tangent, in
             [0, 1].
         residual: the derivative.
     """
-    return vamf(1.0, 1.0, "bank", bank_ema_share=bank_ema_share, residual=residual, common=common)
+    return vamf(1.0, 1.0, "bank", bank_ema_fraction=bank_ema_fraction, residual=residual, common=common)
 
 
 def improved_meanflow(
@@ -95,7 +97,7 @@ def improved_meanflow(
     """Improved MeanFlow (arXiv:2512.02012): the tangent is the network's own velocity, on its diagonal or a head
 
     Args:
-        gamma: share of v_hat in the target, in [0, 1].
+        gamma: fraction of v_hat in the target, in [0, 1].
         proxy: where v_hat comes from: online, head, ema, bank, oracle or teacher.
         head: the loss of the velocity head, with the proxy head.
         residual: the derivative.
@@ -120,8 +122,8 @@ def decoupled_meanflow(
     """Decoupled MeanFlow's loss (arXiv:2510.24474): a flow-matching term of its own, robust learned weights
 
     Args:
-        beta: share of v_hat in the tangent, in [0, 1]: a number, a schedule, binned, per_sample or per_direction.
-        gamma: share of v_hat in the target, in [0, 1].
+        beta: fraction of v_hat in the tangent, in [0, 1]: a number, a schedule, binned, per_sample or per_direction.
+        gamma: fraction of v_hat in the target, in [0, 1].
         proxy: where v_hat comes from: online, ema, head, bank, oracle or teacher.
         mix_at_diagonal: whether gamma counts at r = t too.
         head: the loss of the velocity head, with the proxy head.

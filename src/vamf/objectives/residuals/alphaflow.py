@@ -54,12 +54,12 @@ class AlphaFlow(Residual):
             return exact(rows, target, ctx)
         alpha = jnp.asarray(value_at(self.alpha, ctx.step), rows.z.dtype)
         alpha = jnp.where(alpha > 1 - self.eta, 1.0, alpha).astype(rows.z.dtype)
-        # outside the branches, so that both find them computed
+        # computed before `lax.cond`, for both branches
         y, w = ctx.velocity(target, rows), ctx.velocity(self.tangent, rows)
         if isinstance(self.alpha, Real):
             return self._finite(rows, y, w, alpha, ctx)
 
-        def fixed(out: ResidualOutput) -> tuple:  # what the branches differ in, without the path of the gradient
+        def fixed(out: ResidualOutput) -> tuple:  # outputs of a branch, gradient stopped
             dudt = jnp.zeros_like(rows.z) if out.dudt is None else out.dudt
             return jax.lax.stop_gradient((out.error, dudt)), jnp.asarray(out.scale, rows.z.dtype)
 

@@ -17,7 +17,7 @@ class ResidualOutput(NamedTuple):
     """What a residual makes of its rows."""
 
     error: Float[Array, "rows *event"]
-    """R; only the gradient's path runs through it."""
+    """R; the only field that carries the gradient."""
     dudt: Float[Array, "rows *event"] | None = None
     """The derivative that was taken, for the log; None where there is none."""
     beta: Float[Array, " rows"] | float = 0.0

@@ -7,7 +7,7 @@ Lu and Wang, *On Variance Reduction in Learning Mean Flows* (arXiv:2605.09235), 
 
 | name                    | what it changes                                            | used by                       |
 |-------------------------|------------------------------------------------------------|-------------------------------|
-| `jvp_gradient_fraction` | share of the gradient that runs through D_w u (lambda)     | Modular MeanFlow              |
+| `jvp_gradient_fraction` | fraction of the gradient that runs through D_w u (lambda)  | Modular MeanFlow              |
 | `jvp_scale`             | c; anything but 1 is biased                                | MeanFlowSE (0.5), consistency |
 | `difference_step`       | D_w u as a central difference over 2 h instead of a JVP    | MeanFlow-RAE (h = 5e-3)       |
 | `time_tangent`          | tangent of (r, t) in the JVP; anything but (0, 1) is wrong | MeanFlow's ablation, Table 1b |
@@ -36,7 +36,7 @@ class Eulerian(Residual):
     tangent: Velocity = dataclasses.field(default=Conditional(), metadata={"composed": True})
     """The direction in which z moves inside the derivative."""
     jvp_gradient_fraction: Coefficient = 0.0
-    """lambda: share of the gradient that runs through the derivative, in [0, 1]."""
+    """lambda: fraction of the gradient that runs through the derivative, in [0, 1]."""
     jvp_scale: Coefficient = 1.0
     """c: factor of the derivative's term, in [0, 1]; anything but 1 is biased."""
     difference_step: float = 0.0
@@ -97,16 +97,16 @@ def tangent_fraction(tangent: Velocity, rows, ctx):
     """The fraction of v_hat in each row's tangent."""
     if isinstance(tangent, Mix | AdaptiveMix):
         return expand_rows(tangent.fraction(rows, ctx), rows)
-    return jnp.full_like(rows.t, _whole(tangent))
+    return jnp.full_like(rows.t, _unmixed_fraction(tangent))
 
 
 def constant_fraction(tangent: Velocity, step: int) -> float | None:
     """The fraction of v_hat in a tangent, where it is the same in all rows."""
     if isinstance(tangent, AdaptiveMix | PerPointMix):
         return None
-    return float(value_at(tangent.beta, step)) if isinstance(tangent, Mix) else _whole(tangent)
+    return float(value_at(tangent.beta, step)) if isinstance(tangent, Mix) else _unmixed_fraction(tangent)
 
 
-def _whole(tangent: Velocity) -> float:
+def _unmixed_fraction(tangent: Velocity) -> float:
     """0 for v_c, guided or not; 1 for an estimate in its place, the posterior mean over a bank among them."""
     return 0.0 if tangent.noise(0) == 1 else 1.0

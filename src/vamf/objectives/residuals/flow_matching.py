@@ -17,5 +17,5 @@ class FlowMatchingResidual(Residual):
         return ResidualOutput(instantaneous_velocity(ctx.u, rows.z, rows.t, rows.cond) - ctx.velocity(target, rows))
 
     def noise(self, target, step):
-        share = target.noise(step)
-        return None if share is None else (0.0, share)
+        fraction = target.noise(step)
+        return None if fraction is None else (0.0, fraction)

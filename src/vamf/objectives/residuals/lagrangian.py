@@ -9,7 +9,7 @@ v is the diagonal of a model. The derivative is in time alone, so no spatial Jac
 only. The gradient runs through du/dr: reverse over forward mode.
 
 With guidance of scale W terminal velocity matching divides both errors, R and that of the flow-matching term of its
-own, by W in the rows that are guided: its network is u / W, told 1 / W (`guidance_power` = 2).
+own, by W in the rows that are guided: its network is u / W, conditioned on 1 / W (`guided_weight_power` = 2).
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from vamf.average_velocity import instantaneous_velocity, precise
-from vamf.objectives.guidance import Guidance, Strength
+from vamf.objectives.guidance import Guidance, GuidanceCoefficients
 from vamf.objectives.residuals.base import Residual, ResidualOutput
 from vamf.objectives.velocity import ModelVelocity, Online
 from vamf.path import expand
@@ -33,7 +33,7 @@ class ByGuidance:
     """a."""
 
     def __call__(self, rows, t, step):
-        strength: Strength | None = self.guidance.strength(rows.cond, t, step)
+        strength: GuidanceCoefficients | None = self.guidance.strength(rows.cond, t, step)
         return 1.0 if strength is None else strength.scale**-self.power
 
 
@@ -42,7 +42,7 @@ class Lagrangian(Residual):
     """The end of the jump moves with the velocity there."""
 
     end: ModelVelocity = Online()
-    """Whose velocity at the end."""
+    """The model whose velocity is taken at the end of the jump."""
     weight: ByGuidance | None = None
     """Weight of guided rows, with W at the jump's end r."""
 

@@ -33,12 +33,12 @@ class Semigroup(Residual):
     """A jump agrees with two shorter ones."""
 
     name = "split_fraction"
-    jumps: ModelVelocity = Online()
-    """Whose the two shorter jumps are."""
+    model: ModelVelocity = Online()
+    """The model of the two shorter jumps."""
     split: Literal["uniform", "midpoint"] = "uniform"
     """Where [r, t] is split: anywhere, or in the middle."""
     min_jump: float = 0.0
-    """Shorter jumps up to this length are asked as instantaneous velocities, which the rows with r = t train."""
+    """Shorter jumps up to this length are evaluated as instantaneous velocities, which the rows with r = t train."""
     clip: float = 0.0
     """Largest absolute value of the numbers of the intermediate point and of the target; 0 leaves them."""
 
@@ -58,7 +58,7 @@ class Semigroup(Residual):
         z, r, t, cond = rows.z, rows.r, rows.t, rows.cond
         fraction = jnp.full_like(t, 0.5) if self.split == "midpoint" else rows.draws[self.name]
         s = t - fraction * (t - r)
-        model = self.jumps.model(ctx)
+        model = self.model.model(ctx)
         first = model(z, self._end(s, t), t, cond)
         between = self._clip(ctx.objective.path.move(z, -expand(t - s, z) * first))
         fraction = expand(fraction, z)

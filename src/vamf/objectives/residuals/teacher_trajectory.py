@@ -12,8 +12,8 @@ No bootstrap, no derivative, no data: the network sees what jumps are before it 
 is exact up to the teacher's Euler steps, and a start for `meanflow_rae`, not an end.
 
 The paper's formula has the times of the trajectory throughout. The official code shifts those of the trajectory and
-then tells the student, and divides by, the even ones i / K: a flow of its own, with other times than the teacher and
-than the stage that follows, which looks like a slip. `student_times` has both.
+then conditions the student on, and divides by, the even ones i / K: a flow of its own, with other times than the
+teacher and than the stage that follows, which looks like a slip. `student_times` has both.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class TeacherTrajectory(Residual):
     pairs: int = 1
     """Rows in turn that share a trajectory, which starts at the first one's noise and has its condition."""
     student_times: Literal["shifted", "unshifted"] = "shifted"
-    """Times that u is told and the jump is divided by: those of the trajectory (the paper) or i / K (its code)."""
+    """Times that u takes and the jump is divided by: those of the trajectory (the paper) or i / K (its code)."""
 
     def __post_init__(self):
         require(self.pairs >= 1, "pairs", self.pairs, "1 or more")
@@ -70,12 +70,12 @@ class TeacherTrajectory(Residual):
 
         start = times.index(rows.t)
         end = jnp.minimum(times.index(rows.r), start - 1)
-        own = jnp.arange(len(start)) // self.pairs
-        z, z_end = path[start, own], path[end, own]
-        cond = None if rows.cond is None else rows[own * self.pairs].cond
+        group = jnp.arange(len(start)) // self.pairs
+        z, z_end = path[start, group], path[end, group]
+        cond = None if rows.cond is None else rows[group * self.pairs].cond
         even = jnp.arange(len(grid), dtype=grid.dtype) / (len(grid) - 1)
-        told = grid if self.student_times == "shifted" else even
-        t, r = told[start], told[end]
+        times = grid if self.student_times == "shifted" else even
+        t, r = times[start], times[end]
         return ResidualOutput(ctx.u(z, r, t, cond) - (z - z_end) / expand(t - r, z))
 
     def noise(self, target, step):

@@ -25,7 +25,7 @@ class Anchor(Term):
     interval: tuple[float, float] = (1e-4, 1e-2)
     """Range of the offset delta."""
     every: int = 1
-    """k: the anchor is asked of every k-th row, which counts k times. Of all rows it costs as much as flow matching."""
+    """k: the anchor is evaluated at every k-th row, which counts k times. With 1 it costs as much as flow matching."""
 
     def __post_init__(self):
         check_weight("weight", self.weight)

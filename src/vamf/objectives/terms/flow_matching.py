@@ -56,7 +56,7 @@ class FlowMatching(Term):
 
 
 def flow_matching(rows: PathBatch, ctx: Context):
-    """The loss of flow matching at rows with r = t, and the velocity it was asked of."""
+    """The loss of flow matching at rows with r = t, and the velocity there."""
     inner, objective = ctx.at(rows), ctx.objective
     velocity = inner.predict_diagonal(rows).u
     error = objective.reduce(velocity - inner.velocity(objective.diagonal, rows))

@@ -17,13 +17,13 @@ from vamf.path import expand
 
 @dataclasses.dataclass(frozen=True)
 class VelocityHead(Term):
-    """The head learns what the diagonal does."""
+    """The flow-matching loss of the velocity head."""
 
     weight: float = 1.0  # pyright: ignore[reportIncompatibleVariableOverride]
     """Weight of the term."""
     trained_in: Literal["row", "diagonal"] = "row"
-    """row, as published: in the pass that gives u, so that the head is told the row's gap and guidance. diagonal: in a
-    pass of its own at r = t; a row without condition is then told the scale 1."""
+    """row, as published: in the pass that gives u, so that the head takes the row's gap and guidance. diagonal: in a
+    pass of its own at r = t; a row without condition then takes the scale 1."""
 
     def __post_init__(self):
         check_range("weight", self.weight)
@@ -35,7 +35,7 @@ class VelocityHead(Term):
 
     def __call__(self, ctx):
         batch, objective = ctx.batch, ctx.objective
-        if ctx.anywhere:
+        if ctx.diagonal_anywhere:
             on, off = (self._of(ctx, rows) for rows in ("diagonal", "off"))
             value = jnp.where(expand(batch.r < batch.t, batch.z), off, on)
         else:
@@ -46,7 +46,7 @@ class VelocityHead(Term):
 
     def _of(self, ctx, which: str):
         """The head of the rows on or off the diagonal, from their own pass where that gave it."""
-        rows = ctx.on if which == "diagonal" else ctx.off
+        rows = ctx.on_diagonal if which == "diagonal" else ctx.off_diagonal
         prediction = (ctx.diagonal_predictions if which == "diagonal" else ctx.predictions).get(id(rows))
         if prediction is not None and prediction.head is not None:
             return prediction.head
