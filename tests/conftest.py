@@ -51,12 +51,14 @@ DEAR = ("adaptive", "cli", "reflow", "data_argument", "ddpm", "diagnosis", "ema_
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """Tests one by one to whichever process is free, the dear files whole; those come first."""
+    """Tests go to whichever process is free, quick ones with all their parameters; the dear files whole, and first."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             path = nodeid.split("::")[0]
-            return path if path.removesuffix(".py").rsplit("test_", 1)[-1] in DEAR else nodeid
+            if path.removesuffix(".py").rsplit("test_", 1)[-1] in DEAR:
+                return path
+            return nodeid if config.option.markexpr == "slow" else nodeid.split("[")[0]
 
     return Scheduling(config, log)

@@ -1,6 +1,8 @@
 """The flow-matching anchor close to the diagonal: VaMF's corner recipe (arXiv:2605.09235, eqs. 38 to 40).
 
-F = u(z, t - delta, t) - v_c,   delta ~ U[interval], t - delta cut at 0         loss  lambda weighting(||F||^2)
+F = u(z, t - delta, t) - y_0,   delta ~ U[interval], t - delta cut at 0         loss  lambda weighting(||F||^2)
+
+y_0 is the objective's unbiased velocity: v_c, guided, or averaged over the bank.
 """
 
 import dataclasses
