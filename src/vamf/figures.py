@@ -9,7 +9,7 @@ import numpy as np
 INK, SOFT, GRID = "#1b1f24", "#5b6570", "#e6eaee"
 BLUE, ORANGE, GREEN, RED = "#0b6aa2", "#d2691e", "#2e8b57", "#b22240"
 COLORS = (BLUE, ORANGE, GREEN, RED, INK, "#8a4fa3", "#a08030", "#17a3a8")
-"""Of curves, in the order in which they are told apart best."""
+"""Colours of curves, in the order in which they are easiest to distinguish."""
 
 
 class Curve(NamedTuple):

@@ -1,7 +1,7 @@
 """Objectives that do not suit the data, refused before anything is trained or written.
 
-What a bank can compare, what there is to guide by, and what is known of the data's law is seen in the data set; that
-classes lie within their number, in one draw of it on the host.
+The data set says whether a bank can compare its rows, whether it has conditions for guidance and whether its
+distribution has a closed form; classes are checked on one draw, on the host.
 """
 
 import jax
@@ -12,12 +12,12 @@ from vamf.data import Dataset
 from vamf.errors import UserError
 from vamf.objectives import Objective
 
-DRAWN = 4096
-"""Rows whose classes are looked at."""
+NUM_CHECKED = 4096
+"""Rows whose classes are checked."""
 
 
 def check_objective(dataset: Dataset, objective: Objective) -> None:
-    """Refuse an objective that asks what the data do not have.
+    """Refuse an objective that needs what the data do not have.
 
     Raises:
         UserError: names the data set, and what to use instead.
@@ -29,9 +29,9 @@ def check_objective(dataset: Dataset, objective: Objective) -> None:
         option = "guidance.scale" if objective.guidance.acts else "guidance.dropout"
         raise UserError(f"{option}: {dataset.name} has no classes and no other condition")
     if "bank" in objective.needs and (shape.vector or shape.image):
-        beside = " and ".join(name for name in ("vector", "image") if getattr(shape, name))
+        kinds = " and ".join(name for name in ("vector", "image") if getattr(shape, name))
         raise UserError(
-            f"bank: compares rows of the same class, but each row of {dataset.name} has a {beside} of its own as "
+            f"bank: compares rows of the same class, but each row of {dataset.name} has a {kinds} of its own as "
             "condition; use a method with the proxy ema or online, such as --method vamf, or --no-conditional"
         )
 
@@ -46,9 +46,9 @@ def check_classes(dataset: Dataset, objective: Objective) -> None:
         return
     labels = dataset.stream.source.labels if dataset.stream is not None else None
     if labels is None:
-        labels = label_of(dataset.draw(dataset.arrays, jax.random.key(0), DRAWN)[1])
-    found = np.asarray(labels)
-    outside = found[(found < NULL_LABEL) | (found >= dataset.num_classes)]
+        labels = label_of(dataset.draw(dataset.arrays, jax.random.key(0), NUM_CHECKED)[1])
+    labels = np.asarray(labels)
+    outside = labels[(labels < NULL_LABEL) | (labels >= dataset.num_classes)]
     if outside.size:
         raise UserError(
             f"bank.memory: rows of {dataset.name} have the class {outside[0]}; allowed are 0 to "
