@@ -325,6 +325,7 @@ def test_samplers_by_name(table_run, tmp_path, capsys):
         (["--sampler", "restart", "--steps", "0"], "steps = 0: allowed is 1 or more"),
         (["--sampler", "ancestral", "--steps", "1001"], "steps = 1001: allowed is 1 to 1000 with ancestral"),
         (["--sampler", "rk4"], "--sampler"),
+        (["--guidance-interval", "0.2", "0.8"], "guidance-interval = 0.2 0.8: only with --guidance"),
     ],
 )
 def test_samplers_are_refused_in_one_line(options, expected, digits_run, tmp_path, capsys):

@@ -351,6 +351,11 @@ def log(n=20, **changes):
 CONFIG = TrainConfig(data="swiss_roll", steps=2000)
 
 
+def test_growth_under_a_weight_of_power_1_has_another_remedy():
+    (finding,) = [one for one in log_checks.read(log(jvp_norm=lambda i: 1.2**i), CONFIG, 1.0) if "keeps" in one.text]
+    assert finding.setting == "--learning-rate 0.0003"
+
+
 @pytest.mark.parametrize(
     ("records", "severity", "text", "setting"),
     [

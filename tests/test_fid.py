@@ -359,7 +359,7 @@ def test_every_score_of_the_pixels(tmp_path):
     assert set(values) == set(expected)
     for score, value in expected.items():
         np.testing.assert_allclose(values[score], value, rtol=1e-5)
-    assert result["left_out"] == ["Inception score: needs 10 images A or more, and an extractor with classes"]
+    assert result["left_out"] == ["Inception score: needs an extractor with classes, and 10 images A or more"]
 
 
 def test_scores_of_a_network_with_classes(tmp_path, resnet):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from vamf.commands.parsing import parse
+from vamf.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +99,11 @@ def sample(arguments: Sequence[str]) -> None:
     run, progress = Run.open(options.run, data=options.data), Progress(show=distributed.is_main_process())
     sampler, steps = run.default_sampler(options.sampler, options.steps)
     state, step = run.load(progress, options.checkpoint)
+    if options.guidance is None and options.guidance_interval != (0.0, 1.0):
+        raise UserError(
+            f"guidance-interval = {options.guidance_interval[0]:g} {options.guidance_interval[1]:g}: "
+            "only with --guidance, the scale that acts in it"
+        )
     scale = () if options.guidance is None else (options.guidance, *options.guidance_interval)
     n = samples.count(run, options.n, options.condition)
     sample_options = samples.SampleOptions(

@@ -142,6 +142,9 @@ def _mixing_map(diagnosis: Diagnosis) -> Finding:
     sampled = [cell for cell in diagnosis.cells if cell.weight > 0]
     better = [cell for cell in sampled if above(cell.amplification, 1.0)]
     worse = [cell for cell in sampled if below(cell.amplification, 1.0)]
+    # A ratio that prints as 1.00 is significant with these samples, and no difference to anybody.
+    better = better if better and _total(better) >= 1.005 else []
+    worse = worse if worse and 1 / _total(worse) >= 1.005 else []
     parts = []
     if better:
         parts.append(f"lower the noise {_total(better):.2f} times on {diagnosis.helps:.0%}")
@@ -149,7 +152,7 @@ def _mixing_map(diagnosis: Diagnosis) -> Finding:
         parts.append(f"raise {'it' if better else 'the noise'} {1 / _total(worse):.2f} times on {diagnosis.harms:.0%}")
     if not parts:
         return Finding("note", "Full mixing (beta = 1) would make no clear difference to the noise at any (r, t).")
-    undecided = max(0.0, 1 - diagnosis.helps - diagnosis.harms)
+    undecided = max(0.0, 1 - diagnosis.helps * bool(better) - diagnosis.harms * bool(worse))
     rest = f"; on {undecided:.0%} there is no clear difference" if undecided > 0.005 else ""
     return Finding("note", f"Full mixing (beta = 1) would {' and '.join(parts)} of the pairs (r, t) of training{rest}.")
 

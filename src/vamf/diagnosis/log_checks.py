@@ -47,7 +47,7 @@ def read(
     problems = [
         *_unfinished(records, config),
         *_spikes(records, config),
-        *_growth(records, diagnosis),
+        *_growth(records, config, diagnosis, weight_power),
         *_rising(records, config),
     ]
     return [*(problems or [_healthy(records)]), *_improving(records, config), *_weight(weight_power)]
@@ -92,7 +92,7 @@ def _spikes(records, config) -> list[Finding]:
     return [Finding("warning", text, f"--optimizer.clip-norm {3 * median:.2g}")]
 
 
-def _growth(records, diagnosis) -> list[Finding]:
+def _growth(records, config, diagnosis, weight_power) -> list[Finding]:
     values = _series(records, "jvp_norm")
     if len(values) < MIN_RECORDS:
         return []
@@ -104,7 +104,8 @@ def _growth(records, diagnosis) -> list[Finding]:
     if diagnosis is not None:
         cell = max(diagnosis.cells, key=lambda cell: cell.weight * cell.derivative.value)
         text += f" It is largest at t = {cell.t:.2f}, t - r = {cell.gap:.2f}."
-    return [Finding("warning", text, "--weighting power --weighting.power 1")]
+    remedy = "--weighting power --weighting.power 1" if weight_power < 1 else _slower(config)
+    return [Finding("warning", text, remedy)]
 
 
 def _rising(records, config) -> list[Finding]:

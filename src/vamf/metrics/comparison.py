@@ -36,7 +36,7 @@ PROVENANCE = ("nfe", "guidance", "ema", "seed")
 NEEDS = {
     "KID": "needs images on both sides",
     "precision": f"like recall, density and coverage, needs more than {K_DENSITY} images on both sides",
-    "Inception score": f"needs {SPLITS} images A or more, and an extractor with classes",
+    "Inception score": f"needs an extractor with classes, and {SPLITS} images A or more",
 }
 
 
@@ -164,7 +164,7 @@ def _warnings(side: ImageStatistics) -> list[str]:
     if n is not None and n <= dims:
         lines.append(
             f"{side.path}: {n:,} images for {dims:,} features: their covariance is singular, and the Fréchet distance "
-            "much too large; use more images or fewer --dims"
+            "much too large; use more images, or fewer --dims of an extractor that has a choice"
         )
     elif n is not None and n < MIN_USUAL_IMAGES:
         lines.append(

@@ -66,8 +66,13 @@ def write(run: Run, evaluation: dict) -> Path:
         f"Sliced Wasserstein distances of {evaluation['samples']:,} samples to {evaluation['reference']:,} points "
         + ("that the run has not seen" if dataset.unseen else source)
         + f"; {evaluation['projections']} directions, in original units. The baseline is the distance of as many real "
-        f"samples, mean ± standard deviation over {evaluation['baselines']} draws: samples of a perfect model are "
-        "spread like these, above and below the mean."
+        f"samples, mean ± standard deviation over {evaluation['baselines']} draws: "
+        + (
+            "samples of a perfect model are spread like these, above and below the mean."
+            if dataset.conditions is None
+            else "these have conditions of their own, while samples have those of the rows they are compared with, so "
+            "that a perfect model lies below the baseline, and a distance near it is not a good one."
+        )
     )
     rows = [[name, *(_distance(row, key) for key in ("sw1", "sw2"))] for name, row in evaluation["distances"].items()]
     page.table(["samples", "SW1", "SW2"], rows)
