@@ -208,6 +208,9 @@ def test_the_command_line_takes_conditions(regression, tmp_path, capsys):
         slope = np.linalg.lstsq(np.c_[file["vector"], np.ones(2000)], file["x"], rcond=None)[0][0]
     np.testing.assert_allclose(slope, [0.8, -0.4], atol=0.08)
     assert data.load(str(tmp_path / "s.npz")).cond_shape.vector == 1
+    main(["sample", str(run.folder), "--condition", str(tmp_path / "s.npz"), "--out", str(tmp_path / "again.npz")])
+    with np.load(tmp_path / "s.npz") as file, np.load(tmp_path / "again.npz") as again:  # the same conditions
+        np.testing.assert_allclose(again["vector"], file["vector"], rtol=1e-6)
     with pytest.raises(SystemExit, match="2"):
         main(["train", "--resume", str(run.folder)])
     assert "arrays in memory" in capsys.readouterr().err

@@ -317,3 +317,14 @@ def test_commands_import_what_the_environment_names(tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit):
         cli.main(["train", "--resume", str(tmp_path / "run")])
     assert "VAMF_IMPORT = not_there: not to be imported" in capsys.readouterr().err
+    (tmp_path / "broken_too.py").write_text("1 / 0\n")
+    monkeypatch.setenv("VAMF_IMPORT", "broken_too")
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--resume", str(tmp_path / "run")])
+    said = capsys.readouterr().err
+    assert "VAMF_IMPORT = broken_too: not to be imported (ZeroDivisionError: division by zero)" in said
+    assert said.count("\n") == 1
+    monkeypatch.setenv("VAMF_IMPORT", "mine_too")
+    with pytest.raises(SystemExit):
+        cli.main(["train", "swiss_roll", "--terms", "--out", str(tmp_path / "none")])
+    assert "--terms: name one or more kinds after it" in capsys.readouterr().err

@@ -109,6 +109,10 @@ def test_parts_of_a_study(tmp_path):
         assert (study.folder / "runs" / name / "result.json").exists()
     with pytest.raises(UserError, match="only = moons: allowed are plan, two_moons-sweep, two_moons-corner"):
         launcher.part(study, "moons")
+    fresh = STUDY.at(tmp_path / "fresh", Budget(*TINY))
+    with pytest.raises(UserError, match="only = moons"):
+        launcher.part(fresh, "moons")
+    assert not fresh.folder.exists()
 
 
 STAND_IN = """

@@ -126,6 +126,7 @@ def test_missing_package_is_one_line(sink, module, monkeypatch, tmp_path, capsys
     assert stopped.value.code == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert f"log.to = {sink}: needs the package {module}; pip install 'vamf[{sink}]'" in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_unknown_sink_is_one_line(capsys):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import oracles
-from vamf import data
+from vamf import cli, data
 from vamf.errors import UserError
 from vamf.networks import MLPConfig
 from vamf.progress import Progress
@@ -177,6 +177,18 @@ def test_what_the_other_training_lacks_starts_afresh(tmp_path):
         assert len(params) > len(average)
         for name, leaf in average.items():
             np.testing.assert_array_equal(taken[name], leaf)
+
+
+def test_a_command_resumes_with_the_first_run_elsewhere(tmp_path, capsys):
+    """Until there is a checkpoint the first run is needed, wherever it has gone."""
+    first = finished(tmp_path, "first")
+    second = Run.create(small(method="meanflow", init_from=str(first.folder)), tmp_path / "second")
+    first.folder.rename(tmp_path / "moved")
+    cli.main(["train", "--resume", str(second.folder), "--init-from", str(tmp_path / "moved")])
+    assert Run.open(second.folder).finished
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--resume", str(second.folder), "--init-form", str(tmp_path / "moved")])
+    assert "--init-from" in capsys.readouterr().err
 
 
 def test_a_start_that_does_not_fit_is_refused(tmp_path):

@@ -100,8 +100,9 @@ def _import_extensions() -> None:
     for name in filter(None, os.environ.get(IMPORTED, "").split(",")):
         try:
             importlib.import_module(name)
-        except ImportError as error:
-            raise UserError(f"{IMPORTED} = {name}: not to be imported ({error})") from None
+        except Exception as error:
+            what = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+            raise UserError(f"{IMPORTED} = {name}: not to be imported ({what}{error})") from None
 
 
 def _stop(line: str, status: int) -> None:

@@ -130,7 +130,10 @@ def _pop_all_flags(flag: str, arguments: list[str]) -> list[str]:
         while "=" not in arguments[place] and end < len(arguments) and not arguments[end].startswith("-"):
             end += 1
         _, equals, value = arguments[place].partition("=")
-        values = [value] * bool(equals) + arguments[place + 1 : end] + values
+        kinds = [value] * bool(equals) + arguments[place + 1 : end]
+        if not kinds:
+            raise UserError(f"{flag}: name one or more kinds after it")
+        values = kinds + values
         del arguments[place:end]
     return values
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from vamf.commands.parsing import parse, with_hint
 from vamf.commands.runs import print_distances
-from vamf.errors import UserError
+from vamf.errors import UserError, spelled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ def train(arguments: Sequence[str]) -> None:
         try:
             run.train(progress)
         except KeyboardInterrupt as interrupt:
-            places = "".join(f" --{name} {shlex.quote(place)}" for name, place in run.places.items())
+            places = "".join(f" --{spelled(name)} {shlex.quote(place)}" for name, place in run.places.items())
             hint = f"continue with: vamf train --resume {shlex.quote(str(run.folder))}{places}"
             raise with_hint(interrupt, hint) from None
         state, step = run.load(progress)
@@ -91,8 +91,8 @@ def _open_resumed(arguments: Sequence[str]) -> Any:
     from vamf.training.run import Run
 
     if "--help" not in arguments and "-h" not in arguments:
-        flags = {f"--{field.name}" for field in dataclasses.fields(Resume)}
-        unknown = [word for word in arguments if word.startswith("-") and word.partition("=")[0] not in flags]
+        flags = {f"--{spelled(field.name)}" for field in dataclasses.fields(Resume)}
+        unknown = [word for word in arguments if word.startswith("-") and spelled(word.partition("=")[0]) not in flags]
         if unknown or not arguments[0].startswith("-"):
             raise UserError(
                 "--resume takes the run's folder and nothing else but new places (--data, --teacher, --init-from): a "

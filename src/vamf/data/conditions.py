@@ -22,8 +22,10 @@ from jaxtyping import Float, Int
 from vamf.conditioning import Cond, Conditioning, CondShape
 from vamf.data.classes import Class, class_index
 from vamf.data.columns import column_name, moments
-from vamf.errors import UserError, require
+from vamf.errors import UserError
 
+DATA = ("x", "images")
+"""Names of the data themselves in files of data and of samples."""
 VECTOR, IMAGE, START = NAMES = ("vector", "image", "start")
 LABEL = "label"
 MAX_ROWS, MAX_VALUES = 4096, 2**22
@@ -156,7 +158,8 @@ class Conditions:
         values |= {} if label is None else {LABEL: label}
         accepted = f"this run takes {', '.join(names) or 'none'}"
         for name in values:
-            require(name in names, "condition", name, accepted)
+            if name not in names:
+                raise UserError(f"condition = {name}: {accepted}")
         if missing := [name for name in names if name not in values]:
             raise UserError(f"condition: {missing[0]} is missing; {accepted}, and they are given together")
         if label is None and LABEL in values:
@@ -290,7 +293,7 @@ def check_arrays(source: str, arrays: Mapping[str, Any], count: int, shape: tupl
 
 
 def read_file(path: Path) -> Any:
-    """Conditions in a file: a `.npy` array, or the arrays of a `.npz` by their names.
+    """Conditions in a file: a `.npy` array, or the arrays of a `.npz` by their names; of data or samples without these.
 
     Raises:
         UserError: it does not exist or is not readable.
@@ -300,7 +303,8 @@ def read_file(path: Path) -> Any:
         if not isinstance(loaded, np.lib.npyio.NpzFile):
             return loaded
         with loaded:
-            return {name: loaded[name] for name in loaded.files}
+            arrays = {name: loaded[name] for name in loaded.files if name not in DATA}
+            return arrays if LABEL in arrays or "labels" not in arrays else {LABEL: arrays.pop("labels"), **arrays}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:

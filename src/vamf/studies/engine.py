@@ -145,11 +145,16 @@ class Execution:
         _ = self.prepared
         return [spec for name in self.budget.datasets for spec in self.specs(name)]
 
+    def run_names(self) -> list[str]:
+        """The names of all runs, those at equal time included, which only a measurement of costs decides about."""
+        pairs = [(name, variant) for name in self.budget.datasets for variant in self.variants(name)]
+        equal = ("steps", "time") if self.study.equal_time else ("steps",)
+        return [_run_name(*pair, one) for pair in pairs for one in equal]
+
     def _check_names(self) -> None:
         """Refuse data sets and variants whose files would be the same."""
-        pairs = [(name, variant) for name in self.budget.datasets for variant in self.variants(name)]
-        runs = [_run_name(*pair, equal) for pair in pairs for equal in ("steps", "time")]
-        for kind, names in {"data sets": [Path(name).stem for name in self.budget.datasets], "runs": runs}.items():
+        stems = [Path(name).stem for name in self.budget.datasets]
+        for kind, names in {"data sets": stems, "runs": self.run_names()}.items():
             if twice := [name for index, name in enumerate(names) if name in names[:index]]:
                 raise UserError(f"study {self.study.name}: two {kind} are called {twice[0]}; give them different names")
 

@@ -107,6 +107,8 @@ def part(execution: Any, name: str) -> None:
     Raises:
         UserError: the study has no run of that name.
     """
+    if name not in (PLAN, *execution.run_names()):  # before the folder is this study's
+        raise UserError(f"only = {name}: allowed are {PLAN}, {', '.join(execution.run_names())}")
     specs = {spec.name: spec for spec in execution.prepare()}
     if name == PLAN:
         write_json(execution.folder / f"{PLAN}.json", {"runs": list(specs)})

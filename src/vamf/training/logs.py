@@ -8,7 +8,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -100,11 +100,29 @@ class Log:
             sink.close()
 
 
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+"""The package behind each of `log.to`."""
+
+
+def _package(name: str) -> Any:
+    return import_optional(PACKAGES[name], name, "log.to")
+
+
+def check_packages(names: Iterable[str]) -> None:
+    """Refuse values of `log.to` whose package is not installed.
+
+    Raises:
+        UserError: names the package, and how to install it.
+    """
+    for name in names:
+        _package(name)
+
+
 class TensorBoard:
     """An event file, written by tensorboardX, without TensorFlow."""
 
     def __init__(self, folder: Path, resume_at: int):
-        tensorboard = import_optional("tensorboardX", "tensorboard", "log.to")
+        tensorboard = _package("tensorboard")
         # With a purge step TensorBoard hides what earlier files have from there on.
         purge_step = resume_at + 1 if folder.exists() else None
         # Files are named by the second and read in the order of their names: the suffix keeps names unique.
@@ -135,7 +153,7 @@ class WeightsAndBiases:
         import dataclasses
         import secrets
 
-        wandb = import_optional("wandb", "wandb", "log.to")
+        wandb = _package("wandb")
         name = folder / "wandb" / "id"
         if not name.exists():
             write_atomic(name, secrets.token_hex(4))

@@ -29,7 +29,7 @@ from vamf.metrics import distances_to
 from vamf.progress import Progress
 from vamf.sampling import registry
 from vamf.schedules import value_at
-from vamf.training import ema_weights, loop, presets
+from vamf.training import ema_weights, logs, loop, presets
 from vamf.training.checksum import fingerprint
 from vamf.training.config import TOYS_NETWORK, TrainConfig
 from vamf.training.config_file import CONFIG, to_json
@@ -85,6 +85,7 @@ class Run(StoredRun):
         with contextlib.ExitStack() as stack:
             folder = Path(distributed.on_main_process(lambda: str(stack.enter_context(new_run_folder(config, folder)))))
             config.mesh.shape(jax.device_count(), jax.process_count())
+            logs.check_packages(config.log.to)
             for name in ("teacher", "init_from"):
                 if path := getattr(config, name):
                     config = dataclasses.replace(config, **{name: str(Path(path).resolve())})
