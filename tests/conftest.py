@@ -44,9 +44,9 @@ def pytest_pyfunc_call(pyfuncitem):
     return True
 
 
-DEAR = ("adaptive", "cli", "reflow", "data_argument", "ddpm", "diagnosis", "ema_weights", "inputs", "prediction",
-        "processes", "samples", "studies", "study_adaptive", "study_dit", "study_methods", "study_mixtures", "sweep",
-        "trained_estimates")  # fmt: skip
+DEAR = ("adaptive", "cli", "reflow", "data_argument", "ddpm", "diagnosis", "ema_weights", "export", "finetuning",
+        "generator", "inputs", "prediction", "processes", "published", "samples", "studies", "study_adaptive",
+        "study_dit", "study_finetune", "study_methods", "study_mixtures", "sweep", "trained_estimates")  # fmt: skip
 """Files whose fixtures train: each is one process's, so that they are made once."""
 
 

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from vamf import cli
+from vamf.commands import aliases
+from vamf.errors import UserError
 from vamf.objectives import METHODS
 from vamf.progress import Progress
 from vamf.training.presets import PRESETS
@@ -53,7 +55,7 @@ def table_run(tmp_path_factory):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["dance"], "command 'dance': allowed are train"),
+        (["jump"], "command 'jump': allowed are train"),
         (["train"], "train needs a CONFIG"),
         (["train", "swiss_rol"], "did you mean swiss_roll?"),
         (["train", "nothing.csv"], "nothing.csv: no such file"),
@@ -61,7 +63,7 @@ def table_run(tmp_path_factory):
         (["train", "swiss_roll", "--beta", "1.5"], "beta = 1.5: allowed is [0, 1]"),
         (["train", "swiss_roll", "--beta", "soon"], "beta = 'soon': allowed is a number or"),
         (["train", "swiss_roll", "--beta", "linear:0:3"], "beta = 3.0: allowed is [0, 1]"),
-        (["train", "swiss_roll", "--method", "meanflow", "--beta", "0.5"], "Unrecognized options: --beta, 0.5"),
+        (["train", "swiss_roll", "--method", "meanflow", "--beta", "0.5"], "--beta, 0.5 (an option of vamf"),
         (["train", "swiss_roll", "--proxy", "none"], "proxy = 'none'"),
         (
             ["train", "swiss_roll", "--times.flow-matching-ratio", "-0.1"],
@@ -76,16 +78,23 @@ def table_run(tmp_path_factory):
         (["train", "swiss_roll", "--network.time-features", "3"], "network.time-features = 3"),
         (["train", "swiss_roll", "--speed", "9"], "--speed"),
         (["train", "--resume", "nowhere"], "nowhere: holds no run"),
-        (["train", "--resume", "nowhere", "--steps", "5"], "--resume takes the run's folder and nothing else"),
-        (["train", "--resume", "nowhere", "--steps", "5"], "vamf train CONFIG ... --init-from RUN"),
+        (["train", "--resume", "nowhere", "--lr", "5"], "--resume takes the run's folder and nothing else"),
+        (["train", "--resume", "nowhere", "--lr", "5"], "vamf train CONFIG ... --init-from RUN"),
+        (["train", "--resume", "nowhere", "--steps", "5"], "nowhere: holds no run"),
         (["train", "--resume", "nowhere", "--data", "x.csv"], "nowhere: holds no run"),
         (["train", "swiss_roll", "--resume", "nowhere"], "--resume takes the run's folder and nothing else"),
         (["sample", "nowhere", "--out", "x.npy"], "nowhere: holds no run"),
-        (["sample"], "--run"),
+        (["trian"], "command 'trian' (did you mean train?): allowed are train"),
+        (["train", "swiss_roll", "--lerning-rate", "1"], "--lerning-rate, 1 (did you mean --learning-rate?)"),
+        (["train", "swiss_roll", "--epochs", "3"], "epochs = 3: swiss_roll has no number of rows"),
+        (["train", "swiss_roll", "--epochs", "3", "--steps", "9"], "--epochs and --steps: choose one of them"),
+        (["train", "digits", "--epochs", "-1"], "epochs = -1.0: allowed is any number above 0"),
+        (["sample", "nowhere", "--out", "x.npy", "--samper", "heun"], "(did you mean --sampler?)"),
+        (["sample"], "Missing from vamf sample: RUN"),
         (["evaluate", "nowhere"], "nowhere: holds no run"),
         (["study", "everything"], "toys"),
-        (["compare"], "--methods"),
-        (["compare", "meanflow", "meanflux", "--data", "swiss_roll"], "method = 'meanflux': allowed are flow_matching"),
+        (["compare"], "Missing from vamf compare: --data"),
+        (["compare", "meanflow", "meanflux", "--data", "swiss_roll"], "method = 'meanflux' (did you mean meanflow?)"),
         (["compare", "meanflow", "--data", "swiss_rolls"], "did you mean swiss_roll?"),
         (["compare", "meanflow", "meanflow", "--data", "swiss_roll"], "named twice"),
         (["train", "swiss_roll", "--method", "rectified_meanflow"], "--teacher RUN"),
@@ -177,12 +186,49 @@ def test_command_help(capsys):
         status, out, _ = run(command, "--help", capsys=capsys)
         assert status == 0
         assert f"usage: vamf {command}" in out
-    _, out, _ = run("train", "--help", capsys=capsys)
-    lines = dict(line.split(": ", 1) for line in out.splitlines()[:2])
-    assert lines["presets"].split() == list(PRESETS)
-    assert lines["methods"].split() == list(METHODS)
-    for option in ("--beta", "--steps", "--anchor.weight", "--times.max-gap", "--out"):
-        assert option in out
+    for command, names in {"sample": "RUN", "evaluate": "RUN", "diagnose": "RUN", "fid": "A B"}.items():
+        _, out, _ = run(command, "--help", capsys=capsys)
+        assert f"usage: vamf {command} [-h] [OPTIONS] {names}" in out
+        assert not re.search("--(run|a|b) ", out)
+
+
+def test_help_is_short_and_help_all_is_complete(capsys):
+    _, short, _ = run("train", "--help", capsys=capsys)
+    assert len(short.splitlines()) < 64
+    presets, methods = re.search(r"presets: (.*?)\nmethods: (.*?)\n\n", short, re.DOTALL).groups()
+    assert presets.split() == list(PRESETS)
+    assert methods.split() == list(METHODS)
+    kinds = ("--network KIND", "--times KIND", "--weighting KIND", "--path KIND", "--terms KIND")
+    for option in ("--beta", "--steps", "--epochs", "--guidance.scale", "--out", "--help-all", "--lr", *kinds):
+        assert option in short
+    assert "--guard.patience INT" not in short
+    _, whole, _ = run("train", "digits", "--network", "dit", "--help-all", capsys=capsys)
+    for option in ("--anchor.weight", "--times.max-gap", "--guard.patience", "--profile", *kinds):
+        assert option in whole
+    assert "--network.times 't,t-r' | 't,r' | 't,r,t-r' | t-r" in whole
+    _, method, _ = run("train", "digits", "--method", "alphaflow", "--help", capsys=capsys)
+    for name in ("times.r-mean", "bank.memory", "anchor.weight", "flow-matching.times KIND"):
+        assert f"--{name}" in method
+    assert "--beta" not in method
+
+
+def test_other_names_of_options(capsys, tmp_path, monkeypatch):
+    """One table; each is the option itself, and no command has an option of such a name."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--lr", "2e-3", "--bs=32", "--iters", "7", "-o", "out"]
+    assert aliases.expand(["train", "two_moons", *words]) == [
+        "train", "two_moons", "--learning-rate", "2e-3", "--batch-size=32", "--steps", "7", "--out", "out"
+    ]  # fmt: skip
+    for command in ("train", "estimate", "sweep", "sample", "evaluate", "diagnose", "compare", "fid"):
+        _, out, _ = run(command, "--help-all" if command in ("train", "estimate", "sweep") else "--help", capsys=capsys)
+        assert not {word for line in out.splitlines() if "for --" not in line for word in line.split()[1:2]} & {
+            *aliases.ALIASES
+        }
+    monkeypatch.setattr(Run, "create", lambda config, out, *_, **__: (_ for _ in ()).throw(UserError(repr(config))))
+    _, _, err = run("train", "two_moons", "--lr", "2e-3", "--batch", 32, "--max_steps", 7, capsys=capsys)
+    for part in ("steps=7", "batch_size=32", "learning_rate=0.002"):
+        assert part in err
+    assert aliases.option("lr") == "learning_rate"
 
 
 def test_runs_of_another_version_are_refused_in_one_line(digits_run, tmp_path, capsys):
@@ -221,7 +267,7 @@ def test_what_the_report_prints_repeats_the_run(digits_run, tmp_path, capsys, mo
     page = html.unescape((digits_run / "report.html").read_text())
     words = shlex.split(re.search(r"Repeat: <code>vamf (train .*?)</code>", page)[1])
     known = json.loads((digits_run / "evaluation.json").read_text())
-    monkeypatch.setattr(Run, "evaluate", lambda *_: known)  # which is another test's
+    monkeypatch.setattr(Run, "evaluate", lambda *_, **__: known)  # which is another test's
     assert run(*words, "--out", tmp_path / "again", capsys=capsys)[0] == 0
     first, again = Run.open(digits_run), Run.open(tmp_path / "again")
     assert again.config == first.config

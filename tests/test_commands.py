@@ -21,19 +21,25 @@ import shutil
 import sys
 import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+from flax import serialization, traverse_util
 
+import official_networks
 import test_readme
+from pytorch_files import write_zip
 from test_autoencoders import tiny_weights
 from test_autoencoders import write as write_tensors
 from test_fid import write_safetensors
 from test_image_files import BATCHES, cifar, save, write_mnist
 from vamf import cli
 from vamf.autoencoders import tiny
+from vamf.commands import aliases
+from vamf.likelihood import runs as likelihood_runs
 from vamf.metrics import inception
 from vamf.metrics.moments import Moments
 from vamf.studies import costs, engine, launcher, measures, methods, sweep, toys
@@ -127,9 +133,9 @@ def write_table(path):
     path.write_text(table())
 
 
-def write_bad_table(path):
+def write_bad_table(path, entry="x"):
     lines = table("a,b").splitlines()
-    lines[2] = lines[2].split(",")[0] + ",x"
+    lines[2] = f"{lines[2].split(',')[0]},{entry}"
     path.write_text("\n".join(lines))
 
 
@@ -137,6 +143,15 @@ def write_photos(path):
     random = np.random.default_rng(0)
     for kind in ("cat", "dog"):
         save(path / kind, random.integers(0, 256, (20, 20, 20, 3), dtype=np.uint8))
+
+
+def write_masks(path):
+    for kind in ("cat", "dog"):
+        save(path / kind, np.full((20, 20, 20, 3), 9, np.uint8))
+
+
+def write_vectors(path):
+    np.savetxt(path, np.random.default_rng(0).normal(size=(40, 2)), delimiter=",", header="a,b", comments="")
 
 
 def write_fashion_mnist(path):
@@ -172,6 +187,28 @@ def write_inception(path):
     write_safetensors(path, state)
 
 
+def write_meanflow(path):
+    """MeanFlow's zip archive, of a small network."""
+    make = official_networks.dit(True, width=64, depth=1, patch=8, classes=1000, embedders=("t_embedder", "h_embedder"))
+    write_archive(path, make.arrays)
+
+
+def write_improved_meanflow(path):
+    write_archive(path, official_networks.imeanflow(patch=8, classes=1000).arrays)
+
+
+def write_archive(path, arrays):
+    """A zip archive with a checkpoint of flax."""
+    state = {"ema_params": {"net": traverse_util.unflatten_dict(arrays, sep="/")}}
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("checkpoint_10", serialization.msgpack_serialize(state))
+
+
+def write_unet(path):
+    arrays = official_networks.unet().arrays
+    write_zip(path, {"model": {f"net_ema1.{name}": array for name, array in arrays.items()}}, arrays.values())
+
+
 def write_images(path):
     np.savez(path, images=np.random.default_rng(len(path.stem)).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8))
 
@@ -187,15 +224,22 @@ FILES = {
     "measurements.csv": write_table,
     "bad.csv": write_bad_table,
     "short.csv": lambda path: path.write_text(table(rows=2)),
+    "holes.csv": lambda path: write_bad_table(path, ""),
     "digits.npy": lambda path: np.save(path, np.random.default_rng(0).normal(size=(60, 16))),
     "table.npz": lambda path: np.savez(path, **conditioned(60)),
     "conditions.npz": lambda path: np.savez(path, vector=conditioned(5)["vector"]),
+    "fields.npy": lambda path: np.save(path, np.random.default_rng(0).normal(size=(40, 8, 8, 4))),
+    "vectors.csv": write_vectors,
+    "masks": write_masks,
     "photos": write_photos,
     "images": write_photos,
     "fashion-mnist": write_fashion_mnist,
     "cifar-10-binary.tar.gz": write_cifar10,
     "vae.safetensors": write_autoencoder,
     "inception.safetensors": write_inception,
+    "MF-B4.zip": write_meanflow,
+    "iMF-B-2.zip": write_improved_meanflow,
+    "model.pth": write_unet,
     "a.npz": write_images,
     "b.npz": write_images,
 }
@@ -206,8 +250,10 @@ RUNS = {
     "runs/digits-vamf-1": "train digits",
     "runs/swiss_roll-rao_blackwell-1": "train swiss_roll",
     "runs/moons": "train two_moons",
-    "runs/measurements-vamf-1": "train measurements.csv",
+    "wine-model": "train measurements.csv",
+    "runs/measurements-rao_blackwell-1": "train measurements.csv",
     "runs/teacher": "train swiss_roll --method flow_matching",
+    "runs/my-flow_matching-1": "train my.csv --method flow_matching",
     "runs/imagenet_dit_b4-vamf-1": "train digits",
     "shared/runs/imagenet": "train digits",
 }
@@ -239,13 +285,22 @@ PLACEHOLDERS = {
 }
 """What stands for a word, or for a word after its option."""
 INSTEAD = {
+    "vamf sample runs/mf-b4 --n 16 --label 207 --autoencoder sd-vae-ft-mse.safetensors --out dogs.png": (
+        "vamf sample runs/mf-b4 --n 16 --label 207 --out dogs.npy"  # test_published.py decodes
+    ),
     "vamf sample RUN --condition conditions.npz --out s.npy": (
-        "vamf sample runs/table-vamf-1 --condition conditions.npz --out s.npy"
+        "vamf sample runs/table-meanflow-1 --condition conditions.npz --out s.npy"
+    ),
+    "vamf sample RUN --condition vectors.csv --label each --out s.npz": (
+        "vamf sample runs/photos-vamf-2 --condition vectors.csv --label each --out s.npz"
+    ),
+    "vamf sample RUN --condition masks/ --label each --out s.npz": (
+        "vamf sample runs/photos-vamf-3 --condition masks/ --label each --out s.npz"
     ),
     "vamf fid samples.npz FOLDER": "vamf fid a.npz photos --weights inception.safetensors",
 }
 """What stands for a command."""
-NAMES = {*cli.COMMANDS, "latents", "images"}
+NAMES = {*cli.COMMANDS, "check", "latents", "images"}
 RUN = {"docs/methods/ddpm.md": "runs/cifar-10-binary.tar-ddpm-1"}
 """RUN of a page that makes its own."""
 
@@ -257,7 +312,8 @@ SIZES = {
     "compare": "--steps 10 --seeds 0",
     "sweep": "--steps 4 --batch-size 16",
     "fid": "--dims 192 --bootstrap 2",
-    "data": "--size 16",
+    "data latents": "--size 16",
+    "data images": "--size 16",
 }
 """Options that every command of a kind gets, over those that are printed."""
 NETWORKS = {
@@ -271,6 +327,7 @@ NETWORKS = {
 KINDS = {
     "photos": "dit",
     "images": "dit",
+    "fields.npy": "dit",
     "photos-latents": "latents",
     "fashion_mnist": "dit",
     "ddpm_cifar10": "unet",
@@ -284,10 +341,12 @@ SMALLER = {
 }
 """The largest value of an option."""
 
-ADAPTIVE, DIT, METHODS, MIXTURES = (
-    f"test_study_{name}.py runs it" for name in ("adaptive", "dit", "methods", "mixtures")
+ADAPTIVE, DIT, FINETUNE, METHODS, MIXTURES, TABLES = (
+    f"test_study_{name}.py runs it" for name in ("adaptive", "dit", "finetune", "methods", "mixtures", "tables")
 )
 PARSED = {
+    "vamf train imagenet_dit_b4 --data imagenet-latents --init-from runs/mf-b4": "latents of ImageNet",
+    "vamf train imagenet_in_context_b2 --data imagenet-latents --init-from runs/imf-b2": "latents of ImageNet",
     "vamf train imagenet_dit_b4 --out runs/imagenet": "latents of ImageNet",
     "vamf train imagenet_dit_b4 --mesh.data 0": "latents of ImageNet",
     "vamf train imagenet_dit_b4 --mesh.data 0 --mesh.model 4": "latents of ImageNet",
@@ -306,11 +365,16 @@ PARSED = {
     "vamf study dit --quick --data downloads/fashion-mnist": DIT,
     "vamf study dit --paper --data downloads/cifar10": DIT,
     "vamf study dit --paper --preset imagenet_dit_b4 --data latents": DIT,
+    "vamf study finetune --data fashion-mnist": FINETUNE,
+    "vamf study finetune --data downloads/fashion-mnist": FINETUNE,
+    "vamf study finetune --quick --data downloads/fashion-mnist": FINETUNE,
     "vamf study methods": METHODS,
     "vamf study methods --quick": METHODS,
     "vamf study mixtures": MIXTURES,
     "vamf study mixtures --quick": MIXTURES,
     "vamf study mixtures --paper": MIXTURES,
+    "vamf study tables --quick --data FOLDER": TABLES,
+    "vamf study tables --data FOLDER": TABLES,
     "vamf study toys --paper": "an accelerator; made small it is `vamf study toys`",
     "vamf study toys --quick": "made small it is `vamf study toys`",
     "vamf study toys --as-published": "the same, with --out",
@@ -322,6 +386,7 @@ ELSEWHERE = {
     "vamf study spread --only plan": "test_readme.py runs the study, after the example that defines it",
     "vamf study NAME": "the same",
     "vamf train NAME": "test_readme.py trains on such data, after the example that defines them",
+    "vamf train two_moons --import my_package.parts --method my_method": "test_extensions.py imports such a module",
     "make test": "the suite",
     "make docs": "continuous integration",
     "pip install .": "continuous integration",
@@ -341,6 +406,7 @@ def small():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "EVALUATED", 16)
         patch.setattr(run, "IMAGES", 4)
+        patch.setattr(likelihood_runs, "ROWS", 16)
         patch.setattr(run, "SHOWN", 16)
         tiny_toys = toys.Budget("default", ("swiss_roll",), 10, (0,), 5, betas=(0.0, 0.5, 1.0))
         for module, budgets in ((toys, {**toys.STUDY.budgets, "default": tiny_toys}), (methods, methods.STUDY.budgets)):
@@ -402,10 +468,15 @@ def resized(words):
     for index, word in enumerate(words[:-1]):
         if word in SMALLER and words[index + 1].isdigit():
             words[index + 1] = str(min(int(words[index + 1]), SMALLER[word]))
-    sizes = SIZES.get(words[0], "")
+    sizes = SIZES.get(words[0], SIZES.get(" ".join(words[:2]), ""))
     if words[0] == "train":
-        if "--resume" in words or "--help" in words:
+        if "--resume" in words and "--steps" in words:
+            words[words.index("--steps") + 1] = "8"
+        if {"--resume", "--help", "--help-all"} & set(words):
             return words
+        if "--epochs" in words:
+            words[words.index("--epochs") + 1] = "0.01"
+            sizes = sizes.replace("--steps 4 ", "")
         kind = words[words.index("--network") + 1] if "--network" in words else KINDS.get(words[1].rstrip("/"), "mlp")
         sizes = f"{sizes} {NETWORKS[kind]}"
     for option, value in re.findall(r"(--\S+) (\S+)", sizes):
@@ -428,6 +499,7 @@ def made_up(text, page, trained, refused=False):
                 break
         if word:
             words.append(word)
+    words = aliases.expand(words)
     for before, word in itertools.pairwise(words):
         if word in RUNS and (refused or before != "--out") and not Path(word).exists():
             shutil.copytree(trained(RUNS[word]), word)
@@ -473,8 +545,10 @@ def test_commands(page, trained, tmp_path, monkeypatch, capsys):
             parse(words)
         elif one.kind == "told" and all(word.startswith("--") or word in NAMES for word in words):
             names = [word for word in words if word in NAMES]  # a mention: a command's name, perhaps with an option's
-            status, usage, _ = typed([*names, "--help"], capsys)
-            assert status == 0, one.text
+            helps = ("--help", "--help-all") if names[:1] in (["train"], ["estimate"], ["sweep"]) else ("--help",)
+            pages = [typed([*names, which], capsys) for which in helps]
+            assert all(status == 0 for status, *_ in pages), one.text
+            usage = "".join(page for _, page, _ in pages)
             assert all(f"{word} " in usage for word in words if word.startswith("--")), one.text
         else:
             status, _, err = typed(resized(words), capsys)
@@ -490,7 +564,7 @@ def test_the_tables_are_of_commands_that_are_printed():
 EXAMPLES = [
     pytest.param(code, id=f"{page}-{number}")
     for page, text in PAGES.items()
-    if page != "README.md" and Path(page).stem not in test_readme.PAGES
+    if page != "README.md" and Path(page).stem not in (*test_readme.PAGES, "export")  # test_export.py runs the latter's
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
 ]
 
@@ -499,6 +573,7 @@ EXAMPLES = [
 def test_example_runs(code, tmp_path, monkeypatch):
     """Those that the default suite does not run."""
     monkeypatch.chdir(tmp_path)
+    supply(["", *re.findall(r'"(\S+\.pth)"', code)])
     for part in range(4):  # of an example that reads statistics
         features = np.random.default_rng(part).normal(size=(8, 3))
         Moments.of(features).statistics().save(Path(f"part-{part}.npz"))
@@ -510,12 +585,14 @@ def test_example_runs(code, tmp_path, monkeypatch):
 
 TINY = {
     "checkpoints.py": "--every 20 --checkpoints 1 --turns 1 --out out.json",
+    "cycle.py": "--steps 20 --seeds 0 --rows 16 --out out.json",
     "ddpm_check.py": "--data fashion-mnist --steps 10 --held-out 32 --sampler-steps 2 --out out.json --image out.png",
     "dit.py": "--size tiny --batch 4 --steps 1 --seconds 0.1 --variants 'beta = 0;beta = 0.5, all rows' "
     "--official official --out out.json",
     "fast_flow.py": "--data eight_gaussians --steps 4 --batches 4",
     "optimizers.py": "--steps 20 --quick --out out.json",
     "streaming.py": "--images 70 --size 8 --steps 2 --turns 1",
+    "tables.py": "--only iris digits",
     "toys.py": "--torch ./torch --quick --force --out out.json",
 }
 """Options that make a benchmark tiny, over those that are printed."""

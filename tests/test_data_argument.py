@@ -175,7 +175,11 @@ def test_regression_on_a_vector(regression):
     samples, rows = run.draw(state, 2000)[0], run.rows(2000)["vector"]
     slope = np.linalg.lstsq(np.c_[rows, np.ones(2000)], samples, rcond=None)[0][0]
     np.testing.assert_allclose(slope, [0.8, -0.4], atol=0.08)
-    assert run.evaluate(state, 600)["unseen"]
+    result = run.evaluate(state, 600)
+    assert result["unseen"]
+    assert result["joint"] == ["vector"]
+    baseline, one_step = (result["distances"][name] for name in ("baseline", "1 step"))
+    assert one_step["joint_sw1"] < baseline["joint_sw1"] + 4 * baseline["joint_sw1_std"]
     assert np.isfinite(diagnose_run(run, state, 600).diagnosis.amplification.value)
 
 

@@ -546,7 +546,7 @@ def measured():
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [(["nowhere"], "nowhere: holds no run"), ([], "--run"), (["x", "--cells", "3"], "--cells")],
+    [(["nowhere"], "nowhere: holds no run"), ([], "RUN"), (["x", "--cells", "3"], "--cells")],
 )
 def test_bad_input_is_one_line(arguments, expected, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

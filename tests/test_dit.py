@@ -331,7 +331,7 @@ def test_initial_kernels():
         ({"heads": 0}, "heads"),
         ({"heads": 3}, "heads"),
         ({"width": 18, "heads": 2}, "width"),
-        ({"patch": 0}, "patch"),
+        ({"patch": -1}, "patch"),
         ({"decoupled_depth": 2}, "decoupled-depth"),
         ({"decoupled_depth": -1}, "decoupled-depth"),
         ({"decoupled_depth": 1, "times": "t-r"}, "times"),

@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shlex
+import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +13,13 @@ import numpy as np
 import pytest
 import tyro
 
-from vamf import cli
+from vamf import cli, errors, extensions
 from vamf.average_velocity import instantaneous_velocity
 from vamf.cli_options import Parser
 from vamf.commands.train import settings_of
+from vamf.data import SOURCES
 from vamf.errors import UserError
+from vamf.networks import KINDS
 from vamf.objectives import METHODS, create
 from vamf.objectives.compose import Common
 from vamf.objectives.methods import Method
@@ -213,6 +218,8 @@ def test_a_residual_and_a_model_have_names():
         ("--terms at_time small --terms.at-time.power 2 --terms.small.weight 1",
          {"terms": {"at_time": {"power": 2}, "small": {"weight": 1.0}}}),
         ("--terms at_time --terms.at_time.weight linear:1:0", {"terms": {"at_time": {"weight": "linear:1:0"}}}),
+        ("--terms cycle --terms.cycle.weight 1 --terms.cycle.trained return",
+         {"terms": {"cycle": {"weight": 1.0, "trained": "return"}}}),
         ("--method vamf --proxy still", {"proxy": "still"}),
         ("--method landing --residual.model still --weighting huber --weighting.constant 0.5",
          {"residual": {"model": {"type": "still"}}, "weighting": {"type": "huber", "constant": 0.5}}),
@@ -241,7 +248,7 @@ def test_a_run_is_trained_resumed_and_repeated(tmp_path, capsys, monkeypatch):
         said = capsys.readouterr().err
         assert end.value.code == 2
         assert said.count("\n") == 1
-        assert "terms = small: allowed are at_time; one of your own is known once" in said
+        assert "terms = small: allowed are cycle, at_time; one of your own is known once" in said
         assert "vamf.objectives.terms.TERMS" in said
 
 
@@ -264,8 +271,8 @@ def test_a_weight_is_swept():
 @pytest.mark.parametrize(
     ("objective", "words"),
     [
-        ({"terms": {"huge": {}}}, "terms = huge: allowed are at_time, small; one of your own is known once the module "
-         r"that puts it into vamf.objectives.terms.TERMS is imported \(VAMF_IMPORT=MODULE for commands\)"),
+        ({"terms": {"huge": {}}}, "terms = huge: allowed are cycle, at_time, small; one of your own is known once the "
+         r"module that puts it into vamf.objectives.terms.TERMS is imported \(--import MODULE for commands\)"),
         ({"terms": ["huge"]}, "terms = huge: allowed"),
         ({"terms": 3}, "terms = 3: allowed is names or parts"),
         ({"terms": {"small": 0.5}}, "terms.small = 0.5: allowed is a dict of its options"),
@@ -273,7 +280,8 @@ def test_a_weight_is_swept():
         ({"terms": (Small(0.1), Small(0.2))}, "terms: small, small; a configuration holds one of each kind"),
         ({"terms": (Anchor(0.1),)}, "terms: Anchor has no name by which a configuration could hold it; put "
          "it into vamf.objectives.terms.TERMS"),
-        ({"weighting": {"type": "hubr"}}, "weighting = hubr: allowed are power, .*vamf.objectives.weighting.WEIGHT"),
+        ({"weighting": {"type": "hubr"}}, r"weighting = hubr \(did you mean huber\?\): "
+         "allowed are power, .*vamf.objectives.weighting.WEIGHT"),
         ({"path": Bent()}, "path: Bent has no name .*vamf.path.PATHS"),
         ({"times": Early()}, "times: Early has no name .*vamf.times.DISTRIBUTIONS"),
         ({"flow_matching": {"weight": 1.0, "times": Early()}}, "flow-matching: Early has no name"),
@@ -328,3 +336,100 @@ def test_commands_import_what_the_environment_names(tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit):
         cli.main(["train", "swiss_roll", "--terms", "--out", str(tmp_path / "none")])
     assert "--terms: name one or more kinds after it" in capsys.readouterr().err
+
+
+PACKAGE = """import dataclasses
+from vamf.data import SOURCES, toys
+from vamf.networks import KINDS, MLPConfig
+from vamf.objectives import METHODS
+from vamf.objectives.methods import Method
+from vamf.objectives.residuals import MeanFlow
+from vamf.objectives.terms import TERMS, Anchor
+
+
+@dataclasses.dataclass(frozen=True)
+class Tied(Anchor):
+    weight: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Narrow(MLPConfig):
+    width: int = 8
+
+
+TERMS["tied"] = Tied
+KINDS["narrow"] = Narrow
+SOURCES["plain_roll"] = lambda holdout: toys.load("swiss_roll")
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An installed package whose entry point names the module with its parts."""
+    site = tmp_path / "site"
+    (site / "parts_of_mine-1.0.dist-info").mkdir(parents=True)
+    (site / "parts_of_mine-1.0.dist-info" / "METADATA").write_text("Name: parts-of-mine\nVersion: 1.0\n")
+    (site / "parts_of_mine-1.0.dist-info" / "entry_points.txt").write_text("[vamf]\nmine = parts_of_mine\n")
+    (site / "parts_of_mine.py").write_text(PACKAGE.replace("from vamf.objectives.residuals import MeanFlow\n", ""))
+    for table, name in ((TERMS, "tied"), (KINDS, "narrow"), (SOURCES, "plain_roll")):
+        monkeypatch.setitem(table, name, None)
+        del table[name]  # forgotten in the end, whoever puts it there
+    monkeypatch.setattr(extensions, "_loaded", False)
+    monkeypatch.syspath_prepend(site)
+    yield site
+    sys.modules.pop("parts_of_mine", None)
+
+
+def test_parts_of_an_installed_package_are_known(package, tmp_path, capsys, monkeypatch):
+    """Without an import, in Python and on the command line; a run remembers where they come from."""
+    assert "parts_of_mine" not in sys.modules
+    assert create("meanflow", terms=["tied"]).terms == (sys.modules["parts_of_mine"].Tied(),)
+    folder = tmp_path / "run"
+    words = "train plain_roll --network narrow --method vamf --terms tied --steps 2 --batch-size 8"
+    cli.main([*words.split(), "--out", str(folder)])
+    assert json.loads((folder / "config.json").read_text())["imports"] == ["parts_of_mine"]
+    for table, name in ((TERMS, "tied"), (KINDS, "narrow"), (SOURCES, "plain_roll")):
+        del table[name]
+    del sys.modules["parts_of_mine"]
+    monkeypatch.setattr(extensions, "_loaded", False)
+    cli.main(["sample", str(folder), "--n", "2", "--out", str(tmp_path / "x.npy")])
+    assert np.load(tmp_path / "x.npy").shape == (2, 2)
+    # The package is gone from the entry points, but may be imported.
+    shutil.rmtree(package / "parts_of_mine-1.0.dist-info")
+    for table, name in ((TERMS, "tied"), (KINDS, "narrow"), (SOURCES, "plain_roll")):
+        del table[name]
+    del sys.modules["parts_of_mine"]
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli.main(["sample", str(folder), "--n", "2", "--out", str(tmp_path / "y.npy")])
+    said = capsys.readouterr().err
+    assert "its parts come from parts_of_mine, not imported yet; add --import parts_of_mine" in said
+    assert said.count("\n") == 1
+    monkeypatch.setenv("VAMF_IMPORT", "")  # which --import adds to
+    cli.main(["--import", "parts_of_mine", "sample", str(folder), "--n", "2", "--out", str(tmp_path / "y.npy")])
+    assert os.environ["VAMF_IMPORT"] == "parts_of_mine"
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), np.load(tmp_path / "y.npy"))
+
+
+def test_a_broken_package_is_named_where_a_name_is_not_known(package, monkeypatch):
+    (package / "parts_of_mine.py").write_text("1 / 0\n")
+    monkeypatch.setattr(errors, "FAILED_IMPORTS", {})
+    monkeypatch.setattr(extensions, "FAILED_IMPORTS", errors.FAILED_IMPORTS)
+    TrainConfig("swiss_roll", "vamf")  # nobody misses it
+    with pytest.raises(UserError, match=r"parts_of_mine could not be imported \(ZeroDivisionError: division by zero\)"):
+        create("meanflow", terms=["tied"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--import not_there train swiss_roll", "--import = not_there: not to be imported"),
+        ("train swiss_roll --import", "--import: allowed is MODULE or MODULE,MODULE"),
+        ("--import math", "--import: a command follows: train"),
+    ],
+)
+def test_what_cannot_be_imported(words, said, capsys, monkeypatch):
+    monkeypatch.setenv("VAMF_IMPORT", "")
+    with pytest.raises(SystemExit):
+        cli.main(words.split())
+    assert said in capsys.readouterr().err

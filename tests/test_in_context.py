@@ -221,7 +221,7 @@ def test_initial_kernels():
 
 @pytest.mark.parametrize(
     ("options", "name"),
-    [({"depth": 0}, "depth"), ({"heads": 4}, "heads"), ({"patch": 0}, "patch"), ({"head_depth": 3}, "head-depth")],
+    [({"depth": 0}, "depth"), ({"heads": 4}, "heads"), ({"patch": -1}, "patch"), ({"head_depth": 3}, "head-depth")],
 )
 def test_refusals_name_the_field(options, name):
     with pytest.raises(UserError, match=name):

@@ -17,7 +17,7 @@ from vamf import autoencoders, data
 from vamf.autoencoders import Autoencoder
 from vamf.autoencoders.images import from_bytes, psnr
 from vamf.commands.runs import print_distances
-from vamf.data import LatentScale, cli, encoding, latents
+from vamf.data import LatentScale, cli, encoding, image_reading, latents
 from vamf.data.encoding import LatentConfig
 from vamf.errors import UserError
 from vamf.networks import MLPConfig
@@ -473,7 +473,7 @@ def test_real_latents(tmp_path):
     dataset = latents.load(tmp_path / "out", holdout=0.0)
     stored = np.asarray(dataset.arrays["mean"]).reshape(49, 8, 8, 32)
     config = encoding.ImageConfig(size=64, channels="rgb")
-    x = encoding.images.decode(encoding.image_files.read(SHARED / "imagenet_sample"), config, "photographs").pixels
+    x = image_reading.decode(encoding.image_files.read(SHARED / "imagenet_sample"), config, "photographs").pixels
     result = psnr(latents.decode(model, stored.astype(np.float32), 7), x)
     np.testing.assert_allclose(result[:16].mean(), index["psnr"], atol=0.05)
 

@@ -22,7 +22,7 @@ from vamf.training import loop
 from vamf.training.run import Run
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("objectives", "diagnosis", "sampling", "extending", "images", "networks", "training")
+PAGES = ("python", "objectives", "diagnosis", "sampling", "extending", "images", "networks", "training")
 TABLES = (METHODS, TERMS, MODELS, WEIGHTINGS, DISTRIBUTIONS, PATHS, KINDS, SOURCES, STUDIES)
 
 
@@ -46,7 +46,8 @@ EXAMPLES = [
 
 def run(code, steps):
     """An example with short runs: it is the code that is tested here, not its result."""
-    exec(compile(re.sub(r"STEPS = \d+", f"STEPS = {steps}", code), "example", "exec"), {})
+    short = re.sub(r"(STEPS = |steps=)\d+", rf"\g<1>{steps}", code)
+    exec(compile(short, "example", "exec"), {})
 
 
 @pytest.fixture(autouse=True)

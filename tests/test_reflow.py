@@ -151,6 +151,13 @@ def flat(tree):
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def without_gap(name, leaf):
+    """A tensor of the velocity model, whose last rows of inputs, of the gap, are untrained: they start at 0."""
+    if name != "['first']['kernel']":
+        return leaf
+    return np.concatenate([leaf[:, :-32], np.zeros_like(leaf[:, -32:])], axis=1)
+
+
 @pytest.mark.slow
 def test_a_training_starts_from_the_average_of_another(tmp_path):
     first = finished(tmp_path, "first")
@@ -159,7 +166,7 @@ def test_a_training_starts_from_the_average_of_another(tmp_path):
     state = second.ensemble.init()
     for part in (state.params, state.ema_params):
         for name, leaf in flat(part).items():
-            np.testing.assert_array_equal(leaf, average[name])
+            np.testing.assert_array_equal(leaf, without_gap(name, average[name]))
     assert int(state.step[0]) == 0
     second.train(Progress(show=False))
     shutil.rmtree(first.folder)  # once begun, a run stands on its own
@@ -176,7 +183,7 @@ def test_what_the_other_training_lacks_starts_afresh(tmp_path):
         taken = {name.replace("['network']", ""): leaf for name, leaf in params.items() if "fake" not in name}
         assert len(params) > len(average)
         for name, leaf in average.items():
-            np.testing.assert_array_equal(taken[name], leaf)
+            np.testing.assert_array_equal(taken[name], without_gap(name, leaf))
 
 
 def test_a_command_resumes_with_the_first_run_elsewhere(tmp_path, capsys):

@@ -9,7 +9,7 @@ from PIL import Image
 import test_latents
 from test_cli import run as vamf
 from vamf import autoencoders
-from vamf.data import encoding
+from vamf.data import Dataset, encoding
 from vamf.metrics.images import open_images
 from vamf.networks import MLPConfig
 from vamf.progress import Progress
@@ -75,7 +75,7 @@ def test_images_are_bytes_that_can_be_judged(images_run, tmp_path, capsys, kind)
     assert json.loads(receipt.read_text())["samples"]["nfe"] == 1
 
 
-def test_classes_are_called_as_in_the_data(images_run, tmp_path, capsys):
+def test_classes_are_called_as_in_the_data(images_run, tmp_path, capsys, monkeypatch):
     run = Run.open(images_run)
     assert (run.dataset.num_classes, run.dataset.classes) == (2, (3, 7))
     state, _ = run.load(Progress(show=False))
@@ -90,6 +90,7 @@ def test_classes_are_called_as_in_the_data(images_run, tmp_path, capsys):
     assert found["each"] == [3, 7] * 30
     assert 30 < found[None].count(3) < 60  # drawn as often as the data have it
     numbers = np.searchsorted([3, 7], found[None])
+    monkeypatch.setattr(Dataset, "_as_stored", lambda self, values: values)  # before they are rounded
     samples, again, other = (run.ensemble.draw(state, 60, seed=0, label=k)[0][0] for k in (None, numbers, 1 - numbers))
     own = np.abs(again - samples).reshape(60, -1).max(axis=1)
     assert np.all(100 * own < np.abs(other - samples).reshape(60, -1).max(axis=1))  # these labels are the samples' own
@@ -99,6 +100,24 @@ def test_classes_are_called_as_in_the_data(images_run, tmp_path, capsys):
         status, _, err = vamf("sample", images_run, "--label", label, "--out", tmp_path / "t.npz", capsys=capsys)
         assert (status, err.count("\n")) == (2, 1)
         assert f"label = {label}: allowed is 3, 7, or each" in err
+
+
+def test_classes_by_their_names(tmp_path, capsys):
+    """On the command line as in the data; a wrong name gets the right ones and the nearest."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "shapes.npz", x=rng.normal(size=(60, 2)), labels=np.array(["circle", "square", "star"] * 20))
+    words = ["train", tmp_path / "shapes.npz", "--steps", 2, "--bs", 8, "--network.width", 8, "--out", tmp_path / "run"]
+    assert vamf(*words, capsys=capsys)[0] == 0
+    for label, names in (("star", ["star"] * 3), ("each", ["circle", "square", "star"]), ("1", ["square"] * 3)):
+        out = tmp_path / f"{label}.npz"
+        assert vamf("sample", tmp_path / "run", "--n", 3, "--label", label, "-o", out, capsys=capsys)[0] == 0
+        with np.load(out) as written:
+            assert written["labels"].tolist() == names
+    status, _, err = vamf("sample", tmp_path / "run", "--label", "circel", "--out", tmp_path / "x.npy", capsys=capsys)
+    assert (status, err) == (
+        2,
+        "vamf: label = circel: allowed is circle, square, star (did you mean circle?), or each\n",
+    )
 
 
 def test_files_do_not_share_what_is_said_of_them(images_run, tmp_path, capsys):

@@ -1,4 +1,5 @@
 import csv
+import gzip
 import json
 import pickle
 import re
@@ -245,7 +246,7 @@ def test_a_constant_column_stays_what_it_is(tmp_path, constant):
     values[:, 1] = constant
     dataset = data.load(str(write(tmp_path / "x.npy", values)))
     assert (dataset.event_shape, dataset.sample_shape) == ((2,), (3,))
-    assert dataset.constants == ((1, constant),)
+    assert dataset.table.constants == ((1, constant),)
     assert f"constant and not learnt: column 2 = {constant:g}" in dataset.summary
     for kind in (dataset, whiten(dataset, 0.01)):
         noise = np.random.default_rng(0).normal(size=(2, 50, 2))  # whatever a network makes
@@ -285,14 +286,14 @@ def test_columns_of_integers_come_back_as_integers(tmp_path):
     rng = np.random.default_rng(0)
     values = np.stack([rng.poisson(3.0, 100), rng.normal(size=100), 1_700_000_000 + rng.integers(0, 60, 100)], 1)
     dataset = data.load(str(write(tmp_path / "x.csv", values)))
-    assert dataset.integers == (0, 2)
+    assert dataset.table.of_kind("integer") == (0, 2)
     samples = dataset.to_original(rng.normal(size=(500, 3)))
     np.testing.assert_array_equal(samples[:, [0, 2]], np.rint(samples[:, [0, 2]]))
     assert len(np.unique(samples[:, 1])) == 500
     assert 30 < len(np.unique(samples[:, 2])) < 500
     lines = csv_table.to_csv(samples).splitlines()
     assert all(re.fullmatch(r"-?\d+,-?\d+\.\d+(e-\d+)?,1[67]\d{8}", line) for line in lines)
-    assert data.load("digits").integers == ()
+    assert data.load("digits").table is None
 
 
 def test_large_offsets_keep_their_digits(tmp_path):
@@ -462,8 +463,6 @@ def test_arrays_in_memory_are_held_to_the_same(tmp_path):
     with pytest.raises(UserError, match=r"labels of shape \(39,\)"):
         tables.from_table("x", table(40), label=np.zeros(39, int))
     for name in ("x.npy", "x.npz"):
-        bad = np.zeros((40, 8, 8, 4), np.uint8)
-        assert "shape (40, 8, 8, 4)" in refusal(write(tmp_path / name, bad))
         assert "not finite" in refusal(write(tmp_path / name, np.full((40, 8, 8, 4), np.inf)))
 
 
@@ -567,7 +566,7 @@ def test_an_unknown_name_lists_what_there_is():
 
 
 def test_classes_of_samples_are_the_last_column():
-    text = csv_table.to_csv(np.array([[1.5, 2.0], [0.5, 3.0]]), ("a", "b"), np.array(["cat", "a,dog"]))
+    text = csv_table.to_csv(np.array([[1.5, 2.0], [0.5, 3.0]]), ("a", "b"), {"label": np.array(["cat", "a,dog"])})
     assert list(csv.reader(text.splitlines())) == [["a", "b", "label"], ["1.5", "2", "cat"], ["0.5", "3", "a,dog"]]
 
 
@@ -580,3 +579,91 @@ def test_whole_numbers_above_decimals_are_not_learnt_as_a_row(header, tmp_path):
         csv_table.read(path)
     path.write_text("\n".join([*(",".join(map(repr, row)) for row in rows), "1,2"]))
     assert csv_table.read(path).numbers.shape == (51, 2)
+
+
+# ------------------------------------------------------------------------------------ files as people have them
+
+
+def mixed_lines(sep=",", decimal=".", quote=""):
+    rng = np.random.default_rng(0)
+    rows = [
+        [f"{rng.normal():.4f}".replace(".", decimal), str(rng.integers(0, 9)), quote + rng.choice(["a", "b c"]) + quote]
+        for _ in range(60)
+    ]
+    return "\n".join(sep.join(row) for row in [["width", "count", "kind"], *rows]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "remark"),
+    [
+        ("x.csv", mixed_lines(";"), "separated by semicolons"),
+        ("x.csv", mixed_lines(";", ","), "separated by semicolons, with decimal commas"),
+        ("x.tsv", mixed_lines("\t"), "separated by tabs"),
+        ("x.csv", mixed_lines("|", quote='"'), "separated by bars"),
+        ("x.csv", "\ufeff" + mixed_lines().replace("\n", "\r\n"), ""),
+        ("x.csv", mixed_lines().replace("\n", "\r"), ""),
+        ("x.csv.gz", mixed_lines(), ""),
+    ],
+)
+def test_files_of_other_habits(tmp_path, name, content, remark):
+    """They hold the same table as the plain file."""
+    (tmp_path / "plain.csv").write_text(mixed_lines(), newline="")
+    raw = content.encode()
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
+    plain, other = (data.load(str(tmp_path / file), holdout=0.0) for file in ("plain.csv", name))
+    assert other.name == "x"
+    assert other.columns == ("width", "count", "kind")
+    assert [column.kind for column in other.table.columns] == ["real", "integer", "category"]
+    np.testing.assert_array_equal(other.arrays["points"], plain.arrays["points"])
+    assert remark in other.summary
+
+
+@pytest.mark.parametrize("absent", ["", "NA", "nan", "null", "?"])
+def test_a_missing_value_is_named_with_what_to_do(tmp_path, absent):
+    lines = mixed_lines().splitlines()
+    lines[7] = f"{absent},3,a"
+    (tmp_path / "x.csv").write_text("\n".join(lines))
+    message = refusal(tmp_path / "x.csv")
+    assert f"row 7 (line 8), column 1 (width) is {absent!r}" in message
+    assert "remove these rows, or fill the values in first" in message
+
+
+def test_columns_have_roles(tmp_path):
+    """Classes, conditions and what is left out, by name or number; the rest is learnt."""
+    (tmp_path / "x.csv").write_text(mixed_lines())
+    config = data.TableConfig(label="kind", condition=("count",))
+    dataset = data.load(str(tmp_path / "x.csv"), holdout=0.0, table=config)
+    assert (dataset.columns, dataset.classes, dataset.cond_shape[:2]) == (("width",), ("a", "b c"), (2, 1))
+    assert dataset.all_columns == ("width", "count", "kind")
+    vector = np.asarray(dataset.arrays["vector"])
+    np.testing.assert_allclose([vector.mean(), vector.std()], [0, 1], atol=1e-6)
+    by_number = data.load(str(tmp_path / "x.csv"), holdout=0.0, table=data.TableConfig("3", ("2",)))
+    assert by_number.summary == dataset.summary
+    dropped = data.load(str(tmp_path / "x.csv"), table=data.TableConfig(drop=("kind",), categories=("count",)))
+    assert (dropped.columns, dropped.table.columns[1].kind) == (("width", "count"), "category")
+    assert dropped.event_shape == (1 + len(dropped.table.columns[1].categories),)
+    for wrong, message in [
+        (data.TableConfig(label="knd"), "no column 'knd' (did you mean kind?)"),
+        (data.TableConfig(label="kind", drop=("kind",)), "column 3 (kind) has two roles"),
+        (data.TableConfig(label="width"), "labels of shape (60,), type float64"),
+        (data.TableConfig(drop=("1", "2", "3")), "no column is left"),
+        (data.TableConfig(transform="log"), "column 1 (width): a logarithm needs values of 0 or more"),
+    ]:
+        assert message in refusal(tmp_path / "x.csv", table=wrong)
+
+
+def test_a_long_tail_stays_positive_and_a_column_of_text_comes_back(tmp_path):
+    rng = np.random.default_rng(0)
+    income = np.exp(rng.normal(10, 1.5, 500))
+    lines = [f"{value:.2f},{rng.choice(['yes', 'no'])},{rng.choice(['True', 'False'])}" for value in income]
+    (tmp_path / "x.csv").write_text("\n".join(["income,answer,flag", *lines]))
+    dataset = data.load(str(tmp_path / "x.csv"), holdout=0.0)
+    assert [column.kind for column in dataset.table.columns] == ["real", "category", "boolean"]
+    assert "log: column 1 (income)" in dataset.summary
+    samples = dataset.to_original(3 * rng.normal(size=(2000, *dataset.event_shape)))
+    assert samples[:, 0].min() > 0
+    assert samples[:, 0].max() < 1e3 * income.max()
+    values = dataset.table.to_values(samples)
+    assert (set(values[1]), values[2].dtype) == ({"yes", "no"}, bool)
+    np.testing.assert_array_equal(np.sort(dataset.to_original(np.asarray(dataset.arrays["points"]))[:, 1]),
+                                  np.sort([line.split(",")[1] == "yes" for line in lines]))  # fmt: skip

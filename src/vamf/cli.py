@@ -1,37 +1,41 @@
-"""The command line: `vamf train | estimate | sample | evaluate | diagnose | compare | sweep | study | fid | data`.
+"""The command line: `vamf COMMAND ...`, with the commands of `COMMANDS`.
 
 Commands import what they need when they run, so that help is fast. Bad input is one line and exit status 2.
 """
 
 import importlib
 import io
-import os
 import sys
 from collections.abc import Callable, Sequence
 
-from vamf import __version__
-from vamf.errors import IMPORTED, UserError
+from vamf.errors import UserError, did_you_mean
+from vamf.version import __version__
 
 USAGE = """usage: vamf COMMAND ...
 
   train CONFIG [--field value ...] [--out RUN]    train a generator; CONFIG: a preset, a table, images or latents
   train --resume RUN [--data PATH]                continue a run where it stopped
+  import FILE --from SOURCE [--out RUN]           weights of official codes as a run to sample and go on from
   estimate CONFIG [--devices N] [--chip NAME]     parameters, operations, memory and days of a run
   sample RUN --n N [--steps K] [--sampler NAME] --out FILE
                                                   draw samples: .npy, .npz, .csv for tables; .png, a folder for images
-  evaluate RUN [--json]                           distances of a run's samples to unseen data
+  export RUN --out FILE [--format NAME] [--steps K]
+                                                  weights, or the map from noise as a program: .safetensors, .stablehlo,
+                                                  .onnx, or a folder
+  evaluate RUN [--likelihood] [--json]            distances of a run's samples to unseen data; log-likelihoods of these
   diagnose RUN [--json]                           where a run's noise comes from, what beta should be, what its log says
   compare METHOD ... --data NAME                  methods side by side: equal steps, equal time, cost, a ranking
   sweep CONFIG --over NAME=V1,V2 [--over ...]     a run with every combination of some options' values
   study NAME [--quick | --paper] [--out DIR] [--launcher local | slurm | ray]
                                                   runs of several variants: tables, figures, a report
   fid A B [--weights FILE]                        images against images: FID and related metrics, with metadata
+  data check SOURCE [--json]                      what is in data, whether and how they would be trained on
   data latents SOURCE --autoencoder FILE --out FOLDER
                                                   encode images into latents to train on
   data images SOURCE [--size N] --out FILE        images as in training, a reference for metrics
 
 `vamf COMMAND --help` lists every option, `vamf train --help` the presets and methods too. `vamf --version` prints the
-version. VAMF_IMPORT=MODULE,... names modules with parts of your own."""
+version. `--import MODULE`, or VAMF_IMPORT=MODULE,..., imports parts of your own; installed packages name theirs."""
 
 
 def _command(module: str, function: str) -> Callable[[Sequence[str]], None]:
@@ -41,8 +45,10 @@ def _command(module: str, function: str) -> Callable[[Sequence[str]], None]:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": _command("train", "train"),
+    "import": _command("published", "import_weights"),
     "estimate": _command("train", "estimate"),
     "sample": _command("runs", "sample"),
+    "export": _command("export", "export"),
     "evaluate": _command("runs", "evaluate"),
     "diagnose": _command("runs", "diagnose"),
     "compare": _command("studies", "compare"),
@@ -71,9 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(__version__)
         return
     try:
-        _import_extensions()
+        arguments = _import_extensions(arguments)
         if arguments[0] not in COMMANDS:
-            raise UserError(f"command {arguments[0]!r}: allowed are {', '.join(COMMANDS)}")
+            hint = did_you_mean(arguments[0], COMMANDS)
+            raise UserError(f"command {arguments[0]!r}{hint}: allowed are {', '.join(COMMANDS)}")
         COMMANDS[arguments[0]](arguments[1:])
     except UserError as error:
         _stop(str(error), 2)
@@ -95,14 +102,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise
 
 
-def _import_extensions() -> None:
-    """Import the modules that put an author's own parts into the tables."""
-    for name in filter(None, os.environ.get(IMPORTED, "").split(",")):
-        try:
-            importlib.import_module(name)
-        except Exception as error:
-            what = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
-            raise UserError(f"{IMPORTED} = {name}: not to be imported ({what}{error})") from None
+def _import_extensions(arguments: Sequence[str]) -> list[str]:
+    """Import the modules with an author's own parts; returns the arguments without `--import`, under their own names.
+
+    Packages that are installed are asked for names that are not known otherwise, and for help.
+    """
+    from vamf import extensions
+    from vamf.commands import aliases
+
+    left, modules = [], []
+    words = iter(arguments)
+    for word in words:
+        if word.partition("=")[0] != "--import":
+            left.append(word)
+        elif not (names := word.partition("=")[2] or next(words, "")) or names.startswith("-"):
+            raise UserError("--import: allowed is MODULE or MODULE,MODULE")
+        else:
+            modules += names.split(",")
+    extensions.import_requested(modules)
+    if {"-h", "--help", "--help-all"} & set(left):
+        extensions.load_installed()
+    if not left:
+        raise UserError(f"--import: a command follows: {', '.join(COMMANDS)}")
+    return aliases.expand(left)
 
 
 def _stop(line: str, status: int) -> None:

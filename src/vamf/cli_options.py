@@ -45,12 +45,7 @@ class Start(NamedTuple):
         method = method or config.method
         if method not in METHODS:
             raise unknown_name("method", repr(method), METHODS, "vamf.objectives.METHODS")
-        before, after = METHODS[config.method].options, METHODS[method].options
-        objective = {
-            name: value
-            for name, value in config.objective.items()
-            if name in after and type(before[name].default) is type(after[name].default)
-        }
+        objective = METHODS[method].carry_over(config.objective, METHODS[config.method])
         return cls(config, method, objective)
 
 
@@ -71,8 +66,8 @@ def with_kinds(config: TrainConfig, arguments: list[str], swept: Sequence[str] =
     Raises:
         UserError: an unknown kind, or one of several that is off and stays it.
     """
-    method = _pop_flag("--method", arguments)
-    if (kind := _pop_flag("--network", arguments)) is not None:
+    method = pop_flag("--method", arguments)
+    if (kind := pop_flag("--network", arguments)) is not None:
         config = with_network(config, kind)
     start = Start.of(config, "" if method is None else method)
     options = METHODS[start.method].options
@@ -87,7 +82,7 @@ def with_kinds(config: TrainConfig, arguments: list[str], swept: Sequence[str] =
             start = start._replace(objective=merged(start.objective, {name: {kind: {}}}))
     for name, base in families(options).items():
         flag = "--" + name.replace("_", "-")
-        if (kind := _pop_flag(flag, arguments)) is not None:
+        if (kind := pop_flag(flag, arguments)) is not None:
             if kind not in FAMILIES[base]:
                 raise unknown_name(flag, kind, FAMILIES[base], TABLES[base])
             part: Any = {"type": kind}
@@ -109,7 +104,7 @@ def families(options: Mapping[str, Option], prefix: str = "") -> dict[str, type]
     return kinds
 
 
-def _pop_flag(flag: str, arguments: list[str]) -> str | None:
+def pop_flag(flag: str, arguments: list[str]) -> str | None:
     """Remove a flag and its value from the arguments; returns the value, None without the flag."""
     for index, word in enumerate(arguments):
         if word == flag:
@@ -163,6 +158,20 @@ class Parser:
         self.kind.__doc__ = (extra.__doc__ if extra is not None else "") or ""
         self._names = [field.name for field in fields]
         self._options = list({**method_options, **common_options})
+        several = {name: base for name, option in method.options.items() if (base := several_of(option.hint))}
+        bases = families(method.options) | several
+        self.kinds = {"network": tuple(KINDS), **{name: tuple(FAMILIES[base]) for name, base in bases.items()}}
+        """Options that choose the kinds of parts, and these kinds."""
+        self.method_options = (*method_options, *(name for name in common_options if name not in several))
+        """Names of the method's options and parts."""
+
+    def others(self, option: str) -> str:
+        """Which other methods have an option that this one has not, for the message that refuses it."""
+        name = option.split(".")[0].replace("-", "_")
+        if name in METHODS[self._start.method].options:
+            return ""
+        methods = [other for other, method in METHODS.items() if name in method.options]
+        return f" (an option of {', '.join(methods)}; this method is {self._start.method})" if methods else ""
 
     def config(self, parsed: Any) -> TrainConfig:
         """The configuration that was parsed."""

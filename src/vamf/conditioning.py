@@ -90,12 +90,12 @@ class CondShape(NamedTuple):
         words = {"classes": self.num_classes, "numbers in a vector": self.vector, "channels of an image": self.image}
         return ", ".join(f"{size} {name}" for name, size in words.items() if size) or "no condition"
 
-    def check(self, cond: "Cond", shape: tuple[int, ...]) -> None:
+    def check(self, cond: "Cond", shape: tuple[Any, ...]) -> None:
         """Refuse a conditioning of other kinds or sizes than these. A class, an augmentation or a scale may be omitted;
         a vector or an image may not (`drop` makes rows without it).
 
         Args:
-            shape: of the points z (batch, *event).
+            shape: of the points z (batch, *event); the number of rows may be a symbol.
 
         Raises:
             UserError: names what is not supported, or missing.

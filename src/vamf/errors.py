@@ -1,5 +1,6 @@
 """The exception for bad user input, and common checks that raise it."""
 
+import difflib
 import importlib
 import math
 from collections.abc import Callable, Iterable
@@ -7,6 +8,9 @@ from typing import Any
 
 IMPORTED = "VAMF_IMPORT"
 """Variable of the environment with the modules that commands import, separated by commas."""
+
+FAILED_IMPORTS: dict[str, str] = {}
+"""Modules of installed packages that could not be imported, and why (`vamf.extensions`)."""
 
 
 class UserError(ValueError):
@@ -39,12 +43,24 @@ def require(valid: bool, name: str, value: object, allowed: str) -> None:
 
 def unknown_name(option: str, name: object, table: Iterable[str], where: str) -> UserError:
     """The error for a name that is not in a table, which code outside the package may extend."""
-    listed = ", ".join(table) or "none so far"
+    table = tuple(table)
+    hint = did_you_mean(str(name).strip("'"), table)
     return UserError(
-        f" = {name}: allowed are {listed}; one of your own is known once the module that puts it into {where} is "
-        f"imported ({IMPORTED}=MODULE for commands)",
+        f" = {name}{hint}: allowed are {', '.join(table) or 'none so far'}; one of your own is known once the module "
+        f"that puts it into {where} is imported (--import MODULE for commands)"
+        + "".join(f"; {module} could not be imported ({why})" for module, why in FAILED_IMPORTS.items()),
         option,
     )
+
+
+def did_you_mean(name: str, names: Iterable[str], before: str = "") -> str:
+    """` (did you mean X?)` with the most similar of some names; nothing where none is similar.
+
+    Args:
+        before: what a name is written after.
+    """
+    matches = difflib.get_close_matches(name, tuple(names), n=1)
+    return f" (did you mean {before}{matches[0]}?)" if matches else ""
 
 
 def check_range(name: str, value: Any, low: float = 0, high: float = math.inf, allowed: str = "") -> None:

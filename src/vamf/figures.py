@@ -60,7 +60,7 @@ def line_plots(
     Args:
         names: tick labels at x = 0, 1, ... in place of numbers; points are then not connected, and have error bars.
     """
-    pyplot = _pyplot()
+    pyplot = styled_pyplot()
     from matplotlib.ticker import LogLocator, NullLocator
 
     columns = min(columns, len(plots))
@@ -124,7 +124,7 @@ def line_plots(
             frameon=False,
             fontsize=9.5,
         )
-    return _save(figure, "svg")
+    return save(figure, "svg")
 
 
 class Heatmap(NamedTuple):
@@ -143,7 +143,7 @@ class Heatmap(NamedTuple):
 
 def heatmaps(maps: Sequence[Heatmap], edges: Sequence[float], xlabel: str, ylabel: str) -> bytes:
     """Heatmaps side by side over the same square, every cell with its number; SVG."""
-    pyplot = _pyplot()
+    pyplot = styled_pyplot()
     from matplotlib.colors import LogNorm, Normalize
 
     figure, axes = pyplot.subplots(1, len(maps), figsize=(4.5 * len(maps), 4.0), squeeze=False)
@@ -168,7 +168,7 @@ def heatmaps(maps: Sequence[Heatmap], edges: Sequence[float], xlabel: str, ylabe
         axis.set_xlabel(xlabel)
     axes[0, 0].set_ylabel(ylabel)
     figure.tight_layout()
-    return _save(figure, "svg")
+    return save(figure, "svg")
 
 
 class Field(NamedTuple):
@@ -195,7 +195,7 @@ def fields(rows: Sequence[FieldRow], reach: float) -> bytes:
 
     The scale ends at the 99th percentile of the values.
     """
-    pyplot = _pyplot()
+    pyplot = styled_pyplot()
     from matplotlib.colors import LogNorm
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -228,12 +228,12 @@ def fields(rows: Sequence[FieldRow], reach: float) -> bytes:
             bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             bar.ax.yaxis.set_minor_locator(NullLocator())
-    return _save(figure, "svg")
+    return save(figure, "svg")
 
 
 def scatter_grid(rows: Mapping[str, Mapping[str, np.ndarray]], limit: int = 3000) -> bytes:
     """Scatter plots of 2-D samples: a row for each key, a column for each sample in it, equal axes in a row; PNG."""
-    pyplot = _pyplot()
+    pyplot = styled_pyplot()
     columns = max(len(row) for row in rows.values())
     figure, axes = pyplot.subplots(len(rows), columns, figsize=(2.5 * columns, 2.5 * len(rows)), squeeze=False)
     for line, (name, row) in zip(axes, rows.items(), strict=True):
@@ -256,7 +256,7 @@ def scatter_grid(rows: Mapping[str, Mapping[str, np.ndarray]], limit: int = 3000
             axis.set_title(title, fontsize=9.5, color=INK)
         line[0].set_ylabel(name, fontsize=10.5, color=INK)
     figure.tight_layout()
-    return _save(figure, "png")
+    return save(figure, "png")
 
 
 def image_grid(images: np.ndarray, columns: int = 10, scale: int = 4, low: float | None = None, high=None) -> bytes:
@@ -275,7 +275,7 @@ def image_grid(images: np.ndarray, columns: int = 10, scale: int = 4, low: float
 
 def image_rows(rows: Mapping[str, np.ndarray]) -> bytes:
     """Rows of images of one kind, bytes (n, height, width, channels), each with its name on the left; PNG."""
-    pyplot = _pyplot()
+    pyplot = styled_pyplot()
     sheets = {name: _sheet(np.asarray(images) / 255, len(images)) for name, images in rows.items()}
     height, width = next(iter(sheets.values())).shape[:2]
     width_inches = 7.5
@@ -287,7 +287,7 @@ def image_rows(rows: Mapping[str, np.ndarray]) -> bytes:
         axis.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
         axis.set_axis_off()
         axis.text(-0.01, 0.5, name, ha="right", va="center", fontsize=9, color=INK, transform=axis.transAxes)
-    return _save(figure, "png")
+    return save(figure, "png")
 
 
 def _sheet(images: np.ndarray, columns: int) -> np.ndarray:
@@ -312,29 +312,8 @@ def enlargement(images: np.ndarray, most: int = 8, height: int = 256) -> int:
     return max(1, min(most, height // images.shape[1]))
 
 
-def histograms(columns: Mapping[str, Mapping[str, np.ndarray]], bins: int = 40) -> bytes:
-    """One histogram for each column of a table, its samples overlaid; SVG."""
-    pyplot = _pyplot()
-    num_columns = min(4, len(columns))
-    rows = -(-len(columns) // num_columns)
-    figure, axes = pyplot.subplots(rows, num_columns, figsize=(2.9 * num_columns, 2.2 * rows + 0.3), squeeze=False)
-    for axis, (name, samples) in zip(axes.flat, columns.items(), strict=False):
-        first = next(iter(samples.values()))
-        margin = bins * np.spacing(np.abs(first).max())  # least range with distinct bin edges
-        bin_range = (first.min() - margin, first.max() + margin) if np.ptp(first) < margin else None
-        edges = np.histogram_bin_edges(first, bins=bins, range=bin_range)
-        for (label, values), color in zip(samples.items(), (SOFT, BLUE, ORANGE), strict=False):
-            axis.hist(values, bins=edges, density=True, histtype="step", lw=1.6, color=color, label=label)
-        axis.set_title(name, fontsize=10)
-        axis.set_yticks([])
-    for axis in axes.flat[len(columns) :]:
-        axis.set_visible(False)
-    axes[0, 0].legend(frameon=False, fontsize=8.5)
-    figure.tight_layout()
-    return _save(figure, "svg")
-
-
-def _pyplot():
+def styled_pyplot():
+    """Matplotlib's pyplot in the style of all figures."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -359,7 +338,8 @@ def _pyplot():
     return pyplot
 
 
-def _save(figure, kind: str) -> bytes:
+def save(figure, kind: str) -> bytes:
+    """A figure as bytes of SVG or PNG; it is closed."""
     from matplotlib import pyplot
 
     buffer = io.BytesIO()

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from vamf.errors import UserError, require, spelled, unknown_name
+from vamf.extensions import Table
 from vamf.field_types import check_type
 from vamf.schedules import Coefficient, Number, Schedule, parse
 
@@ -39,8 +40,8 @@ def family(base: type, table: str, kinds: dict[str, type]) -> dict[str, type]:
     Args:
         table: what the table is called.
     """
-    FAMILIES[base], TABLES[base] = kinds, table
-    return kinds
+    FAMILIES[base], TABLES[base] = Table(kinds), table
+    return FAMILIES[base]
 
 
 class Option(NamedTuple):

@@ -2,7 +2,7 @@
 
 A coefficient is a number, or a schedule that goes from `start` to `end` between the steps `begin` and `until` and is
 flat outside. On the command line: `0.5`, `linear:1:0`, `cosine:1:0`, `sigmoid:1:0`, `step:1:0` (over the whole
-run; `step` switches half-way) or, with the steps, `linear:1:0:2000:8000`.
+run; `step` switches half-way) or, with the steps, `linear:1:0:2000:8000`, or fractions of the run, `linear:1:0:0%:50%`.
 """
 
 import dataclasses
@@ -74,7 +74,7 @@ def parse(name: str, text: str | float, steps: int, others: tuple[str, ...] = ()
         pass
     kind, *numbers = str(text).split(":")
     try:
-        values = [float(number) for number in numbers]
+        values = [float(number) for number in numbers[:2]] + [_step(number, steps) for number in numbers[2:]]
     except ValueError:
         values = []
     if kind not in KINDS or len(values) not in (2, 4):
@@ -84,7 +84,19 @@ def parse(name: str, text: str | float, steps: int, others: tuple[str, ...] = ()
             name,
         )
     begin, until = (int(values[2]), int(values[3])) if len(values) == 4 else (0, max(steps, 1))
+    if text.endswith("%"):  # pyright: ignore[reportAttributeAccessIssue]
+        until = max(until, begin + 1)
     return Schedule(kind, values[0], values[1], begin, until)  # pyright: ignore[reportArgumentType]
+
+
+def _step(text: str, steps: int) -> float:
+    """A step from its number, or from its percentage of a run."""
+    return round(float(text[:-1]) / 100 * max(steps, 1)) if text.endswith("%") else float(text)
+
+
+def ends(coefficient: float | Schedule) -> tuple[float, ...]:
+    """The values between which a coefficient lies."""
+    return (coefficient.start, coefficient.end) if isinstance(coefficient, Schedule) else (coefficient,)
 
 
 def value_at(coefficient: Coefficient | Float[Array, " batch"], step) -> float | Float[Array, "*batch"]:
@@ -115,6 +127,5 @@ def check_fraction(name: str, coefficient: Coefficient) -> None:
 def check_weight(name: str, coefficient: Coefficient) -> None:
     """Refuse values below 0, likewise."""
     if not isinstance(coefficient, Tracer):
-        ends = (coefficient.start, coefficient.end) if isinstance(coefficient, Schedule) else (coefficient,)
-        for value in ends:
+        for value in ends(coefficient):  # pyright: ignore[reportArgumentType]
             require(bool(value >= 0), name, value, "0 or more, as a number or a Schedule")

@@ -13,7 +13,7 @@ import json
 import math
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -70,12 +70,18 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def select(
-    tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], path: Path | str
+    tensors: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    path: Path | str,
+    unexpected: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
     """The tensors named in `shapes`, with their shapes checked; others are left out.
 
+    Args:
+        unexpected: names of tensors that are refused too.
+
     Raises:
-        UserError: names `path`, the missing tensors and those of another shape.
+        UserError: names `path`, the missing tensors, those of another shape and the unexpected ones.
     """
     missing = [name for name in shapes if name not in tensors]
     misshapen = [
@@ -83,10 +89,10 @@ def select(
         for name, shape in shapes.items()
         if name in tensors and tensors[name].shape != tuple(shape)
     ]
-    if missing or misshapen:
-        problems = [f"missing {_format_names(missing)}"] * bool(missing) + [_format_names(misshapen, "; ")] * bool(
-            misshapen
-        )
+    problems = [f"missing {_format_names(missing)}"] * bool(missing)
+    problems += [_format_names(misshapen, "; ")] * bool(misshapen)
+    problems += [f"unexpected {_format_names(list(unexpected))}"] * bool(unexpected)
+    if problems:
         raise UserError(f"{path}: {'; '.join(problems)}")
     return {name: tensors[name] for name in shapes}
 
@@ -206,6 +212,15 @@ class _Inert:
         return self.__call(*arguments)
 
 
+class _Ignored:
+    """The options of a script, which training code stores beside its tensors: their content is left out."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state):
+        pass
+
+
 def _rebuild_tensor(storage, offset, shape, strides, *_) -> _Tensor:
     lists = isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)
     if not (isinstance(storage, _Storage) and lists and all(map(_is_index, (offset, *shape, *strides)))):
@@ -233,6 +248,8 @@ class _Unpickler(pickle.Unpickler):
             return _Inert(_rebuild_tensor)
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return _Inert(_rebuild_parameter)
+        if (module, name) == ("argparse", "Namespace"):
+            return _Ignored
         raise UserError(f"the pickle names {module}.{name}, which was not executed; allowed are tensors only")
 
     def persistent_load(self, pid: Any) -> _Storage:

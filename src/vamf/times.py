@@ -19,12 +19,14 @@ from jaxtyping import Array, Float, Key
 from vamf.diffusion import DDPM
 from vamf.errors import check_positive, check_range, require
 from vamf.options import family
-from vamf.schedules import Coefficient, Number, value_at
+from vamf.schedules import Coefficient, Number, Schedule, ends, value_at
 
 U_SHAPED_MAX = 80 / 81
 """Largest t of `UShaped`: noise level 80."""
 DYADIC_LEVELS = 7
 """`Dyadic` draws gaps down to 2^-6, and times with r = t on multiples of 2^-7."""
+LAST_STEP = 2**31 - 1
+"""A step at which every schedule has its last value."""
 Times = tuple[Float[Array, " n"], Float[Array, " n"]]
 
 
@@ -36,12 +38,14 @@ class TimeDistribution(abc.ABC):
     """Number of the random stream (`vamf.streams`)."""
     flow_matching_ratio: float = 0.25
     """Fraction of each batch with r = t (MeanFlow's official code calls it data_proportion; ImageNet: 0.75)."""
-    max_gap: float = 1.0
-    """Largest t - r; 1 trains every gap. The paper's toy code uses 0.5, though sampling uses a gap of 1."""
+    max_gap: float | Schedule = 1.0
+    """Largest t - r; 1 trains every gap. A schedule such as linear:0.1:1:0%:50% has short gaps first. The paper's toy
+    code uses 0.5, though sampling uses a gap of 1."""
 
     def __post_init__(self):
         check_range("flow_matching_ratio", self.flow_matching_ratio, 0, 1)
-        require(0 < self.max_gap <= 1, "max_gap", self.max_gap, "(0, 1]")
+        for value in ends(self.max_gap):
+            require(0 < value <= 1, "max_gap", value, "(0, 1], as a number or a Schedule")
 
     @abc.abstractmethod
     def draw_pairs(self, key: Key[Array, ""], n: int) -> Times:
@@ -63,18 +67,18 @@ class TimeDistribution(abc.ABC):
     def draw(self, key: Key[Array, ""], n: int, step=0) -> Times:
         """n pairs (r, t) at a training step; the first `num_diagonal(n)` have r = t."""
         on_diagonal = jnp.arange(n) < self.num_diagonal(n)
-        r, t = self.draw_off_diagonal(key, n)
+        r, t = self.draw_off_diagonal(key, n, step)
         t = jnp.where(on_diagonal, self.draw_diagonal(key, t, step), t)
         return jnp.where(on_diagonal, t, r), t
 
     def mean_gap(self) -> float:
-        """E[t - r] off the diagonal, to three digits."""
+        """E[t - r] off the diagonal once `max_gap` has its last value, to three digits."""
         return _mean_gap(self)
 
-    def draw_off_diagonal(self, key: Key[Array, ""], n: int) -> Times:
-        """n pairs (r, t) of the rows off the diagonal, gaps cut to `max_gap`."""
+    def draw_off_diagonal(self, key: Key[Array, ""], n: int, step=LAST_STEP) -> Times:
+        """n pairs (r, t) of the rows off the diagonal, gaps cut to `max_gap` at a training step."""
         r, t = self.draw_pairs(key, n)
-        return jnp.maximum(r, t - self.max_gap), t
+        return jnp.maximum(r, t - value_at(self.max_gap, step)), t
 
 
 @functools.cache

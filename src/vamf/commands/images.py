@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from vamf.commands.parsing import parse
 from vamf.errors import UserError
 
-DATA = """usage: vamf data latents SOURCE --autoencoder FILE --out FOLDER
+DATA = """usage: vamf data check SOURCE [--json]
+       vamf data latents SOURCE --autoencoder FILE --out FOLDER
        vamf data images SOURCE [--size N] --out FILE
 
-`vamf data latents --help` and `vamf data images --help` list every option."""
+`vamf data check --help` and so on list every option."""
 
 
 def fid(arguments: Sequence[str]) -> None:
@@ -29,6 +30,11 @@ def prepare(arguments: Sequence[str]) -> None:
     what, *rest = arguments or [""]
     if what in ("-h", "--help"):
         print(DATA)
+    elif what == "check":
+        from vamf.report import data_check
+
+        options = parse(cli.Check, rest, "data check", positional=("source",))
+        data_check.show(options.source, options.images, options.holdout, options.json, Progress())
     elif what == "images":
         cli.prepare(parse(cli.Images, rest, "data images", positional=("source",)), Progress())
     elif what == "latents":
@@ -38,4 +44,4 @@ def prepare(arguments: Sequence[str]) -> None:
         except KeyboardInterrupt:
             raise KeyboardInterrupt("the same command continues the encoding") from None
     else:
-        raise UserError(f"data {what!r}: allowed are latents and images")
+        raise UserError(f"data {what!r}: allowed are check, latents and images")

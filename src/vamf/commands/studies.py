@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from vamf import studies
 from vamf.commands.parsing import parse, with_hint
-from vamf.errors import UserError
+from vamf.errors import UserError, unknown_name
 from vamf.studies import STUDIES
 
 
@@ -16,8 +16,6 @@ from vamf.studies import STUDIES
 class StudyCommand:
     """Runs of several variants and seeds with tables, figures and a report. The same command continues a study."""
 
-    name: str
-    """Which study."""
     quick: bool = False
     """A subset in about two minutes on two cores."""
     paper: bool = False
@@ -67,7 +65,7 @@ def study(arguments: Sequence[str]) -> None:
     _refuse_options_of_others(record, arguments)
     kind = dataclasses.make_dataclass("Study", (), bases=(record.options, StudyCommand), frozen=True)
     kind.__doc__ = StudyCommand.__doc__
-    options = parse(kind, arguments, "study", positional=("name",))
+    options = parse(kind, arguments[1:], f"study {record.name}")
     if options.quick and options.paper:
         raise UserError("--quick and --paper: choose one of them")
     if options.launcher and options.only:
@@ -117,11 +115,7 @@ def _refuse_options_of_others(record: Any, arguments: Sequence[str]) -> None:
 
 def compare(arguments: Sequence[str]) -> None:
     """`vamf compare`."""
-    arguments = list(arguments)
-    num_methods = next((index for index, word in enumerate(arguments) if word.startswith("-")), len(arguments))
-    if num_methods:
-        arguments.insert(0, "--methods")
-    options = parse(Compare, arguments, "compare")
+    options = parse(Compare, arguments, "compare", positional=("methods",))
     if not options.methods or not options.seeds:
         raise UserError("compare: name at least one method and one seed")
     if len(set(options.methods)) < len(options.methods) or len(set(options.seeds)) < len(options.seeds):
@@ -136,7 +130,7 @@ def compare(arguments: Sequence[str]) -> None:
     from vamf.training import presets
 
     if unknown := [name for name in options.methods if name not in METHODS]:
-        raise UserError(f"method = {unknown[0]!r}: allowed are {', '.join(METHODS)}")
+        raise unknown_name("method", repr(unknown[0]), METHODS, "vamf.objectives.METHODS")
     presets.for_data(options.data)  # an unknown name or file is refused before anything is written
     name = str(Path(options.data).resolve()) if Path(options.data).suffix else options.data
     every = max(options.steps // 10, 1)
@@ -146,7 +140,7 @@ def compare(arguments: Sequence[str]) -> None:
     folder = options.out or Path("studies") / f"compare-{Path(options.data).stem}"
     try:
         with locks.folder_lock(folder, "studied"):
-            command = f"vamf compare {shlex.join(arguments[1:])}"
+            command = f"vamf compare {shlex.join(arguments)}"
             report = methods.STUDY.at(folder, budget, Progress(), command).run()
     except KeyboardInterrupt as interrupt:
         raise with_hint(interrupt, "the same command continues the comparison") from None

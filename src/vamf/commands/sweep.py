@@ -6,8 +6,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from vamf.commands.parsing import parse, with_hint
-from vamf.commands.train import settings_of
+from vamf.commands import aliases
+from vamf.commands.parsing import with_hint
+from vamf.commands.train import configuration
 from vamf.errors import UserError
 
 
@@ -34,20 +35,18 @@ def sweep(arguments: Sequence[str]) -> None:
 
     spread_over_cores()
     from vamf import locks
-    from vamf.cli_options import Parser
     from vamf.progress import Progress
     from vamf.studies import sweep as study
     from vamf.studies.axes import parse_axes
 
     command = shlex.join(["vamf", "sweep", *arguments])
     arguments, over = _extract_over(list(arguments))
+    over = ["=".join((aliases.option(word.partition("=")[0]), *word.partition("=")[2:])) for word in over]
     names = [word.partition("=")[0] for word in over]
     options = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in arguments if word.startswith("--")}
     if both := [name for name in names if name.replace("-", "_") in options]:
         raise UserError(f"--{both[0]}: given and swept; leave out one of them")
-    parser = Parser(settings_of(arguments, "sweep", names), Sweep)
-    parsed = parse(parser.kind, [*arguments, *(["--over", *over] if over else [])], "sweep CONFIG")
-    config = parser.config(parsed)
+    config, parsed = configuration(arguments, "sweep", Sweep, over)
     axes = parse_axes(parsed.over, config)
     title = "-".join(axis.name for axis in axes if axis.name != "seed")
     folder = parsed.out or Path("sweeps") / f"{Path(config.data).stem}-{title}"

@@ -3,14 +3,13 @@
 A class name is a number or text. Indices follow the sorted names: numbers by size, text by the alphabet.
 """
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 
-from vamf.errors import UserError
+from vamf.errors import UserError, did_you_mean
 
 Class = int | str
 MAX_LISTED = 10
@@ -83,6 +82,22 @@ def class_index(name: Class, classes: Sequence[Class]) -> int:
     raise UserError(f"label = {name}: allowed is {_allowed(str(name), classes)}, or each")
 
 
+def indices_of(
+    label: Shaped[np.ndarray, " n"] | None, encoded: bool, classes: Sequence[Class]
+) -> Int[np.ndarray, " n"] | None:
+    """Class indices of further rows of a data set; None where they have no class, or one that it lacks.
+
+    Args:
+        encoded: whether `label` holds indices already.
+    """
+    if label is None or encoded or not classes:
+        return label
+    order = np.argsort(classes)
+    places = np.searchsorted(np.asarray(classes)[order], label).clip(0, len(classes) - 1)
+    indices = order[places]
+    return indices.astype(np.int32) if np.array_equal(np.asarray(classes)[indices], label) else None
+
+
 def decode_labels(label: Int[np.ndarray, " n"], classes: Sequence[Class]) -> np.ndarray:
     """Class names (n,) of class indices: integers or text."""
     return np.asarray(classes)[label] if classes else np.asarray(label)
@@ -103,8 +118,7 @@ def _allowed(name: str, classes: Sequence[Class]) -> str:
     if not custom_names(classes):
         return f"0 to {len(classes) - 1}"
     candidates = [] if _is_number(name) else [str(class_name) for class_name in classes]
-    matches = difflib.get_close_matches(name, candidates, n=1)
-    return format_list(classes) + (f" (did you mean {matches[0]}?)" if matches else "")
+    return format_list(classes) + did_you_mean(name, candidates)
 
 
 def _is_number(text: str) -> bool:

@@ -7,13 +7,31 @@ from typing import Annotated
 import tyro
 
 from vamf import autoencoders
-from vamf.data import encoding, image_files, images
+from vamf.data import encoding, image_files
 from vamf.data.classes import decode_labels
 from vamf.data.image_dataset import ImageConfig
 from vamf.data.image_decoding import Channels
+from vamf.data.image_reading import decode
 from vamf.errors import require
 from vamf.files import check_source, write_arrays
 from vamf.progress import Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """Report on data before training: damaged and repeated images, sizes, classes, values, and what training would do.
+
+    Exit status 2 where they cannot be trained on as they are.
+    """
+
+    source: Path
+    """Images, latents or a table, as `vamf train` takes them."""
+    images: ImageConfig = ImageConfig()
+    """How images are prepared."""
+    holdout: float = 0.1
+    """Fraction kept for evaluation."""
+    json: bool = False
+    """Print JSON instead of lines."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +76,7 @@ def prepare(options: Images, progress: Progress) -> None:
     check_source("out", options.out, options.source)
     config = ImageConfig(size=options.size, channels=options.channels, strict=options.strict, memory=options.memory)
     source = image_files.read(options.source)
-    decoded = images.decode(source, config, str(options.source), progress)
+    decoded = decode(source, config, str(options.source), progress)
     if decoded.corrupt:
         progress.say(f"{len(decoded.corrupt)} damaged and left out, the first: {decoded.corrupt[0]}")
     labels = {} if decoded.label is None else {"labels": decode_labels(decoded.label, source.classes)}

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from vamf.conditioning import Cond, Conditioning, CondShape
 from vamf.data.classes import Class, class_index
 from vamf.data.columns import column_name, moments
+from vamf.data.table_units import TableUnits
 from vamf.errors import UserError
 
 DATA = ("x", "images")
@@ -42,8 +43,8 @@ class Units:
 
     shift: np.ndarray | float = HALF_RANGE
     scale: np.ndarray | float = HALF_RANGE
-    columns: np.ndarray | None = None
-    """Table columns that the network takes; None takes all."""
+    table: TableUnits | None = None
+    """How the columns of a table become numbers that vary; None takes rows as they are."""
 
     @classmethod
     def from_range(cls, values: np.ndarray) -> "Units":
@@ -56,8 +57,9 @@ class Units:
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
         """Rows in original units -> the network's units, float32."""
-        selected = rows if self.columns is None else rows[:, self.columns]
-        return ((np.asarray(selected, np.float64) - self.shift) / self.scale).astype(np.float32)
+        rows = np.asarray(rows, np.float64)
+        coordinates = rows if self.table is None else self.table.encode(rows)
+        return ((coordinates - self.shift) / self.scale).astype(np.float32)
 
     def to_storage(self, rows: np.ndarray) -> np.ndarray:
         """Rows as a data set stores them: image bytes unchanged, all else encoded."""
@@ -92,8 +94,13 @@ class Conditions:
 
     def shape(self, num_classes: int) -> CondShape:
         """Shape of a row's conditioning."""
-        sizes = {name: self.rows[name].shape[-1] for name in (VECTOR, IMAGE) if name in self.units}
-        return CondShape(num_classes, **sizes)
+        vector, image = (self._width(name) if name in self.units else 0 for name in (VECTOR, IMAGE))
+        return CondShape(num_classes, vector, image)
+
+    def _width(self, name: str) -> int:
+        """Numbers in the last axis of a condition, as the network takes it."""
+        table = self.units[name].table
+        return self.rows[name].shape[-1] if table is None else table.width
 
     def starts_only(self) -> "Conditions | None":
         """The starts only, for an unconditional run; None without starts."""
@@ -105,7 +112,7 @@ class Conditions:
         """Conditioning of rows of a data set's arrays, which may be stored flat. Traceable."""
         label = arrays[LABEL][rows] if LABEL in arrays else None
         inputs: dict[str, Any] = {
-            name: from_storage(arrays[name][rows]).reshape(len(rows), *self.rows[name].shape[1:])
+            name: from_storage(arrays[name][rows]).reshape(len(rows), *self.rows[name].shape[1:-1], self._width(name))
             for name in (VECTOR, IMAGE)
             if name in self.units
         }
@@ -171,6 +178,7 @@ class Conditions:
             shape = self.rows[name].shape[1:] if name in self.units else ()
             value = np.asarray(value)
             value = value[..., None] if value.ndim == len(shape) and shape[-1:] == (1,) else value
+            value = value[None] if value.shape == shape else value  # one for all
             if value.shape[1:] != shape or len(value) not in (1, n):
                 expected = ", ".join(map(str, (n, *shape)))
                 raise UserError(f"condition: {name} of shape {value.shape}; ({expected}), or one row, is needed")
@@ -213,6 +221,7 @@ def make_conditions(
     train: Int[np.ndarray, " m"],
     start: Units,
     label: Int[np.ndarray, " n"] | None,
+    vector_table: TableUnits | None = None,
 ) -> tuple[Conditions | None, dict[str, np.ndarray]]:
     """Conditions of a data set, and its stored arrays of the training rows; None and {} without extra arrays.
 
@@ -221,12 +230,15 @@ def make_conditions(
         extra_arrays: from `check_arrays`.
         start: units of x.
         label: class indices of all rows.
+        vector_table: the columns whose numbers the vector is, where it comes from a table.
     """
     if not extra_arrays:
         return None, {}
     units = {}
     for name, values in extra_arrays.items():
-        if name == VECTOR:
+        if name == VECTOR and vector_table is not None:
+            units[name] = Units(*vector_table.units(f"{source}: condition", values[train]), vector_table)
+        elif name == VECTOR:
             mean, std, _ = moments(np.asarray(values[train], np.float64))
             if not np.isfinite(std).all():
                 column = column_name(int(np.argmin(np.isfinite(std))))
@@ -269,7 +281,7 @@ def check_arrays(source: str, arrays: Mapping[str, Any], count: int, shape: tupl
         UserError: a wrong number of rows, a wrong shape, or entries that are not finite numbers.
     """
     valid = {}
-    for name in (name for name in NAMES if name in arrays):
+    for name in (name for name in NAMES if name in arrays and isinstance(arrays[name], np.ndarray | list)):
         values = np.asarray(arrays[name])
         if name == VECTOR:
             values, expected = values[:, None] if values.ndim == 1 else values, "(n, k)"

@@ -11,8 +11,10 @@ import numpy as np
 
 from vamf.conditioning import Cond, Conditioning, CondShape, label_of
 from vamf.data.classes import Class
-from vamf.data.conditions import NO_CONDITIONS, Conditions
+from vamf.data.conditions import LABEL, NO_CONDITIONS, VECTOR, Conditions
+from vamf.data.frames import Container, from_frame, is_frame
 from vamf.data.stream import Stream
+from vamf.data.table_units import TableUnits
 from vamf.errors import UserError
 from vamf.theory.mixture import GaussianMixture
 
@@ -67,13 +69,17 @@ class Dataset:
     """Path of its weights at that time."""
     clip_range: float | None = None
     """Largest absolute value of a sample in the network's units, where there is one."""
-    columns: tuple[str, ...] = ()
-    """Names of a table's columns, including constant ones; () without names."""
-    constants: tuple[tuple[int, float], ...] = ()
-    """(column from 0 on, value) of a table's constant columns, which are not part of an event: `to_original` inserts
-    them."""
-    integers: tuple[int, ...] = ()
-    """Integer columns of a table, counted from 0 with the constant ones: `to_original` rounds them."""
+    dtype: str = ""
+    """Type of samples in original units, such as uint8: integers are rounded, and images clipped to their range; empty
+    leaves them as computed."""
+    table: TableUnits | None = None
+    """The columns of a table, whose numbers `to_original` gives."""
+    label_column: str = ""
+    """Name of the table's column of classes, where it has one."""
+    all_columns: tuple[str, ...] = ()
+    """Names of all columns of the table that were read, in its order, with those of classes and conditions."""
+    container: Container = Container()
+    """What data in memory came in."""
     mixture: GaussianMixture | None = None
     """The exact distribution of the data in the network's units, where it is known."""
     stream: Stream | None = None
@@ -83,7 +89,8 @@ class Dataset:
     conditions: Conditions | None = None
     """Conditions of each row besides its class: units and example rows."""
     reference_rows: Callable[[int, int], Mapping[str, np.ndarray]] | None = None
-    """(n, seed) -> conditions of each row of `reference`, by name and in original units, where there are any."""
+    """(n, seed) -> class indices and conditions of each row of `reference`, by name and in original units, where there
+    are any and they are known."""
     inverse_transform: InverseTransform | None = None
     """Maps the network's coordinates back, before scale and shift."""
     held_out: Callable[[], Any] | None = None
@@ -98,7 +105,20 @@ class Dataset:
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample in original units, constant columns included."""
-        return (self.event_shape[0] + len(self.constants),) if self.constants else self.event_shape
+        return self.event_shape if self.table is None else (len(self.table.columns),)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of a table's columns, including constant ones; () without names."""
+        return () if self.table is None else self.table.names
+
+    @property
+    def num_rows(self) -> int | None:
+        """Number of rows to train on; None where samples are drawn afresh, or nothing says how many there are."""
+        if self.stream is not None:
+            return len(self.stream.source)
+        lengths = {len(leaf) if np.ndim(leaf) else 0 for leaf in jax.tree.leaves(self.arrays)}
+        return lengths.pop() if len(lengths) == 1 and 0 not in lengths else None
 
     @property
     def cond_shape(self) -> CondShape:
@@ -168,18 +188,76 @@ class Dataset:
         return jax.tree.map(lambda leaf: np.stack([np.asarray(leaf)] * len(seeds)), (label, start))
 
     def to_original(self, samples: np.ndarray) -> np.ndarray:
-        """Samples `(..., *event)` in original units, `(..., *sample_shape)`."""
+        """Samples `(..., *event)` in original units, `(..., *sample_shape)`; of a table as numbers."""
         samples = np.asarray(samples)
-        values = (
-            samples if self.inverse_transform is None else self.inverse_transform(samples)
-        ) * self.scale + self.shift
-        if self.constants:
-            constant_columns, constants = zip(*self.constants, strict=True)
-            varying = np.delete(np.arange(self.sample_shape[0]), constant_columns)
-            learned, values = values, np.empty((*values.shape[:-1], *self.sample_shape))
-            values[..., varying] = learned
-            values[..., list(constant_columns)] = constants
-        if self.integers:
-            integer_columns = list(self.integers)
-            values[..., integer_columns] = np.rint(values[..., integer_columns]) + 0.0  # no -0
-        return values
+        coordinates = samples if self.inverse_transform is None else self.inverse_transform(samples)
+        values = coordinates * self.scale + self.shift
+        return self._as_stored(values if self.table is None else self.table.decode(values))
+
+    def _as_stored(self, values: np.ndarray) -> np.ndarray:
+        """Values in the type of the data, images clipped to their range; as computed where some are not finite."""
+        if not self.dtype or not np.isfinite(values).all():
+            return values
+        values = np.rint(values) if self.is_rounded else values
+        return np.clip(values, *self.stored_range).astype(self.dtype)
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether the data are of an integer type, to which samples are rounded."""
+        return bool(self.dtype) and np.dtype(self.dtype).kind in "iu"
+
+    @property
+    def stored_range(self) -> tuple[float, float]:
+        """Smallest and largest value of a sample in the type of the data: of images those of their range."""
+        low, high = (-np.inf, np.inf) if self.image_shape is None else (self.min_value, self.max_value)
+        limits = np.iinfo(self.dtype) if self.is_rounded else None
+        return (low, high) if limits is None else (max(low, limits.min), min(high, limits.max))
+
+    def to_columns(
+        self, rows: np.ndarray, label: np.ndarray | None = None, vector: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """Rows of a table in original units as columns by name, of their own types, in the table's order; with classes
+        and conditions that were columns of it.
+
+        Args:
+            label: class names (n,).
+            vector: conditions as numbers (n, k).
+        """
+        assert self.table is not None
+        names = self.columns or tuple(f"column {place + 1}" for place in range(len(self.table.columns)))
+        columns = dict(zip(names, self.table.to_values(rows), strict=True))
+        if label is not None:
+            columns[self.label_column or LABEL] = label
+        table = None if self.conditions is None or vector is None else self.conditions.units[VECTOR].table
+        if table is not None and vector is not None:
+            columns |= dict(zip(table.names, table.to_values(vector), strict=False))
+        return {name: columns[name] for name in self.all_columns or columns}
+
+    def to_comparable(self, rows: np.ndarray) -> np.ndarray:
+        """Rows in original units as distances compare them: of a table the standardised coordinates (n, k), so that no
+        column drowns the others; all else as it is."""
+        return rows if self.table is None else (self.table.encode(rows) - self.shift) / self.scale
+
+    def by_kind(self, condition: Any) -> Any:
+        """A condition given by the names of the table's columns, or as a data frame, by kind: `label`, `vector`.
+
+        Raises:
+            UserError: a missing or unknown column.
+        """
+        if is_frame(condition):
+            table = from_frame("condition", condition)
+            condition = dict(zip(table.columns, table.values, strict=True))
+        vector = None if self.conditions is None else self.conditions.units.get(VECTOR)
+        names = {
+            self.label_column,
+            *(vector.table.names if vector is not None and vector.table is not None else ()),
+        } - {""}
+        if isinstance(condition, str) and self.num_classes:
+            return {LABEL: condition}
+        if not isinstance(condition, Mapping) or not names & set(condition):
+            return condition
+        rest = {name: values for name, values in condition.items() if name != self.label_column}
+        by_kind = {LABEL: condition[self.label_column]} if self.label_column in condition else {}
+        if vector is not None and vector.table is not None:
+            by_kind[VECTOR] = vector.table.by_name("condition", rest)
+        return by_kind

@@ -17,10 +17,10 @@ import numpy as np
 from vamf import locks
 from vamf.autoencoders import Autoencoder
 from vamf.autoencoders.images import from_bytes, map_in_batches, psnr, to_bytes
-from vamf.data import image_dataset, image_files, images
+from vamf.data import image_dataset, image_files
 from vamf.data.image_dataset import ImageConfig
 from vamf.data.image_decoding import CorruptImage, EncodedImage, ImageSet
-from vamf.data.images import QUIET
+from vamf.data.image_reading import QUIET, iter_decoded
 from vamf.data.latents import FORMAT, INDEX, is_folder, read_index
 from vamf.errors import UserError, require
 from vamf.field_types import check_field_types
@@ -119,7 +119,7 @@ def reconstruction(
     source: ImageSet, autoencoder: Autoencoder, config: LatentConfig, count: int = NUM_PSNR_IMAGES
 ) -> float:
     """Mean PSNR in dB of the first images, encoded and decoded, against their bytes; NaN if none can be read."""
-    decoded_images = images.iter_decoded(source.items[:count], _image_config(config))
+    decoded_images = iter_decoded(source.items[:count], _image_config(config))
     readable = [image for image in decoded_images if not isinstance(image, CorruptImage)]
     if not readable:
         return math.nan
@@ -147,7 +147,7 @@ def _encode_shard(
             parts.append(tuple(part.astype(config.dtype) for part in by_view))
         pending.clear()
 
-    for index, image in enumerate(images.iter_decoded(source.items[rows], _image_config(config))):
+    for index, image in enumerate(iter_decoded(source.items[rows], _image_config(config))):
         if isinstance(image, CorruptImage):
             corrupt.append(str(image))
         else:

@@ -15,9 +15,10 @@ from jaxtyping import Int, Shaped
 from vamf.conditioning import Cond, Conditioning
 from vamf.data import conditions, image_decoding
 from vamf.data.classes import Class, apply_class_count, check_count, describe_classes, encode_labels
-from vamf.data.conditions import START, Conditions, Units
+from vamf.data.conditions import START, Conditions
 from vamf.data.dataset import Dataset
 from vamf.data.image_decoding import Channels, ImageSet
+from vamf.data.image_values import ImageValues, Values
 from vamf.data.stream import Stream
 from vamf.errors import require
 from vamf.field_types import check_field_types
@@ -47,6 +48,9 @@ class ImageConfig:
     """Largest data set to hold in memory, in GiB; a larger one is streamed from disk."""
     stream: bool = False
     """Stream from disk, whatever the size."""
+    values: Values = "auto"
+    """How arrays of floats are read: as images, with values in a usual range; as fields of real numbers such as
+    latents, whose channels are standardised; auto decides by their channels and range (docs/images.md)."""
     expect: Literal["", "fashion_mnist", "cifar10"] = ""
     """The data set that the configuration is for: without a size, images must have its shape. Other images keep their
     name and classes. Empty: none."""
@@ -70,7 +74,7 @@ def make_dataset(
     split_text: str,
     unseen: bool,
     stream: Stream | None = None,
-    units: Units = Units(),
+    values: ImageValues = ImageValues(),
     row_conditions: Conditions | None = None,
 ) -> Dataset:
     """A data set of flat rows of pixels.
@@ -80,7 +84,7 @@ def make_dataset(
         count: number of training images.
         split_text: the split, in words.
         unseen: whether the reference is disjoint from the training images.
-        units: of the pixels.
+        values: how the pixels are read.
         row_conditions: conditions of each image.
     """
     gather, gather_start = make_gather(shape, flip, row_conditions), make_image_gather(START, shape, flip)
@@ -96,7 +100,8 @@ def make_dataset(
         return gather_start(arrays, *draw_rows(arrays, key, n))
 
     kind = "x".join(map(str, shape)) + describe_classes(num_classes, classes) + conditions.describe(row_conditions)
-    low, high = (sign * units.scale + units.shift for sign in (-1, 1))
+    units, noun = values.units, "images" if values.is_image else "fields"
+    low, high = (sign * units.scale + units.shift for sign in (-1, 1)) if values.is_image else (0.0, 255.0)
     return Dataset(
         name=name,
         event_shape=shape,
@@ -108,15 +113,17 @@ def make_dataset(
         scale=units.scale,
         num_classes=num_classes,
         classes=classes,
-        image_shape=shape if shape[2] in (1, 3) else None,
+        image_shape=shape if values.is_image else None,
         max_value=float(high),
         min_value=float(low),
         start=start if row_conditions and row_conditions.has_start else None,
         conditions=row_conditions,
-        clip_range=1.0,
+        clip_range=1.0 if values.is_image else None,
+        dtype=values.dtype,
         stream=stream,
         summary=(
-            f"{name}: {count:,} images of {kind} to train on{', streamed from disk' if stream else ''}, {split_text}"
+            f"{name}: {count:,} {noun} of {kind} to train on{', streamed from disk' if stream else ''}, {split_text}"
+            + (f"; {values.text}" if values.text else "")
         ),
     )
 

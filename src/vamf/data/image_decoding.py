@@ -51,6 +51,8 @@ class ImageSet(NamedTuple):
     """How earlier versions read the same files differently, in words."""
     extra_arrays: Mapping[str, np.ndarray] = {}
     """Conditions of each image, by name (`conditions.py`)."""
+    condition: np.ndarray | Sequence[EncodedImage] | None = None
+    """An image for each as its condition, in the same order, to be prepared in the same way."""
 
 
 class CorruptImage(Exception):
@@ -58,7 +60,10 @@ class CorruptImage(Exception):
 
 
 def as_pixels(where: Path | str, array: np.ndarray, floats: bool = False) -> Shaped[np.ndarray, "n h w c"]:
-    """An array as pixels (n, h, w, c), adding a missing channel axis: bytes, or with `floats` also finite floats."""
+    """An array as pixels (n, h, w, c), adding a missing channel axis: bytes.
+
+    With `floats`, as for training, also finite floats of any number of channels, and bytes with transparency.
+    """
     if array.ndim not in (3, 4) or 0 in array.shape:
         raise UserError(f"{where}: shape {array.shape}; images of shape (n, h, w) or (n, h, w, c) are needed")
     if floats and array.dtype.kind == "f":
@@ -67,14 +72,16 @@ def as_pixels(where: Path | str, array: np.ndarray, floats: bool = False) -> Sha
         return array[..., None] if array.ndim == 3 else array
     if array.dtype != np.uint8:
         raise UserError(
-            f"{where}: shape {array.shape}, entries of type {array.dtype}; images are uint8 from 0 to 255, a table "
-            "has shape (n, d)"
+            f"{where}: shape {array.shape}, entries of type {array.dtype}; images are uint8 from 0 to 255"
+            f"{' or floats' * floats}, a table has shape (n, d)"
         )
     if array.ndim == 3:
         return array[..., None]
-    if array.shape[3] not in (1, 3):
-        hint = "; channels come last" if array.shape[1] in (1, 3) else ""
-        raise UserError(f"{where}: shape {array.shape}; 1 (grey) or 3 (RGB) channels are needed{hint}")
+    allowed = (1, 3, 4) if floats else (1, 3)
+    if array.shape[3] not in allowed:
+        hint = "; channels come last" if array.shape[1] in allowed else ""
+        kinds = "1 (grey), 3 (RGB) or 4 (RGBA)" if floats else "1 (grey) or 3 (RGB)"
+        raise UserError(f"{where}: shape {array.shape}; {kinds} channels are needed{hint}")
     return array
 
 
@@ -114,7 +121,7 @@ def prepare_image(item: np.ndarray | EncodedImage, size: int | None, channels: C
         UserError: it has neither one nor three channels of eight bits, and no conversion is configured.
     """
     if isinstance(item, EncodedImage):
-        image, name = _decode(item), item.name
+        image, name = decode_image(item), item.name
     else:
         from PIL import Image
 
@@ -124,8 +131,12 @@ def prepare_image(item: np.ndarray | EncodedImage, size: int | None, channels: C
     return array[..., None] if array.ndim == 2 else array
 
 
-def _decode(item: EncodedImage) -> "Image.Image":
-    """The image, rotated by its EXIF orientation, with an alpha channel where a single colour is transparent."""
+def decode_image(item: EncodedImage) -> "Image.Image":
+    """The image, rotated by its EXIF orientation, with an alpha channel where a single colour is transparent.
+
+    Raises:
+        CorruptImage: it cannot be decoded.
+    """
     from PIL import Image, ImageOps
 
     try:

@@ -31,12 +31,14 @@ from jaxtyping import Float, Int, UInt8
 
 from vamf.autoencoders import FACTORS, Autoencoder, kl
 from vamf.autoencoders.images import map_in_batches, to_bytes
-from vamf.data import images, shards
+from vamf.data import shards
 from vamf.data import stream as streams
 from vamf.data.classes import describe_classes
+from vamf.data.conditions import LABEL
 from vamf.data.dataset import Dataset
 from vamf.data.image_dataset import MIN_IMAGES, train_test_split
 from vamf.data.image_decoding import error_line
+from vamf.data.image_reading import GIB
 from vamf.data.shards import Shards
 from vamf.data.stream import Stream
 from vamf.errors import UserError, require
@@ -150,7 +152,7 @@ def load(
     if index["count"] < MIN_IMAGES:
         raise UserError(f"{folder}: {index['count']} images; at least {MIN_IMAGES} are needed")
     train_rows, test_rows = train_test_split(index["count"], holdout)
-    reference_rows = test_rows if len(test_rows) else train_rows
+    compared = test_rows if len(test_rows) else train_rows
     shape = tuple(index["shape"])
     shift, scale = units.shift_and_scale(folder, index)
 
@@ -183,11 +185,14 @@ def load(
 
     def reference(n, seed):
         rng = np.random.default_rng(seed)
-        rows = gather(rng.permutation(reference_rows)[:n])
+        rows = gather(rng.permutation(compared)[:n])
         x = rows["mean"][:, 0].astype(np.float32)
         if "std" in rows:
             x = x + rows["std"][:, 0] * rng.standard_normal(x.shape, np.float32)
         return x.reshape(-1, *shape)
+
+    def reference_rows(n, seed):
+        return {LABEL: gather(np.random.default_rng(seed).permutation(compared)[:n])["label"]}
 
     settings = index["settings"]
     classes = tuple(index.get("classes", ()))
@@ -208,6 +213,7 @@ def load(
         autoencoder=(settings["autoencoder"], settings["autoencoder_sha256"]),
         weights=index.get("weights") or "",
         held_out=None if stream else lambda: gather(test_rows),
+        reference_rows=reference_rows if index["num_classes"] else None,
         stream=stream,
         summary=(
             f"{folder.name}: {len(train_rows):,} latents of {kind} ({settings['autoencoder']}, images of "
@@ -228,8 +234,13 @@ def decode(
 
 
 def check_autoencoder(dataset: Dataset, autoencoder: Autoencoder) -> None:
-    """Refuse any autoencoder but the one that encoded a data set's latents."""
+    """Refuse any autoencoder but the one that encoded a data set's latents, or another kind where that one has no
+    digest: published networks do not say which weights encoded their latents."""
     name, sha256 = dataset.autoencoder or ("", "")
+    if name and not sha256:
+        if name == autoencoder.name:
+            return
+        raise UserError(f"{dataset.name}: latents of {name}; the autoencoder here is {autoencoder.name}")
     if sha256 != autoencoder.sha256:
         raise UserError(
             f"{dataset.latents}: encoded by {name} of sha256 {sha256[:12]}; the autoencoder "
@@ -244,4 +255,4 @@ def _select_rows(stored: dict[str, np.ndarray], rows: Int[np.ndarray, " n"]) -> 
 def _gibibytes(folder: Path, index: dict[str, Any]) -> float:
     """Size of the existing shards."""
     files = (folder / name for name in index["shards"])
-    return sum(file.stat().st_size for file in files if file.exists()) / images.GIB
+    return sum(file.stat().st_size for file in files if file.exists()) / GIB

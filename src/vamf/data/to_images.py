@@ -30,6 +30,11 @@ def make_to_images(dataset: Dataset, weights: Path | None = None) -> ToImages:
     if weights is not None:
         raise UserError(f"autoencoder = {weights}: samples of {dataset.name} are no latents")
     shape = dataset.image_shape
+    if shape is None and len(dataset.event_shape) == 3:
+        raise UserError(
+            f"samples of {dataset.name} are fields of shape {dataset.event_shape}, no images; write .npy or .npz (or "
+            "train with --images.values image, where numbers are colours)"
+        )
     if shape is None:
         raise UserError(f"samples of {dataset.name} are no images; use .npy, .csv or .npz")
 

@@ -37,6 +37,11 @@ class Whitening:
         flat = np.asarray(samples, np.float64).reshape(*samples.shape[: samples.ndim - len(self.shape)], -1)
         return (flat @ (self.vectors * self.spread).T + self.mean).reshape(samples.shape)
 
+    @property
+    def log_det(self) -> float:
+        """log |det d forward(x) / dx|: U is a rotation."""
+        return -float(np.sum(np.log(self.spread)))
+
     def forward(self, samples: np.ndarray) -> np.ndarray:
         """Samples (..., *shape) -> whitened coordinates, float32."""
         flat = np.asarray(samples, np.float64).reshape(*samples.shape[: samples.ndim - len(self.shape)], -1)

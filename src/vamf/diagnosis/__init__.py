@@ -3,6 +3,7 @@
 measure.py     any average velocity and data -> Diagnosis
 advice.py      Diagnosis -> findings in words, each with the setting to change
 log_checks.py  the log of a run -> findings
+quality.py     samples of a run -> a verdict, and whether jumps or velocity are behind it
 run.py         all of these for a run's folder
 """
 

@@ -6,27 +6,17 @@ recommended constant beta comes from the measured curve, never from a formula.
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from vamf.diagnosis.results import BETAS, CLEAR, Cell, Diagnosis, above, below
+from vamf.findings import Finding
 from vamf.objectives import METHODS
 from vamf.theory.estimate import Estimate
 
 WORTHWHILE = 0.95
 """A variance ratio above this value does not justify a change of settings."""
-
-
-class Finding(NamedTuple):
-    """One finding about a run."""
-
-    severity: Literal["good", "note", "advice", "warning", "problem"]
-    """good: nothing to do; note: information; advice: a possible gain; warning and problem: something is wrong."""
-    text: str
-    """One or two sentences."""
-    setting: str = ""
-    """The command-line option to change, if any."""
 
 
 class Current(NamedTuple):

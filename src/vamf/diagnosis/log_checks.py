@@ -13,6 +13,7 @@ import numpy as np
 from vamf.diagnosis.advice import Finding
 from vamf.diagnosis.results import CLEAR, Diagnosis
 from vamf.training.config import TrainConfig
+from vamf.training.known_failures import KnownFailure
 
 SPIKE = 10.0
 """A gradient norm this many times the median is a spike."""
@@ -31,6 +32,8 @@ def read(
     config: TrainConfig,
     weight_power: float = 0.0,
     diagnosis: Diagnosis | None = None,
+    failures: Sequence[KnownFailure] = (),
+    source: Sequence[dict[str, Any]] = (),
 ) -> list[Finding]:
     """Findings in the log of a single run.
 
@@ -38,19 +41,23 @@ def read(
         records: the lines of `metrics.jsonl`.
         weight_power: p of the loss weight in use.
         diagnosis: names the region of (r, t) behind a growing derivative.
+        failures: the known failures that the run has the settings of.
+        source: the lines of the flow model that the run fine-tunes, where its v_loss is of the same times.
     """
     if not records:
         return [Finding("note", "There is no log to read.")]
     divergence = _not_finite(records, config)
     if divergence:
-        return divergence
+        return [*divergence, *_known(failures, in_trouble=True)]
     problems = [
         *_unfinished(records, config),
         *_spikes(records, config),
         *_growth(records, config, diagnosis, weight_power),
         *_rising(records, config),
+        *_lost_velocity(records, config, source),
     ]
-    return [*(problems or [_healthy(records)]), *_improving(records, config), *_weight(weight_power)]
+    findings = [*(problems or [_healthy(records)]), *_known(failures, bool(problems))]
+    return [*findings, *_improving(records, config), *_weight(weight_power)]
 
 
 def _not_finite(records, config) -> list[Finding]:
@@ -114,6 +121,31 @@ def _rising(records, config) -> list[Finding]:
         return []
     text = f"The residual has risen by {change:.0%} over the last quarter of the log."
     return [Finding("warning", text, _slower(config))]
+
+
+def _lost_velocity(records, config, source) -> list[Finding]:
+    """Fine-tuning starts from a trained velocity, whose loss at r = t it should keep."""
+    before, after = _series(source, "v_loss"), _series(records, "v_loss")
+    if min(len(before), len(after)) < MIN_RECORDS:
+        return []
+    before, after = before[-(len(before) // 4) :], after[-(len(after) // 4) :]
+    change = after.mean() - before.mean()
+    error = np.sqrt(before.var(ddof=1) / len(before) + after.var(ddof=1) / len(after))
+    if change < max(TREND * before.mean(), CLEAR * error):
+        return []
+    text = (
+        f"The loss at r = t (v_loss) is {change / before.mean():.0%} above that of the run that it started from, at "
+        "the ends of both: the velocity has been lost in part."
+    )
+    return [Finding("warning", text, f"{_slower(config)} --anchor.weight 0.5")]
+
+
+def _known(failures: Sequence[KnownFailure], in_trouble: bool) -> list[Finding]:
+    """What is known to go wrong with the run's settings: a likely cause where something has."""
+    severity, end = (
+        ("warning", "which is a likely cause") if in_trouble else ("note", "of which this log shows no sign")
+    )
+    return [Finding(severity, f"Known to fail: {failure.text}, {end}.", failure.setting) for failure in failures]
 
 
 def _improving(records, config) -> list[Finding]:

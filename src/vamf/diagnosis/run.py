@@ -7,7 +7,8 @@ share: times, guidance, label dropout, weight, anchor and further terms.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from vamf.conditioning import Cond, with_augment
 from vamf.diagnosis import log_checks
 from vamf.diagnosis.advice import Current, Finding, advise
 from vamf.diagnosis.measure import Gradient, diagnose
+from vamf.diagnosis.quality import judge_samples
 from vamf.diagnosis.results import Diagnosis
 from vamf.errors import UserError, require
 from vamf.objectives import METHODS, Objective
@@ -29,8 +31,10 @@ from vamf.objectives.posterior_mean import PosteriorMean
 from vamf.objectives.residuals import Eulerian
 from vamf.objectives.velocity import EMA, Conditional, Head, Mix, ModelVelocity, Online, model_velocity
 from vamf.objectives.weighting import Power
-from vamf.training import logs
+from vamf.training import known_failures, logs
 from vamf.training.config import TrainConfig
+from vamf.training.config_file import CONFIG, read_json
+from vamf.training.initial import learns_velocity
 from vamf.training.run import Run
 from vamf.training.step import State
 
@@ -53,10 +57,13 @@ class RunDiagnosis(NamedTuple):
     """Findings from the measurements, and their limits."""
     log: list[Finding]
     """Findings from the log."""
+    quality: Sequence[Finding] = ()
+    """Findings on the samples, the verdict first; of images and latents none."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        findings = {name: [finding._asdict() for finding in getattr(self, name)] for name in ("advice", "log")}
+        names = ("quality", "advice", "log")
+        findings = {name: [finding._asdict() for finding in getattr(self, name)] for name in names}
         return {"run": self.run, "step": self.step, "seed": self.seed, **findings, **self.diagnosis.as_dict()}
 
 
@@ -124,8 +131,22 @@ def diagnose_run(run: Run, state: State, step: int, seed: int = 0) -> RunDiagnos
     advice += [Finding("note", text) for text in _limitations(run, objective, gradients)]
     records = logs.read(run.folder / "metrics.jsonl")
     weighting = objective.weighting
-    log = log_checks.read(records, config, float(weighting.power) if isinstance(weighting, Power) else 0.0, diagnosis)
-    return RunDiagnosis(str(run.folder), step, seed, diagnosis, advice, log)
+    power = float(weighting.power) if isinstance(weighting, Power) else 0.0
+    failures = known_failures.before_training(config, dataset.event_shape)
+    log = log_checks.read(records, config, power, diagnosis, failures, _source_log(config))
+    return RunDiagnosis(str(run.folder), step, seed, diagnosis, advice, log, judge_samples(run, state, seed))
+
+
+def _source_log(config: TrainConfig) -> list[dict[str, Any]]:
+    """The log of the velocity model that a run started from; empty where there is none whose v_loss is comparable."""
+    folder = Path(config.init_from)
+    if not config.init_from or not (folder / CONFIG).exists():
+        return []
+    source = read_json(TrainConfig, folder / CONFIG)
+    ours, theirs = (one.build_objective() for one in (config, source))
+    same = [dataclasses.replace(one.times, max_gap=1.0) for one in (ours, theirs)]
+    alike = same[0] == same[1] and ours.guidance == theirs.guidance and ours.reduction == theirs.reduction
+    return logs.read(folder / "metrics.jsonl") if learns_velocity(source) and alike else []
 
 
 def run_gradients(run: Run, state: State) -> Gradients:

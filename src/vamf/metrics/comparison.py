@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vamf import __version__, distributed
+from vamf import distributed
 from vamf.errors import UserError
 from vamf.metrics import bootstrap, frechet
 from vamf.metrics.bootstrap import Estimate
@@ -25,6 +25,7 @@ from vamf.metrics.moments import Statistics, holds_statistics
 from vamf.metrics.options import Options
 from vamf.metrics.precision_recall import K_DENSITY, precision_recall
 from vamf.progress import Progress
+from vamf.version import __version__
 
 MIN_USUAL_IMAGES = 10_000
 """Smallest usual number of images for a published score."""

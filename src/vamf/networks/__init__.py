@@ -10,6 +10,7 @@ from flax import nnx
 
 from vamf.conditioning import CondShape
 from vamf.errors import UserError
+from vamf.extensions import Table
 from vamf.networks.bound_network import BoundNetwork
 from vamf.networks.config import NetworkConfig
 from vamf.networks.dit import DiTConfig
@@ -20,12 +21,12 @@ from vamf.networks.unet import UNetConfig
 
 __all__ = [
     "KINDS", "DiTConfig", "InContextConfig", "MLPConfig", "Network", "NetworkConfig", "Prediction", "UNetConfig",
-    "build", "kind_of", "overlay",
+    "build", "kind_of", "left_out", "overlay",
 ]  # fmt: skip
 
-KINDS: dict[str, type[NetworkConfig]] = {
+KINDS: dict[str, type[NetworkConfig]] = Table({
     "mlp": MLPConfig, "dit": DiTConfig, "in_context": InContextConfig, "unet": UNetConfig
-}  # fmt: skip
+})  # fmt: skip
 """Kinds of networks by name, and their configurations."""
 
 Prediction = Literal["average_velocity", "data"]
@@ -148,6 +149,21 @@ def overlay(params: Any, init_params: Any) -> Any:
     ours, theirs = (tree.get(MAIN, tree) for tree in (params, init_params))
     merged = _overlay(ours, theirs, "")
     return {**params, MAIN: merged} if MAIN in params else merged
+
+
+def left_out(params: Any, init_params: Any) -> tuple[str, ...]:
+    """Names of the parameters that `overlay` leaves, those of one layer or embedding under its own name."""
+    ours, theirs = (tree.get(MAIN, tree) for tree in (params, init_params))
+    names = _left_out(ours, theirs, "")
+    return (*names, FAKE) if FAKE in params else names
+
+
+def _left_out(params: Any, init_params: Any, name: str) -> tuple[str, ...]:
+    if not isinstance(params, dict):
+        return ()
+    missing = [f"{name}.{key}"[1:] for key in params if key not in init_params]
+    inner = [_left_out(part, init_params[key], f"{name}.{key}") for key, part in params.items() if key in init_params]
+    return (*missing, *(one for names in inner for one in names))
 
 
 def _overlay(params: Any, init_params: Any, name: str) -> Any:

@@ -27,3 +27,20 @@ class NetworkConfig(abc.ABC):
         Raises:
             UserError: the size does not fit the events.
         """
+
+    @property
+    def takes_both_times(self) -> bool:
+        """Whether u depends on r; a network of the velocity alone takes t."""
+        return True
+
+    def with_both_times(self) -> "NetworkConfig":
+        """The same network with r as an input too."""
+        return self
+
+    def from_velocity(self, params: dict[str, Any]) -> dict[str, Any] | None:
+        """Parameters with u(z, r, t) = v(z, t) for every r, from those of a velocity model; None where none are known.
+
+        Args:
+            params: of the same network trained at r = t, or of the one without r.
+        """
+        return None

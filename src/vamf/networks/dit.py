@@ -32,10 +32,12 @@ from vamf.networks.config import NetworkConfig
 from vamf.networks.embeddings import (
     LogVariance,
     ScalarEmbedding,
+    constant_embedding,
     embed_label,
     from_patches,
     grid_of,
     grid_positions,
+    no_embedding,
     to_patches,
 )
 from vamf.networks.sizes import size_of
@@ -56,9 +58,9 @@ class DiTConfig(NetworkConfig):
     heads: int = 12
     """Attention heads of a block."""
     patch: int = 4
-    """Side of a patch, in pixels; divides the image's sides."""
-    times: Literal["t,t-r", "t,r", "t,r,t-r", "t-r"] = "t,t-r"
-    """Embedded quantities of the two times, each with its own MLP."""
+    """Side of a patch, in pixels; divides the image's sides. 0 chooses it by the image."""
+    times: Literal["t,t-r", "t,r", "t,r,t-r", "t-r", "t"] = "t,t-r"
+    """Embedded quantities of the two times, each with its own MLP; t alone is for flow_matching and ddpm."""
     decoupled_depth: int = 0
     """How many blocks take t; the others take r (Decoupled MeanFlow); 0: all blocks take `times`."""
     qk_norm: bool = False
@@ -69,8 +71,9 @@ class DiTConfig(NetworkConfig):
     """Recompute the activations of each block in the backward pass: less memory, a third slower."""
 
     def __post_init__(self):
-        for name in ("depth", "width", "heads", "patch"):
+        for name in ("depth", "width", "heads"):
             require(getattr(self, name) >= 1, f"network.{name}", getattr(self, name), "1 or more")
+        require(self.patch >= 0, "network.patch", self.patch, "1 or more, or 0 (by the image)")
         require(self.width % 4 == 0, "network.width", self.width, "a multiple of 4")
         require(self.width % self.heads == 0, "network.heads", self.heads, f"a divisor of the width {self.width}")
         within = f"0 to the depth {self.depth}"
@@ -80,6 +83,24 @@ class DiTConfig(NetworkConfig):
 
     def module(self, event_shape, cond, heads, rngs):
         return DiT(self, event_shape, cond, heads, rngs=rngs)
+
+    @property
+    def takes_both_times(self):
+        return self.times != "t"
+
+    def with_both_times(self):
+        return self if self.takes_both_times else dataclasses.replace(self, times="t,t-r")
+
+    def from_velocity(self, params):
+        """The embedding of t - r is that of 0 for every r; one that was not there is 0."""
+        theirs, names = params["times"], self.times.split(",")
+        if (
+            self.decoupled_depth or "r" in theirs
+        ):  # blocks that take r, or an embedding of r that was trained as one of t
+            return None
+        times = {name: no_embedding(self.width) for name in names if name not in theirs}
+        times |= {name: constant_embedding(part) if name == "t-r" else part for name, part in theirs.items()}
+        return {**params, "times": times}
 
     @classmethod
     def named(cls, name: str, **options: Any) -> "DiTConfig":
@@ -100,10 +121,11 @@ class DiT(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.config = config
-        self.grid = grid_of(event_shape, config.patch)
+        rows, columns, self.patch = grid_of(event_shape, config.patch)
+        self.grid = (rows, columns)
         self.cond = CondShape.of(cond)
-        features = config.patch**2 * event_shape[-1]
-        inputs = config.patch**2 * input_shape(event_shape, self.cond)[-1]
+        features = self.patch**2 * event_shape[-1]
+        inputs = self.patch**2 * input_shape(event_shape, self.cond)[-1]
         small = nnx.initializers.normal(0.02)
         embedded = ("t",) if config.decoupled_depth else tuple(config.times.split(","))
         self.patches = Linear(inputs, config.width, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
@@ -157,12 +179,12 @@ class DiT(nnx.Module):
     def _outputs(self, lasts, z, r, t, label):
         """The outputs of several last layers on the same blocks."""
         early, late = self._conditions(r, t, label)
-        x = self.patches(to_patches(with_image(z, label, self.cond), self.config.patch))
+        x = self.patches(to_patches(with_image(z, label, self.cond), self.patch))
         x = x + jnp.asarray(grid_positions(*self.grid, self.config.width), x.dtype)
         blocks, split, remat = list(self.blocks), self.config.decoupled_depth, self.config.remat
         x = apply_blocks(blocks[:split], x, early, remat=remat)
         x = apply_blocks(blocks[split:], x, late, remat=remat)
-        return tuple(from_patches(last(x, late), self.config.patch, z.shape) for last in lasts)
+        return tuple(from_patches(last(x, late), self.patch, z.shape) for last in lasts)
 
     def _conditions(self, r, t, label):
         """SiLU of the conditions of the early and of the late layers; a single row where all rows are equal."""

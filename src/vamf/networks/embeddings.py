@@ -1,6 +1,7 @@
 """Embeddings: of time, of classes, of an image as a sequence of patches."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vamf.errors import UserError
+from vamf.networks.sizes import patch_for
+
+Params = dict[str, Any]
 
 
 def sinusoidal(t: Float[Array, " batch"], features: int, period: float = 1e4) -> Float[Array, "batch {features}"]:
@@ -35,6 +39,19 @@ class ScalarEmbedding(nnx.Module):
         return self.second(jax.nn.silu(self.first(sinusoidal(t, self.features))))
 
 
+def constant_embedding(params: Params) -> Params:
+    """Parameters of a `ScalarEmbedding` that embeds every number as these embed 0; its derivative is 0 too."""
+    first = params["first"]
+    at_zero = sinusoidal(jnp.zeros(1), first["kernel"].shape[0])[0]
+    folded = {"kernel": jnp.zeros_like(first["kernel"]), "bias": first["bias"] + at_zero @ first["kernel"]}
+    return {**params, "first": folded}
+
+
+def no_embedding(width: int) -> Params:
+    """Parameters of a `ScalarEmbedding`'s last layer with which it embeds every number as 0."""
+    return {"second": {"kernel": jnp.zeros((width, width)), "bias": jnp.zeros(width)}}
+
+
 class LogVariance(nnx.Module):
     """phi(r, t), the learned logarithm of the loss's scale: linear in features of both times, 0 at the start."""
 
@@ -52,14 +69,25 @@ def embed_label(classes: nnx.Embed, label: Int[Array, " batch"] | None) -> Float
     return classes(jnp.array([null]) if label is None else jnp.where(label < 0, null, label))
 
 
-def grid_of(event_shape: tuple[int, ...], size: int) -> tuple[int, int]:
-    """Rows and columns of patches of `size` pixels in an image."""
+def grid_of(event_shape: tuple[int, ...], size: int) -> tuple[int, int, int]:
+    """Rows and columns of patches in an image, and the side of a patch.
+
+    Args:
+        size: the side of a patch; 0 chooses it by the image (`sizes.patch_for`).
+
+    Raises:
+        UserError: no image, or sides that are no multiples of the patch's.
+    """
     if len(event_shape) != 3:
         raise UserError(f"network: data of shape {event_shape}; this one takes images (height, width, channels)")
     height, width, _ = event_shape
+    size = size or patch_for(height, width)
     if height % size or width % size:
-        raise UserError(f"network.patch = {size}: allowed are divisors of both sides of {height} x {width} images")
-    return height // size, width // size
+        raise UserError(
+            f"network.patch = {size}: allowed are divisors of both sides of {height} x {width} images, or 0, which "
+            "chooses one"
+        )
+    return height // size, width // size, size
 
 
 def to_patches(z: Float[Array, "batch height width channels"], size: int) -> Float[Array, "batch length features"]:
@@ -70,9 +98,10 @@ def to_patches(z: Float[Array, "batch height width channels"], size: int) -> Flo
 
 
 def from_patches(
-    patches: Float[Array, "batch length features"], size: int, shape: tuple[int, ...]
+    patches: Float[Array, "batch length features"], size: int, shape: tuple[Any, ...]
 ) -> Float[Array, "batch height width channels"]:
-    """The image of a shape (batch, height, width, channels) that `to_patches` cuts into these."""
+    """The image of a shape (batch, height, width, channels) that `to_patches` cuts into these; the number of rows may
+    be a symbol."""
     n, height, width, channels = shape
     grid = patches.reshape(n, height // size, width // size, size, size, channels)
     return grid.swapaxes(2, 3).reshape(shape)

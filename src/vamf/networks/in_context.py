@@ -29,7 +29,15 @@ from vamf.field_types import check_field_types
 from vamf.networks.attention import Attention, Linear, RMSNorm, apply_blocks, rotation_table
 from vamf.networks.conditions import VectorEmbedding, input_shape, with_image
 from vamf.networks.config import NetworkConfig
-from vamf.networks.embeddings import LogVariance, ScalarEmbedding, embed_label, from_patches, grid_of, to_patches
+from vamf.networks.embeddings import (
+    LogVariance,
+    ScalarEmbedding,
+    constant_embedding,
+    embed_label,
+    from_patches,
+    grid_of,
+    to_patches,
+)
 from vamf.networks.sizes import size_of
 
 UNGUIDED = GuidanceScale(1.0, 0.0, 1.0)
@@ -53,7 +61,7 @@ class InContextConfig(NetworkConfig):
     heads: int = 12
     """Attention heads of a block."""
     patch: int = 2
-    """Side of a patch, in pixels; divides the image's sides."""
+    """Side of a patch, in pixels; divides the image's sides. 0 chooses it by the image."""
     head_depth: int = 8
     """Number of final blocks that u does not share with the velocity head, which has as many of its own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -62,8 +70,9 @@ class InContextConfig(NetworkConfig):
     """Recompute the activations of each block in the backward pass: less memory, a third slower."""
 
     def __post_init__(self):
-        for name in ("depth", "width", "heads", "patch"):
+        for name in ("depth", "width", "heads"):
             require(getattr(self, name) >= 1, f"network.{name}", getattr(self, name), "1 or more")
+        require(self.patch >= 0, "network.patch", self.patch, "1 or more, or 0 (by the image)")
         even = f"a divisor of half the width {self.width}"
         require(self.width % (2 * self.heads) == 0, "network.heads", self.heads, even)
         within = f"0 to the depth {self.depth}"
@@ -71,6 +80,11 @@ class InContextConfig(NetworkConfig):
 
     def module(self, event_shape, cond, heads, rngs):
         return InContextTransformer(self, event_shape, cond, heads, rngs=rngs)
+
+    def from_velocity(self, params):
+        """The embedding of h is that of 0 for every h."""
+        numbers = params["numbers"]
+        return {**params, "numbers": {**numbers, "h": constant_embedding(numbers["h"])}}
 
     @classmethod
     def named(cls, name: str, **options: Any) -> "InContextConfig":
@@ -92,9 +106,9 @@ class InContextTransformer(nnx.Module):
     ):
         self.config = config
         self.cond = CondShape.of(cond)
-        width, features = config.width, config.patch**2 * event_shape[-1]
-        inputs = config.patch**2 * input_shape(event_shape, self.cond)[-1]
-        rows, columns = grid_of(event_shape, config.patch)
+        rows, columns, self.patch = grid_of(event_shape, config.patch)
+        width, features = config.width, self.patch**2 * event_shape[-1]
+        inputs = self.patch**2 * input_shape(event_shape, self.cond)[-1]
         unit = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
         token_init = nnx.initializers.normal(width**-0.5)
         self.patches = Linear(inputs, width, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
@@ -165,7 +179,7 @@ class InContextTransformer(nnx.Module):
         rotation = jnp.asarray(rotation_table(self.length, self.config.width // self.config.heads), x.dtype)
         x = apply_blocks(list(self.shared), x, rotation, remat=remat)
         outputs = ((last, apply_blocks(list(blocks), x, rotation, remat=remat)) for blocks, last in branches)
-        return tuple(from_patches(last(x[:, self.num_context :]), self.config.patch, z.shape) for last, x in outputs)
+        return tuple(from_patches(last(x[:, self.num_context :]), self.patch, z.shape) for last, x in outputs)
 
     def _sequence(self, z, h, cond):
         scale = scale_of(cond) or UNGUIDED
@@ -180,7 +194,7 @@ class InContextTransformer(nnx.Module):
             else:
                 embedded = self.vector(cond) if name == "vector" else self.numbers[name](inputs[name])
             tokens.append(jnp.broadcast_to(token + embedded[:, None], (z.shape[0], *token.shape)))
-        patches = to_patches(with_image(z, cond, self.cond), self.config.patch)
+        patches = to_patches(with_image(z, cond, self.cond), self.patch)
         return jnp.concatenate([*tokens, self.patches(patches)], axis=1)
 
 

@@ -46,6 +46,12 @@ class MLPConfig(NetworkConfig):
     def module(self, event_shape, cond, heads, rngs):
         return MLP(self, event_shape, cond, heads, rngs=rngs)
 
+    def from_velocity(self, params):
+        """At r = t the gap's embedding is 0; so are its weights then."""
+        kernel = jnp.asarray(params["first"]["kernel"])
+        kernel = kernel.at[len(kernel) - self.time_features :].set(0.0)
+        return {**params, "first": {**params["first"], "kernel": kernel}}
+
 
 class MLP(nnx.Module):
     """u(z, r, t, label) for events of any shape, flattened inside."""

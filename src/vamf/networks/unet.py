@@ -92,6 +92,18 @@ class UNetConfig(NetworkConfig):
     def module(self, event_shape, cond, heads, rngs):
         return UNet(self, event_shape, cond, heads, rngs=rngs)
 
+    @property
+    def takes_both_times(self):
+        return self.predicts == "average_velocity"
+
+    def with_both_times(self):
+        return dataclasses.replace(self, predicts="average_velocity") if self.predicts == "velocity" else self
+
+    def from_velocity(self, params):
+        """The first layer ignores the gap: a network without it has no such rows, another has its features of 0."""
+        mapping = blocks.without_gap(params["mapping"], self.time_features)
+        return None if mapping is None else {**params, "mapping": mapping}
+
 
 CIFAR10 = UNetConfig(augment_features=6, dropout=0.2)
 """MeanFlow's network on CIFAR-10 (arXiv:2505.13447, appendix A): 55,932,419 parameters."""
@@ -256,5 +268,5 @@ def _check(event_shape: tuple[int, ...], levels: int) -> None:
     if any(side % unit for side in event_shape[:2]):
         raise UserError(
             f"network.multipliers: {levels} levels halve the image {levels - 1} times, so its sides must be multiples "
-            f"of {unit}; they are {event_shape[0]} and {event_shape[1]}"
+            f"of {unit}; they are {event_shape[0]} and {event_shape[1]}: name fewer levels, or another --images.size"
         )

@@ -7,6 +7,7 @@ of the norms and the attention's softmax in float32.
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +125,28 @@ class Mapping(nnx.Module):
         half = self.features // 2
         period = 1e4 ** (half / (half - 1))
         return jnp.concatenate([sinusoidal(t, self.features, period) for t in times], axis=1)
+
+
+def without_gap(params: dict[str, Any], features: int) -> dict[str, Any] | None:
+    """Parameters of a `Mapping` of two times that ignores t - r, from those of a velocity model's; None where a
+    condition was added to the features of t - r too, which no other parameters can replace."""
+    first = params["first"]
+    if first["kernel"].shape[0] == features:  # there are no features of the gap: zeros in their place
+
+        def widened(leaf, axis=-1):
+            return jnp.concatenate([leaf, jnp.zeros_like(leaf)], axis=axis)
+
+        conditions = {name: params[name] for name in ("classes", "augment", "vector") if name in params}
+        wide = jax.tree.map(widened, conditions)
+        if "vector" in wide:
+            wide["vector"]["second"]["kernel"] = widened(wide["vector"]["second"]["kernel"], 0)
+        return {**params, **wide, "first": {**first, "kernel": widened(first["kernel"], 0)}}
+    if {"classes", "augment", "vector"} & set(params):
+        return None
+    of_t, of_gap = jnp.split(first["kernel"], 2)
+    at_zero = jnp.tile(jnp.array([0.0, 1.0]), features // 2)
+    kernel = jnp.concatenate([of_t, jnp.zeros_like(of_gap)])
+    return {**params, "first": {"kernel": kernel, "bias": first["bias"] + at_zero @ of_gap}}
 
 
 class Attention(nnx.Module):

@@ -91,6 +91,15 @@ class Method:
                 changes[name] = written
         return changes
 
+    def carry_over(self, options: Mapping[str, Any], before: "Method") -> dict[str, Any]:
+        """Of the options of another method, those that this one has too."""
+        ours, theirs = self.options, before.options
+        return {
+            name: value
+            for name, value in options.items()
+            if name in ours and type(theirs[name].default) is type(ours[name].default)
+        }
+
     def _stretched(self, value: Any, steps: int) -> Any:
         if not steps or not self.steps:
             return value

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
-from vamf import __version__, figures
+from vamf import figures
 from vamf.diagnosis import BETAS, Diagnosis, Finding
 from vamf.diagnosis.advice import with_error
 from vamf.diagnosis.run import RunDiagnosis
 from vamf.files import write_atomic
 from vamf.report.page import Page
 from vamf.training.run import Run
+from vamf.version import __version__
 
 
 def write(run: Run, result: RunDiagnosis) -> Path:
@@ -18,6 +19,9 @@ def write(run: Run, result: RunDiagnosis) -> Path:
     diagnosis = result.diagnosis
     page = Page(f"Diagnosis of {run.folder.name}", f"{run.config.describe()}; measured at step {result.step:,}.")
 
+    if result.quality:
+        page.section("Are the samples good?")
+        page.points([_line(finding) for finding in result.quality])
     page.section("Summary")
     page.points([_line(finding) for finding in result.advice])
     page.text("From the log:")

@@ -6,7 +6,9 @@ import numpy as np
 
 from vamf import figures
 from vamf.data import Dataset
+from vamf.data.columns import Column
 from vamf.data.to_images import ToImages
+from vamf.report.table_figures import histograms
 
 COLUMNS = 12
 """Columns of a table shown as histograms."""
@@ -32,6 +34,9 @@ def gallery(dataset: Dataset, samples: Mapping[str, np.ndarray], to_images: ToIm
     width, kind = dataset.sample_shape[-1], "columns" if len(dataset.sample_shape) == 1 else "channels"
     names = dataset.columns or tuple(f"{kind[:-1]} {index + 1}" for index in range(width))
     ends = {name: samples[name].reshape(-1, width) for name in (next(iter(samples)), list(samples)[-1])}
-    varying = [index for index in range(width) if index not in dict(dataset.constants)][:COLUMNS]
-    histograms = {names[i]: {name: rows[:, i] for name, rows in ends.items()} for i in varying}
-    return figures.histograms(histograms), f"Distributions of the first {len(histograms)} {kind}, in original units."
+    columns = (Column(),) * width if dataset.table is None else dataset.table.columns
+    varying = [index for index in range(width) if columns[index].constant is None][:COLUMNS]
+    figure = histograms(
+        [columns[i] for i in varying], [names[i] for i in varying], {k: rows[:, varying] for k, rows in ends.items()}
+    )
+    return figure, f"Distributions of the first {len(varying)} {kind}, in original units."

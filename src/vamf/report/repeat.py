@@ -3,7 +3,7 @@
 import dataclasses
 import shlex
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vamf import networks
@@ -14,6 +14,7 @@ from vamf.objectives import METHODS
 from vamf.options import base_of, kind_name, named, options_of, several_of
 from vamf.training import presets
 from vamf.training.config import TrainConfig
+from vamf.training.config_file import Change
 
 
 def command(config: TrainConfig) -> str:
@@ -24,13 +25,31 @@ def command(config: TrainConfig) -> str:
     commands = []
     if config.data == IN_MEMORY:
         bases = (presets.table(IN_MEMORY), presets.images(IN_MEMORY))
-        commands += [["FILE", *_options(config, base)] for base in bases]
+        commands += [["FILE", *_with_method(config, _options(config, base))] for base in bases]
     for name in dict.fromkeys((config.data, *presets.PRESETS)) if not commands else ():
         try:
-            commands.append([name, *_options(config, presets.for_data(name))])
+            options = _options(config, presets.for_data(name))
+            commands.append([name, *(options if presets.is_name(name) else _with_method(config, options))])
         except UserError:  # the data no longer exist: a preset and --data are equivalent
             continue
     return shlex.join(["vamf", "train", *min(commands, key=len)])
+
+
+def commands(config: TrainConfig, history: Sequence[Change]) -> list[str]:
+    """The commands that reproduce a run in the folder RUN whose number of steps was changed on the way."""
+    if not history:
+        return [command(config)]
+    lengths = [*(change.steps for change in history), config.steps]
+    resumed = [
+        f"vamf train --resume RUN --steps {steps}" + (f" (from step {change.at})" if change.at < change.steps else "")
+        for change, steps in zip(history, lengths[1:], strict=True)
+    ]
+    return [f"{command(dataclasses.replace(config, steps=lengths[0]))} --out RUN", *resumed]
+
+
+def _with_method(config: TrainConfig, words: list[str]) -> list[str]:
+    """The options with a method, without which it and more are chosen by the data."""
+    return words if "--method" in words else ["--method", config.method, *words]
 
 
 def _options(config: TrainConfig, base: TrainConfig) -> list[str]:

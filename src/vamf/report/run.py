@@ -1,17 +1,19 @@
-"""The report of one run: curves, samples over training, distances, configuration."""
+"""The report of one run: of a table a verdict, curves, samples over training, distances, configuration."""
 
 from pathlib import Path
 
 import numpy as np
 
-from vamf import __version__, figures
+from vamf import figures
 from vamf.files import write_atomic
-from vamf.report import repeat, tables
+from vamf.report import quality, repeat, tables
 from vamf.report.gallery import gallery
 from vamf.report.page import Page
 from vamf.sampling import registry
+from vamf.training.config_file import CONFIG, read_history
 from vamf.training.logs import read
 from vamf.training.run import Run
+from vamf.version import __version__
 
 NUM_STEPS = 4
 """Training steps whose samples are shown."""
@@ -37,6 +39,8 @@ def write(run: Run, evaluation: dict) -> Path:
     page = Page(run.folder.name, config.describe() + ".")
     page.text(dataset.summary + f". Network: {run.ensemble.parameters:,} parameters.")
 
+    if shown := evaluation.get("quality"):
+        quality.write_verdict(page, shown)
     page.section("Samples")
     to_images = run.view
     num_images = SMALL if dataset.image_shape and dataset.image_shape[0] <= 64 else LARGE
@@ -56,16 +60,20 @@ def write(run: Run, evaluation: dict) -> Path:
             images = to_images(samples[:num_images])
             sheet = figures.image_grid(images, 20, figures.enlargement(images, 4, 128), 0, 255)
             page.figure(sheet, name if name == "data" else f"{how}, {name}")
+    elif stages and shown:
+        name, samples = list(stages.items())[-1]
+        quality.write_figures(page, dataset, shown, samples, f"{how}, {name}")
     elif stages:
         figure, caption = gallery(dataset, {"data": reference, **stages}, None)
         page.figure(figure, f"{caption[:-1]}: {how} over training.")
 
     source = "of the training data, since none were held out; the baseline's real samples are among them"
+    units = "original units" if dataset.table is None else "standardised coordinates of the columns"
     page.section("Distances to unseen data" if dataset.unseen else "Distances to the training data")
     page.text(
         f"Sliced Wasserstein distances of {evaluation['samples']:,} samples to {evaluation['reference']:,} points "
         + ("that the run has not seen" if dataset.unseen else source)
-        + f"; {evaluation['projections']} directions, in original units. The baseline is the distance of as many real "
+        + f"; {evaluation['projections']} directions, in {units}. The baseline is the distance of as many real "
         f"samples, mean ± standard deviation over {evaluation['baselines']} draws: "
         + (
             "samples of a perfect model are spread like these, above and below the mean."
@@ -74,8 +82,19 @@ def write(run: Run, evaluation: dict) -> Path:
             "that a perfect model lies below the baseline, and a distance near it is not a good one."
         )
     )
-    rows = [[name, *(_distance(row, key) for key in ("sw1", "sw2"))] for name, row in evaluation["distances"].items()]
-    page.table(["samples", "SW1", "SW2"], rows)
+    keys = {"sw1": "SW1", "sw2": "SW2"}
+    if evaluation.get("joint"):
+        keys |= {"joint_sw1": "joint SW1", "joint_sw2": "joint SW2"}
+        names = " and ".join("class" if name == "label" else name for name in evaluation["joint"])
+        page.text(
+            f"The joint distances are of x and its {names} together, standardised: a model that ignores its condition "
+            "fails them whatever its samples look like. Their baseline is real pairs, and the pairs of a perfect model "
+            "are spread like these."
+        )
+    rows = [[name, *(_distance(row, key) for key in keys)] for name, row in evaluation["distances"].items()]
+    page.table(["samples", *keys.values()], rows)
+    if shown:
+        quality.write_scores(page, shown)
 
     page.section("Training")
     page.text(
@@ -87,7 +106,8 @@ def write(run: Run, evaluation: dict) -> Path:
     if any("residuals" in record for record in records):
         page.figure(_by_time(records), "The residual by t, the time at which a path is entered, and by the gap t - r.")
     page.section("Configuration")
-    page.text(f"The whole of it is in `config.json`. Repeat: `{repeat.command(config)}`")
+    words = ", then ".join(f"`{line}`" for line in repeat.commands(config, read_history(run.folder / CONFIG)))
+    page.text(f"The whole of it is in `config.json`. Repeat: {words}")
     return _save(run, page)
 
 

@@ -2,7 +2,7 @@
 
 | file     | samples                                                        |
 |----------|----------------------------------------------------------------|
-| `.npy`   | numbers in the data's units; bytes where the data are images   |
+| `.npy`   | numbers in the units and the type of the data                  |
 | `.csv`   | numbers, a row each, under the names of the columns            |
 | `.npz`   | an array `x` (n, d) of numbers, or `images` (n, h, w, c) of    |
 |          | bytes where the data are images; `labels` (n,), the classes    |
@@ -27,17 +27,18 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vamf import distributed, figures, locks
-from vamf.data import IN_MEMORY, conditions, csv_table, is_name
-from vamf.data.conditions import LABEL
+from vamf.data import IN_MEMORY, NO_DATA, Dataset, condition_files, csv_table, is_name
+from vamf.data.conditions import LABEL, VECTOR
 from vamf.data.to_images import make_to_images
-from vamf.errors import UserError, require
+from vamf.errors import UserError, require, spelled
 from vamf.files import check_source, write_array, write_arrays, write_atomic, write_json
 from vamf.progress import Progress
 from vamf.sampling import registry
 from vamf.training import ema_weights
-from vamf.training.config_file import CONFIG
+from vamf.training.config_file import CONFIG, PATH_FIELDS
 from vamf.training.ema_weights import Ema
-from vamf.training.run import Label, Run
+from vamf.training.run import Run
+from vamf.training.sampled import Label
 from vamf.training.step import State
 
 FORMATS = (".npy", ".csv", ".npz", ".png", "")
@@ -76,7 +77,7 @@ class SampleOptions:
     ema: Ema = None
     """Weights to sample from: the run's first EMA, another by its decay, or none."""
     condition: Path | None = None
-    """File of conditions, one row for each sample or repeated in turn, in the data's units."""
+    """File of conditions or folder of images, one row for each sample or repeated in turn, in the data's units."""
 
 
 def write(
@@ -114,10 +115,13 @@ def _write(
         raise UserError(f"out = {out}: allowed are .npy, .npz, .csv for tables, and .png or a folder for images")
     if suffix == ".csv" and autoencoder is not None:
         raise UserError(f"out = {out}: decoded images are written as .png, .npz, .npy or a folder")
+    if suffix in (".npy", ".npz") and dataset.table is not None and dataset.table.has_text:
+        raise UserError(f"out = {out}: the table has columns of text; write a .csv")
     require(options.n >= 1, "n", options.n, "1 or more")
     has_pixels = autoencoder is not None or dataset.image_shape == dataset.event_shape
     is_table = dataset.image_shape is None and dataset.latents is None
-    as_images = suffix in (".png", "") or (suffix == ".npz" and not is_table) or (suffix == ".npy" and has_pixels)
+    has_bytes = has_pixels and (autoencoder is not None or dataset.dtype in ("", "uint8"))
+    as_images = suffix in (".png", "") or (suffix == ".npz" and not is_table) or (suffix == ".npy" and has_bytes)
     to_images = make_to_images(dataset, autoencoder) if as_images or autoencoder is not None else None
     metadata_path = (
         None if to_images is None or suffix == ".png" else out.with_suffix(".json") if suffix else out / METADATA
@@ -131,7 +135,9 @@ def _write(
         with progress.task("sampling", options.n, unit="samples") as task:
             for samples, cond, cost in draw(run, state, options):
                 costs.append(cost)
-                conds.append({name: rows for name, rows in cond.items() if name == "labels" or suffix == ".npz"})
+                conds.append(
+                    {name: rows for name, rows in cond.items() if name == "labels" or suffix in (".npz", ".csv")}
+                )
                 yield samples if to_images is None else to_images(samples)
                 done += len(samples)
                 task.update(done)
@@ -143,7 +149,7 @@ def _write(
     else:
         samples = np.concatenate(list(parts()))
         arrays = {"x" if to_images is None else "images": samples} | _concatenate(conds)
-        _write_file(out, arrays, dataset.columns)
+        _write_file(out, arrays, dataset)
     cost = Cost(sum(part.calls for part in costs), sum(part.batches for part in costs), costs[0].batch_size)
     if metadata_path is not None and distributed.is_main_process():
         metadata = dataclasses.asdict(options) | {
@@ -167,13 +173,13 @@ def _check_target(run: Run, out: Path, metadata_path: Path | None) -> None:
     for folder in place.parents:
         if (folder / CONFIG).exists() and (folder / "checkpoints").exists():
             raise UserError(f"out = {out}: inside the run {folder}; choose another place")
-    for name in ("data", "teacher", "init_from"):
+    for name in PATH_FIELDS:
         if (source := run.places.get(name) or getattr(run.config, name)) and not (
-            is_name(source) or source == IN_MEMORY
+            is_name(source) or source in (IN_MEMORY, NO_DATA)
         ):
             check_source("out", out, Path(source))
             if Path(source).resolve() in place.parents:
-                raise UserError(f"out = {out}: inside the run's own {name}; choose another place")
+                raise UserError(f"out = {out}: inside the run's own {spelled(name)}; choose another place")
     if out.suffix == "":
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"out = {out}: exists and is not an empty folder")
@@ -212,8 +218,13 @@ def count(run: Run, n: int | None, condition: Path | None) -> int:
     """The number of samples: by default one for each row of a file of conditions, else DEFAULT."""
     if n is not None or condition is None:
         return DEFAULT if n is None else n
-    rows = run.condition_rows(conditions.read_file(condition))
+    rows = _read(run, condition)
     return max((len(values) for values in rows.values()), default=DEFAULT)
+
+
+def _read(run: Run, condition: Path) -> Mapping[str, np.ndarray]:
+    """Conditions in a file or folder, by name."""
+    return run.condition_rows(condition_files.read(condition, run.dataset_info.conditions))
 
 
 def _concatenate(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -227,7 +238,7 @@ def draw(run: Run, state: State, options: SampleOptions) -> Iterator[tuple[np.nd
     max_size = max(1, MAX_NUMBERS // math.prod(run.dataset_info.event_shape))
     count = -(-options.n // max_size)
     size = -(-options.n // count)
-    rows = None if options.condition is None else run.condition_rows(conditions.read_file(options.condition))
+    rows = None if options.condition is None else _read(run, options.condition)
     batches, batch_size = registry.batches(size) if options.sampler == "fast_flow" else (1, size)
     for part in range(count):
         seed = int(np.random.SeedSequence((options.seed, part)).generate_state(1)[0]) if part else options.seed
@@ -244,7 +255,7 @@ def draw(run: Run, state: State, options: SampleOptions) -> Iterator[tuple[np.nd
         yield samples[:left], {name: rows[:left] for name, rows in cond.items()}, Cost(calls, batches, batch_size)
 
 
-def _write_file(path: Path, arrays: dict[str, np.ndarray], columns: tuple[str, ...]) -> None:
+def _write_file(path: Path, arrays: dict[str, np.ndarray], dataset: Dataset) -> None:
     samples = next(iter(arrays.values()))
     if path.suffix == ".npy":
         write_array(path, samples)
@@ -253,7 +264,17 @@ def _write_file(path: Path, arrays: dict[str, np.ndarray], columns: tuple[str, .
     elif path.suffix == ".png":
         write_atomic(path, figures.image_grid(samples, min(len(samples), 10), figures.enlargement(samples), 0, 255))
     else:
-        write_atomic(path, csv_table.to_csv(samples.reshape(len(samples), -1), columns, arrays.get("labels")))
+        write_atomic(path, _csv(samples.reshape(len(samples), -1), arrays, dataset))
+
+
+def _csv(rows: np.ndarray, conditions: Mapping[str, np.ndarray], dataset: Dataset) -> str:
+    """Rows as a table like that of the data: without names where it has none."""
+    classes = conditions.get("labels")
+    if dataset.columns:
+        columns = dataset.to_columns(rows, classes, conditions.get(VECTOR))
+        return csv_table.to_csv(tuple(columns.values()), tuple(columns))
+    values = tuple(rows.T) if dataset.table is None else dataset.table.to_values(rows)
+    return csv_table.to_csv(values, extra={} if classes is None else {LABEL: classes})
 
 
 def _write_folder(folder: Path, parts: Iterable[UInt8[np.ndarray, "n h w c"]]) -> None:

@@ -3,9 +3,12 @@
 import importlib
 from typing import Any
 
-from vamf.errors import UserError
+from vamf.errors import UserError, did_you_mean
+from vamf.extensions import Table
 
-STUDIES: dict[str, Any] = {name: f"vamf.studies.{name}" for name in ("toys", "mixtures", "adaptive", "methods", "dit")}
+STUDIES: dict[str, Any] = Table(
+    {name: f"vamf.studies.{name}" for name in ("toys", "mixtures", "adaptive", "methods", "dit", "finetune", "tables")}
+)
 """Every study: an `engine.Study`, or the module whose `STUDY` it is, which is imported only when it runs. To register
 one from outside the package, add an entry."""
 
@@ -17,6 +20,6 @@ def study(name: str) -> Any:
         UserError: there is none of that name.
     """
     if name not in STUDIES:
-        raise UserError(f"study {name!r}: allowed are {', '.join(STUDIES)}")
+        raise UserError(f"study {name!r}{did_you_mean(name, STUDIES)}: allowed are {', '.join(STUDIES)}")
     entry = STUDIES[name]
     return importlib.import_module(entry).STUDY if isinstance(entry, str) else entry

@@ -1,14 +1,13 @@
 """The axes of a sweep: options of a run or of its method by their names with dots, and values for each."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from vamf.cli_options import Start
-from vamf.errors import UserError, spelled
+from vamf.errors import UserError, did_you_mean, spelled
 from vamf.objectives import METHODS
 from vamf.objectives.method import SHORT
 from vamf.options import Option, base_of, named, options_of, several_of, takes_schedule
@@ -87,8 +86,7 @@ def _hint(name: str, config: TrainConfig) -> Any:
     value: Any = {**METHODS[config.method].values(config.steps, config.objective), **vars(config)}.get(parts[0])
     for depth, part in enumerate(parts):
         if part not in available:
-            close = difflib.get_close_matches(part, available, 1)
-            hint = f" (did you mean {'.'.join([*parts[:depth], close[0]])}?)" if close else ""
+            hint = did_you_mean(part, available, "".join(f"{one}." for one in parts[:depth]))
             raise UserError(f"over {name}{hint}: allowed are {spelled(*available)}")
         option = available[part]
         if part == parts[-1] and depth == len(parts) - 1:

@@ -25,7 +25,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from vamf import __version__
 from vamf.data import Dataset, source_name
 from vamf.errors import UserError
 from vamf.networks import DiTConfig, NetworkConfig
@@ -43,6 +42,7 @@ from vamf.training import presets
 from vamf.training.config import LogConfig, TrainConfig
 from vamf.training.ensemble import Ensemble
 from vamf.training.step import State
+from vamf.version import __version__
 
 BETAS = (0.0, 0.25, 0.5, 1.0)
 POWER = {"weighting": {"power": 0.0}}
@@ -239,15 +239,19 @@ def gallery_labels(classes: int) -> np.ndarray:
     return np.repeat(chosen, 2).astype(np.int32)
 
 
-def images(results: Results) -> dict[str, np.ndarray]:
-    """Real images of the gallery's classes, and samples of every variant, from the first seed."""
-    dataset, scorer = results.execution.dataset(""), results.execution.prepared
+def real_images(execution: Execution, scorer: Evaluator) -> np.ndarray:
+    """Real images of the gallery's classes."""
+    dataset = execution.dataset("")
     label = gallery_labels(dataset.num_classes)
     x, labels = dataset.draw(dataset.arrays, jax.random.key(1), 20 * dataset.num_classes)
     places = {c: np.flatnonzero(np.asarray(labels) == c).tolist() for c in set(label.tolist())}
     rows = [places[c].pop() if places[c] else 0 for c in label.tolist()]
-    samples = results.samples("")
-    real = scorer.to_images(dataset.to_original(np.asarray(x)[rows]))
+    return scorer.to_images(dataset.to_original(np.asarray(x)[rows]))
+
+
+def images(results: Results) -> dict[str, np.ndarray]:
+    """Real images of the gallery's classes, and samples of every variant, from the first seed."""
+    real, samples = real_images(results.execution, results.execution.prepared), results.samples("")
     return {"data": real} | {variant: samples[variant] for variant in summary.variants(results.members)}
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 
-from vamf import __version__
 from vamf.data import Dataset
 from vamf.errors import UserError
 from vamf.files import write_atomic, write_json
@@ -34,6 +33,7 @@ from vamf.training import presets
 from vamf.training.config import LogConfig, TrainConfig
 from vamf.training.divergence import Diverged
 from vamf.training.suitability import check_classes, check_objective
+from vamf.version import __version__
 
 
 def paper_config(execution: "Execution", name: str) -> TrainConfig:

@@ -17,7 +17,7 @@ from vamf.progress import Progress
 from vamf.studies.launcher import LOGS
 from vamf.training import loop
 from vamf.training.checksum import fingerprint
-from vamf.training.config import TrainConfig
+from vamf.training.config import DATA_FIELDS, TrainConfig
 from vamf.training.config_file import identity, to_json
 from vamf.training.ensemble import Ensemble
 from vamf.training.inputs import Inputs
@@ -28,8 +28,6 @@ from vamf.training.stored import open_ensemble
 
 RUNS = "runs"
 """Folder of the runs of a study."""
-DATA_FIELDS = ("holdout", "images", "latents", "conditional")
-"""Fields of a configuration that say how files are read."""
 
 
 class RunSpec(NamedTuple):

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vamf import __version__, figures
+from vamf import figures
 from vamf.data import Dataset
 from vamf.data.to_images import make_to_images
 from vamf.errors import UserError
@@ -34,6 +34,7 @@ from vamf.studies.variants import Budget, Variant
 from vamf.training.config import TrainConfig
 from vamf.training.config_file import to_json
 from vamf.training.step import RATE
+from vamf.version import __version__
 
 NUMBERS = 2**19
 """Limit on the numbers in all samples that are measured."""

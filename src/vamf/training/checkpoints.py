@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -60,12 +60,14 @@ class Checkpoints:
         say: Callable[[str], None] = print,
         clean: bool = False,
         reread: str = "",
+        earlier: Mapping[str, int] | None = None,
     ):
         """`fingerprint` identifies configuration and data; a checkpoint with another one is refused.
 
         Args:
             say: called with a line for each corrupt checkpoint.
             clean: delete what a killed process left half written; only for the process that trains.
+            earlier: fingerprints that checkpoints of the same run may have too, each up to a step.
             reread: how earlier versions read the same data differently, for the message that refuses their checkpoints.
         """
         import orbax.checkpoint as ocp
@@ -74,6 +76,7 @@ class Checkpoints:
         sys.unraisablehook = _ignore_closed_loop
         self.folder = folder.absolute()
         self.fingerprint = fingerprint
+        self._earlier = earlier or {}
         self._config = config or CheckpointConfig()
         self._say = say
         self._reread = f"; earlier versions read the same data otherwise: {reread}" if reread else ""
@@ -189,7 +192,7 @@ class Checkpoints:
             mismatch = "a checkpoint of another configuration or other data"
             try:
                 facts = self._facts(step)
-                if facts["fingerprint"] == self.fingerprint:
+                if facts["fingerprint"] == self.fingerprint or step <= self._earlier.get(facts["fingerprint"], -1):
                     args = self._args.Composite(state=self._args.StandardRestore(template))
                     restored = self._manager.restore(step, args=args)["state"]
                     if not matches(restored, facts):

@@ -1,15 +1,16 @@
 """What a run is made of, as plain data. A run's `config.json` is this, and a preset is one of these."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from vamf import networks
-from vamf.data import Dataset, ImageConfig, LatentScale, Source, load, whitening
+from vamf.data import ConditionFiles, Dataset, ImageConfig, LatentScale, Source, TableConfig, load, whitening
 from vamf.data.augment import Augmentation
 from vamf.data.suitability import check_options
 from vamf.data.whitening import Whitening
-from vamf.errors import UserError, require, unknown_name
+from vamf.errors import UserError, check_positive, require, unknown_name
 from vamf.field_types import check_field_types
 from vamf.networks import MLPConfig, NetworkConfig, Prediction
 from vamf.objectives import METHODS, Objective
@@ -124,6 +125,8 @@ class GuardConfig:
         require(self.hang_seconds >= 0, "guard.hang-seconds", self.hang_seconds, "0 (off) or more")
 
 
+DATA_FIELDS = ("holdout", "conditions", "condition_images", "images", "table", "latents", "conditional")
+"""Fields of a configuration that say how its data are read."""
 TOYS_NETWORK = MLPConfig()
 """The network where none is named: that of the 2-D toys."""
 
@@ -163,8 +166,15 @@ class TrainConfig:
     """Learn one generator for all classes, where the data has classes."""
     holdout: float = 0.1
     """Fraction of a table's rows, or of images or latents without a test set, kept for evaluation, never trained on."""
+    conditions: str = ""
+    """File of a vector for each image: a .npy, .npz or .csv whose rows are in the order of the images' sorted paths, or
+    whose first column `file` names them."""
+    condition_images: str = ""
+    """Folder of an image for each image, under the same relative names."""
     images: ImageConfig = ImageConfig()
     """How images are prepared."""
+    table: TableConfig = TableConfig()
+    """Which columns of a table are learnt, and how."""
     latents: LatentScale = LatentScale()
     """The units in which the network sees latents."""
     augment: Augmentation = Augmentation(probability=0.0)
@@ -219,6 +229,10 @@ class TrainConfig:
             raise UserError(
                 f"network.predicts = {predicts}: is for flow_matching and ddpm; {self.method} needs average_velocity"
             )
+        if not self.network.takes_both_times and objective.sampler == "flow_map":
+            raise UserError(
+                f"network: of t alone, which is for flow_matching and ddpm; {self.method} needs r as an input too"
+            )
         if self.reflow.pairs and not self.teacher:
             raise UserError("reflow.pairs: name the run whose flow makes them with --teacher RUN")
         target, first = self.optimizer.ema_target, self.optimizer.ema_decay
@@ -261,11 +275,25 @@ class TrainConfig:
         Raises:
             UserError: unknown name, a file that cannot be used, or options for data of another kind.
         """
-        dataset = load(self.data if source is None else source, self.holdout, self.images, self.latents)
+        beside = ConditionFiles(self.conditions, self.condition_images)
+        data = self.data if source is None else source
+        dataset = load(data, self.holdout, self.images, self.latents, self.table, beside)
         dataset = dataset if self.conditional else dataset.unconditional()
         flags = self.latents.scale == "own", self.augment.features > 0, self.reflow.pairs > 0
         check_options(dataset, *flags, uses_start=self.build_objective().path.uses_start)
         return whitening.apply(dataset, fitted or whitening.fit(dataset, self.whitening)) if self.whitening else dataset
+
+    def for_epochs(self, epochs: float, dataset: Dataset) -> "TrainConfig":
+        """The configuration with as many steps as a number of passes over the training rows takes.
+
+        Raises:
+            UserError: the data have no number of rows.
+        """
+        check_positive("epochs", epochs)
+        rows = dataset.num_rows
+        if rows is None:
+            raise UserError(f"epochs = {epochs:g}: {dataset.name} has no number of rows; name the --steps")
+        return dataclasses.replace(self, steps=math.ceil(epochs * rows / self.batch_size))
 
     def _check_augment(self, objective: Objective) -> None:
         """Refuse an augmentation that is no input of the network, and parts that do not support it."""

@@ -4,6 +4,7 @@ import contextlib
 import os
 
 import jax
+from jax.extend.backend import clear_backends
 
 from vamf.networks import MLPConfig
 from vamf.training.config import TrainConfig
@@ -34,3 +35,13 @@ def keep_on_one_core(config: TrainConfig) -> None:
     small = isinstance(network, MLPConfig) and network.width * config.batch_size <= SMALL
     if small and config.mesh == MeshConfig():
         os.environ.setdefault("NPROC", "1")
+
+
+def release() -> None:
+    """Give the processor back, so that `keep_on_one_core` holds for a configuration that the data decided.
+
+    No array of before may be used afterwards. Nothing happens where NPROC is set, on accelerators and in several
+    processes.
+    """
+    if "NPROC" not in os.environ and jax.default_backend() == "cpu" and jax.process_count() == 1:
+        clear_backends()

@@ -16,7 +16,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from vamf import networks
-from vamf.average_velocity import AverageVelocity
 from vamf.conditioning import Conditioning, label_of
 from vamf.data import Dataset, Source, source_name
 from vamf.errors import UserError
@@ -34,11 +33,12 @@ from vamf.training.checksum import fingerprint
 from vamf.training.config import TrainConfig
 from vamf.training.config_file import identity
 from vamf.training.ema_weights import Ema, resolve
+from vamf.training.initial import Initial
 from vamf.training.inputs import Inputs
 from vamf.training.prefetch import Prefetcher
 from vamf.training.programs import Programs, Strategy
-from vamf.training.reflow import reflow_pairs
-from vamf.training.sampling import Sampling
+from vamf.training.reflow import Teacher, reflow_pairs
+from vamf.training.sampling import Sampling, padded
 from vamf.training.sharding import MeshConfig, ShardingLayout, on_host
 from vamf.training.step import RATE, Metrics, State, SweepPoint, TrainStep, build_network, learning_rate, optimizer
 from vamf.training.suitability import check_objective
@@ -49,14 +49,6 @@ BLOCK_ROWS = 256
 """Samples that a large network generates in one batch."""
 MAX_STEPS_PER_CALL = 25
 """Most steps of a network other than an MLP in one call, between which the host checks progress and signals."""
-
-
-class Teacher(NamedTuple):
-    """A trained model."""
-
-    velocity: AverageVelocity
-    digest: str
-    """Digest of its weights."""
 
 
 class Ensemble:
@@ -72,7 +64,7 @@ class Ensemble:
         mesh: MeshConfig | None = None,
         inputs: Inputs | None = None,
         teacher: Teacher | None = None,
-        init_from: Callable[[], Any] | None = None,
+        init_from: Callable[[], Initial] | None = None,
     ):
         """One member for each seed; `values` has one number for each member, of the learning rate or of options of the
         method by their dotted names.
@@ -82,7 +74,7 @@ class Ensemble:
             mesh: the devices, where they differ from the configuration's.
             inputs: the inputs recorded when the run began, if any.
             teacher: the trained model that the method evaluates; an ensemble that only draws samples needs none.
-            init_from: returns the parameters to start from, where the configuration names a run.
+            init_from: returns the parameters to start from, if any.
 
         Raises:
             UserError: members, devices or velocity proxies that are incompatible.
@@ -114,12 +106,8 @@ class Ensemble:
         self._member_sharding = NamedSharding(member_mesh, PartitionSpec("member"))
         self._replicated = NamedSharding(member_mesh, PartitionSpec()) if self.size > 1 else self.layout.everywhere
         self._program = Programs(self.size, member_mesh, self.strategy, self._replicated)
-        self.points = self._put(
-            SweepPoint(
-                np.asarray(seeds, np.uint32),
-                {name: np.asarray(column, np.float32) for name, column in self.values.items()},
-            )
-        )
+        columns = {name: np.asarray(column, np.float32) for name, column in self.values.items()}
+        self.points = self._put(SweepPoint(np.asarray(seeds, np.uint32), columns))
         self._arrays = jax.tree.map(lambda leaf: self.layout.put(leaf, self._replicated), dataset.arrays)
 
     def _layout(self, mesh: MeshConfig) -> ShardingLayout:
@@ -163,11 +151,11 @@ class Ensemble:
     def init(self) -> State:
         """The state of every member before the first step."""
 
-        def init(init_from, point):
-            return self.train_step.init(point, init_from or None)
+        def init(params, point):
+            return self.train_step.init(point, params or None)
 
-        program = self._program("init", lambda: init, outputs=self.shardings)
-        return program(() if self._init_from is None else self._init_from(), self.points)
+        params = () if self._init_from is None else self._init_from().params
+        return self._program("init", lambda: init, outputs=self.shardings)(params, self.points)
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -178,13 +166,17 @@ class Ensemble:
         weights = {} if teacher is None else {"teacher": teacher.digest}
         if self._init_from is not None:
             with contextlib.suppress(UserError):  # it no longer exists: its weights have no digest
-                weights["init_from"] = fingerprint(self._init_from())
+                weights["init_from"] = self._init_from().digest
         return Inputs.of(self.config.data, dataset, weights)
 
     @property
     def fingerprint(self) -> str:
         """Identifies its checkpoints."""
-        return fingerprint(identity(self.config), self.inputs.digest, self.collect(self.points))
+        return self.fingerprint_of(self.config)
+
+    def fingerprint_of(self, config: TrainConfig) -> str:
+        """What would identify its checkpoints with another configuration."""
+        return fingerprint(identity(config), self.inputs.digest, self.collect(self.points))
 
     def abstract_state(self) -> State:
         """Shapes and types of a state, and shardings where it is sharded: what a checkpoint is restored into."""
@@ -278,22 +270,25 @@ class Ensemble:
             start: (n, *event), where data come in pairs; by default drawn with the condition.
         """
         seeds = self.seeds if seed is None else (seed,) * self.size
-        label, start = self._put(self.dataset.sampling_conditions(n, seeds, label, start))
+        conditions = self.dataset.sampling_conditions(n, seeds, label, start)
+        rows = self._sampling(n, steps, sampler).rows(conditions[0] is None)
+        label, start = self._put(padded(conditions, rows - n))
         program = self._program(
-            ("sample", sampler, n, steps, label is None, scale), lambda: self._sampling(n, steps, sampler, scale)
+            ("sample", sampler, rows, steps, label is None, scale), lambda: self._sampling(rows, steps, sampler, scale)
         )
         samples, calls = self.collect(
             program(self._arrays, self._put(np.asarray(seeds, np.uint32)), label, start, state)
         )
-        return self.dataset.to_original(samples), calls
+        return self.dataset.to_original(samples[:, :n]), calls
 
     def labels(self, n: int, seed: int | None = None) -> np.ndarray:
         """The classes (size, n) that `draw` uses for n samples of a seed by default."""
         seeds = self.seeds if seed is None else (seed,) * self.size
         if self.dataset.conditions is not None:
             return np.stack([label_of(self.dataset.encode(self.dataset.conditions.draw(n, one))[0]) for one in seeds])
-        program = self._program(("labels", n), lambda: self._sampling(n).labels)
-        return self.collect(program(self._arrays, self._put(np.asarray(seeds, np.uint32))))
+        rows = self._sampling(n).rows(True)
+        program = self._program(("labels", rows), lambda: self._sampling(rows).labels)
+        return self.collect(program(self._arrays, self._put(np.asarray(seeds, np.uint32))))[:, :n]
 
     def _sampling(self, n: int, *options: Any) -> Sampling:
         block = 0 if isinstance(self.config.network, networks.MLPConfig) else BLOCK_ROWS * self.layout.size

@@ -19,7 +19,10 @@ import numpy as np
 
 from vamf import data
 from vamf.data import Dataset, conditions
+from vamf.data.columns import Column
 from vamf.data.conditions import Conditions, Units
+from vamf.data.frames import Container
+from vamf.data.table_units import TableUnits
 from vamf.data.whitening import Whitening
 from vamf.errors import UserError
 from vamf.files import write_arrays
@@ -28,14 +31,21 @@ from vamf.training.sharding import on_host
 
 FILE = "inputs.npz"
 FACTS = "facts"
-FORMAT = 1
+FORMAT = 2
 EXCLUDED = ("arrays", "draw", "reference", "mixture", "stream", "start", "reference_rows", "held_out")
 """Fields of a data set that are not recorded: rows, what reads them, and what follows from a data set's name."""
-DESCRIPTIVE = ("name", "summary", "legacy_note", "latents", "weights")
+DESCRIPTIVE = ("name", "summary", "legacy_note", "latents", "weights", "container")
 """Fields that describe the origin of data and do not identify them."""
 MEASURED = ("inverse_transform",)
 """Fields that are measured when a run begins and reused ever after, since other machines round differently."""
-RECORDS = {"whitening": Whitening, "conditions": Conditions, "units": Units}
+RECORDS = {
+    "whitening": Whitening,
+    "conditions": Conditions,
+    "units": Units,
+    "table": TableUnits,
+    "column": Column,
+    "container": Container,
+}
 """Dataclasses that fields may be, in addition to plain values and arrays."""
 ROWS, HELD_OUT = "rows", "held_out"
 MAX_NAMED = 6
@@ -122,6 +132,31 @@ class Inputs:
         if difference := self._difference(other):
             raise UserError(f"{where}: other data than those of the run: {difference}")
 
+    def check_suits(self, where: str, dataset: Dataset) -> None:
+        """Refuse data that a network does not take which has none of its own: events of another shape, other
+        conditions, or values in other units.
+
+        Args:
+            where: the data's place, for the message.
+        """
+        ours = self.dataset()
+        text = ""
+        if dataset.event_shape != ours.event_shape:
+            text = f"samples have shape {dataset.event_shape}, those of the network {ours.event_shape}"
+        elif dataset.cond_shape != ours.cond_shape:
+            text = f"rows have {dataset.cond_shape.describe()}, the network takes {ours.cond_shape.describe()}"
+        elif (dataset.autoencoder or ("",))[0] != (ours.autoencoder or ("",))[0]:
+            kinds = [f"latents of {one.autoencoder[0]}" if one.autoencoder else "no latents" for one in (dataset, ours)]
+            text = f"samples are {kinds[0]}, those of the network {kinds[1]}"
+        else:
+            units = {name: getattr(dataset, name) for name in ("shift", "scale")}
+            same = all(np.allclose(value, self.fields.get(name, getattr(ours, name))) for name, value in units.items())
+            if not same:
+                numbers = {"columns": None, "shift": ours.shift, "scale": ours.scale}
+                text = Inputs(numbers, {})._units(Inputs(units, {}))
+        if text:
+            raise UserError(f"{where}: {text}")
+
     def check_weights(self, option: str, where: str, digest: str) -> None:
         """Refuse other weights of the run that an option names than those the run began with."""
         if self.digests.get(option, digest) != digest:
@@ -131,20 +166,23 @@ class Inputs:
         """How other data differ, in a few words; empty where they do not."""
         changed = [name for name in self.fields if name not in DESCRIPTIVE + MEASURED and not self._same(name, other)]
         units = [name for name in changed if name in ("shift", "scale")]
-        for name in (name for name in changed if name not in (*units, "class_counts", "conditions")):
+        later = (*units, "class_counts", "conditions", "table", "all_columns")
+        for name in (name for name in changed if name not in later):
             ours, theirs = self.fields[name], other.fields.get(name)
             return f"{name.replace('_', ' ')} {_text(theirs)}, the run's {_text(ours)}"
+        if "table" in changed and (text := _table_difference(other.fields.get("table"), self.fields["table"])):
+            return text
         if units:
             return self._units(other)
-        if "conditions" in changed:
+        if {"conditions", "all_columns"} & set(changed):
             ours, theirs = (conditions.describe(side.fields.get("conditions")) for side in (self, other))
             return f"rows{theirs}, the run's{ours}" if ours != theirs else "other vectors, images or starts"
         rows = {ROWS: "other rows to train on", HELD_OUT: "other rows held out"}
-        return next((text for name, text in rows.items() if self.digests[name] != other.digests[name]), "")
+        return next((text for name, text in rows.items() if self.digests.get(name) != other.digests.get(name)), "")
 
     def _same(self, name: str, other: "Inputs") -> bool:
         ours, theirs = self.fields[name], other.fields.get(name)
-        if isinstance(ours, Conditions) and isinstance(theirs, Conditions):
+        if isinstance(ours, Conditions | TableUnits) and isinstance(theirs, Conditions | TableUnits):
             return fingerprint(dataclasses.asdict(ours)) == fingerprint(dataclasses.asdict(theirs))
         if isinstance(ours, np.ndarray) or isinstance(theirs, np.ndarray):
             return np.array_equal(np.asarray(ours), np.asarray(theirs))
@@ -158,10 +196,32 @@ class Inputs:
             np.broadcast_to(part, size) if len(part) == 1 else part for part in parts
         )
         index = int(np.argmax((theirs != ours) | (their_scale != our_scale)))
-        columns = self.fields.get("columns") or ()
+        table = self.fields.get("table")
+        columns = [] if table is None else [c.name for c in table.columns for _ in range(c.width) if c.name]
         name = f"column {columns[index]!r}" if index < len(columns) else f"column {index + 1}"
         numbers = (theirs[index], their_scale[index], ours[index], our_scale[index])
         return "{} has mean {:.6g} and spread {:.6g}, the run's {:.6g} and {:.6g}".format(name, *numbers)
+
+
+def _table_difference(theirs: TableUnits | None, ours: TableUnits | None) -> str:
+    """Where the columns of two tables differ, in a few words; empty where only their ranges do."""
+    if theirs is None or ours is None:
+        return "no table" if theirs is None else "a table"
+    for what in ("names", "kinds", "categories", "constants", "transforms"):
+        lines = [_text(_told(table, what)) for table in (theirs, ours)]
+        if lines[0] != lines[1]:
+            return f"{what if what != 'names' else 'columns'} {lines[0]}, the run's {lines[1]}"
+    return ""
+
+
+def _told(table: TableUnits, what: str) -> tuple:
+    """One thing about all columns of a table."""
+    if what == "names":
+        return table.names or (f"{len(table.columns)} columns",)
+    if what == "constants":
+        return table.constants
+    one = {"kinds": "kind", "transforms": "transform", "categories": "categories"}[what]
+    return tuple(getattr(column, one) for column in table.columns)
 
 
 def _digests(name: str, dataset: Dataset) -> dict[str, str]:

@@ -13,6 +13,7 @@ from vamf.training.checkpoints import CheckpointRef, Checkpoints, any_process
 from vamf.training.divergence import Guard, Watchdog
 from vamf.training.ensemble import Ensemble
 from vamf.training.logs import LOG, Log, memory, read, residuals
+from vamf.training.more_steps import earlier
 from vamf.training.preemption import Preempted, SignalHandler
 from vamf.training.step import Metrics, State
 
@@ -27,7 +28,8 @@ class TrainResult(NamedTuple):
 
 def open_checkpoints(ensemble: Ensemble, folder: Path, say=print, training: bool = False) -> Checkpoints:
     """The checkpoints of a run folder, for a `with`; only the training process may delete what is half written."""
-    options = {"clean": training, "reread": ensemble.dataset.legacy_note}
+    before = {ensemble.fingerprint_of(config): step for config, step in earlier(folder, ensemble.config)}
+    options = {"clean": training, "reread": ensemble.dataset.legacy_note, "earlier": before}
     return Checkpoints(folder / "checkpoints", ensemble.fingerprint, ensemble.config.checkpoints, say, **options)
 
 
@@ -76,6 +78,8 @@ def train(ensemble: Ensemble, folder: Path, progress: Progress, on_checkpoint=No
                     watchdog.heartbeat()
                     return any_process(signals.requested)
 
+                if length not in compiled_lengths:
+                    task.at("compiling")
                 start = time.perf_counter()
                 state, metrics = ensemble.advance(state, length, should_stop)
                 length = metrics.loss.shape[1]

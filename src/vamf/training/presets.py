@@ -89,7 +89,8 @@ def fashion_mnist() -> TrainConfig:
 
 
 def images(path: str) -> TrainConfig:
-    """A user's images: a small transformer, without guidance. Not measured."""
+    """A user's images or latents: a small transformer, whose patches are chosen by the image, without guidance. Not
+    measured."""
     return TrainConfig(
         data=path,
         method="meanflow",
@@ -97,7 +98,7 @@ def images(path: str) -> TrainConfig:
         steps=50_000,
         batch_size=64,
         learning_rate=3e-4,
-        network=DiTConfig(depth=6, width=256, heads=4, patch=4),
+        network=DiTConfig(depth=6, width=256, heads=4, patch=0),
         optimizer=OptimizerConfig(b2=0.95, final_learning_rate=0.1, warmup=500),
     )
 
@@ -249,6 +250,11 @@ PRESETS = {name: toy(name) for name in (*toys.NAMES, *mixtures.NAMES)} | {
 }
 
 
+def is_name(name: str) -> bool:
+    """Whether `vamf train` has a configuration of this name, and chooses none by the data."""
+    return name in PRESETS or data.is_name(name)
+
+
 def for_data(source: str | data.Source, **changes: Any) -> TrainConfig:
     """The default configuration of a preset's name or of data, as in `vamf train`.
 
@@ -285,7 +291,7 @@ def _for_data(source: Any) -> TrainConfig:
         return PRESETS[name]
     if data.are_images(source):
         return images(data.source_name(source))
-    if is_name and Path(name).suffix.lower() in tables.SUFFIXES and not data.is_name(name):
+    if is_name and tables.is_file(Path(name)) and not data.is_name(name):
         if not Path(name).exists():
             raise UserError(f"{name}: no such file")
         return table(data.source_name(source))

@@ -6,6 +6,7 @@ vanishes. Pairs that lie far apart may be dropped (distance truncation): mean ov
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,14 @@ from vamf.field_types import check_field_types
 CHUNK = 4096
 """Pairs whose flow is integrated together."""
 MIN_PAIRS = 32
+
+
+class Teacher(NamedTuple):
+    """A trained model."""
+
+    velocity: AverageVelocity
+    digest: str
+    """Digest of its weights."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ over its own.
 from typing import Any
 
 from vamf.errors import unknown_name
+from vamf.extensions import Table
 from vamf.objectives.method import Method, nested
 from vamf.objectives.methods.distillation import SCM_MEAN, consistency, flow_consist, meanflow_rae, mid_training
 from vamf.objectives.methods.flow_maps import (
@@ -33,30 +34,32 @@ from vamf.objectives.objective import Objective
 
 __all__ = ["IMAGES", "METHODS", "SCM_MEAN", "Method", "create", "nested"]
 
-METHODS: dict[str, Method] = {
-    "flow_matching": Method(flow_matching),
-    "meanflow": Method(meanflow),
-    "vamf": Method(vamf),
-    "vamf_corner": Method(vamf_corner),
-    "rao_blackwell": Method(rao_blackwell),
-    "alphaflow": Method(alphaflow, steps=400_000),
-    "improved_meanflow": Method(improved_meanflow),
-    "modular_meanflow": Method(modular_meanflow, steps=20_000),
-    "accelerated_meanflow": Method(accelerated_meanflow, steps=400_000),
-    "terminal_velocity": Method(terminal_velocity, ema_target=0.99),
-    "rectified_meanflow": Method(rectified_meanflow),
-    "decoupled_meanflow": Method(decoupled_meanflow),
-    "split_meanflow": Method(split_meanflow),
-    "shortcut": Method(shortcut),
-    "progressive_map": Method(progressive_map),
-    "lagrangian_map": Method(lagrangian_map),
-    "eulerian_map": Method(eulerian_map),
-    "meanflow_rae": Method(meanflow_rae),
-    "mid_training": Method(mid_training),
-    "flow_consist": Method(flow_consist),
-    "consistency": Method(consistency, steps=400_000),
-    "ddpm": Method(ddpm),
-}
+METHODS: dict[str, Method] = Table(
+    {
+        "flow_matching": Method(flow_matching),
+        "meanflow": Method(meanflow),
+        "vamf": Method(vamf),
+        "vamf_corner": Method(vamf_corner),
+        "rao_blackwell": Method(rao_blackwell),
+        "alphaflow": Method(alphaflow, steps=400_000),
+        "improved_meanflow": Method(improved_meanflow),
+        "modular_meanflow": Method(modular_meanflow, steps=20_000),
+        "accelerated_meanflow": Method(accelerated_meanflow, steps=400_000),
+        "terminal_velocity": Method(terminal_velocity, ema_target=0.99),
+        "rectified_meanflow": Method(rectified_meanflow),
+        "decoupled_meanflow": Method(decoupled_meanflow),
+        "split_meanflow": Method(split_meanflow),
+        "shortcut": Method(shortcut),
+        "progressive_map": Method(progressive_map),
+        "lagrangian_map": Method(lagrangian_map),
+        "eulerian_map": Method(eulerian_map),
+        "meanflow_rae": Method(meanflow_rae),
+        "mid_training": Method(mid_training),
+        "flow_consist": Method(flow_consist),
+        "consistency": Method(consistency, steps=400_000),
+        "ddpm": Method(ddpm),
+    }
+)
 """Every method by its name."""
 
 
