@@ -17,6 +17,7 @@ UNSPLIT = "--xla_cpu_parallel_codegen_split_count=1"  # a program in parts for s
 QUICK = bool(os.environ.get("VAMF_QUICK_COMPILATION")) and version("jax").startswith("0.10.")
 os.environ.setdefault("XLA_FLAGS", f"{FLAGS} {FORMER} {UNSPLIT}" if QUICK else FLAGS)
 os.environ.setdefault("NPROC", "1")  # the processes of the suite are as many as the cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

@@ -41,6 +41,7 @@ def weights(run):
     return step, [np.asarray(leaf) for leaf in jax.tree.leaves((state.params, state.ema_params, state.opt_state))]
 
 
+@pytest.mark.slow
 @pytest.mark.bits
 def test_where_nothing_follows_a_schedule_it_is_the_longer_run(tmp_path):
     """Extended twice, once before its end: to the bit."""

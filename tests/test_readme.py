@@ -22,7 +22,7 @@ from vamf.training import loop
 from vamf.training.run import Run
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("python", "objectives", "diagnosis", "sampling", "extending", "images", "networks", "training")
+PAGES = ("objectives", "diagnosis", "sampling", "extending", "images", "networks", "training")
 TABLES = (METHODS, TERMS, MODELS, WEIGHTINGS, DISTRIBUTIONS, PATHS, KINDS, SOURCES, STUDIES)
 
 

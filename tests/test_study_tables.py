@@ -17,6 +17,7 @@ from vamf.studies.table_measures import classifier_auc, measure_of, mixture_samp
 from vamf.training import auto
 
 
+@pytest.mark.slow
 def test_a_classifier_tells_what_differs_and_nothing_else():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 300, 3))
@@ -36,6 +37,7 @@ def dataset():
     return load(np.concatenate([rng.normal(-4, 1, (300, 2)), rng.normal(4, 1, (300, 2))]) * [1, 100], holdout=0.2)
 
 
+@pytest.mark.slow
 def test_copies_are_recognised_and_held_out_rows_are_not(dataset):
     measure = measure_of(dataset)
     copies = dataset.to_original(np.asarray(dataset.arrays["points"]))
@@ -53,6 +55,7 @@ def test_training_rows_are_those_of_the_table_in_whitened_coordinates_too(datase
     np.testing.assert_allclose(training_rows(white), np.asarray(dataset.arrays["points"]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_mixture_finds_its_components(dataset):
     (samples, number), _ = mixture_samples(dataset, 500, (0, 1))
     assert number == 2

@@ -74,12 +74,14 @@ def classifier_auc(samples: Rows, rows: Rows, seed: int = 0) -> float:
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from threadpoolctl import threadpool_limits
 
     x = np.round(np.concatenate([samples, rows]), DIGITS)
     is_row = np.repeat([0, 1], [len(samples), len(rows)])
     model = HistGradientBoostingClassifier(max_iter=50, min_samples_leaf=10, random_state=seed)
     folds = StratifiedKFold(min(FOLDS, len(samples), len(rows)), shuffle=True, random_state=seed)
-    scores = np.asarray(cross_val_predict(model, x, is_row, cv=folds, method="predict_proba"))[:, 1]
+    with threadpool_limits(1, "openmp"):  # so few rows are slower on several
+        scores = np.asarray(cross_val_predict(model, x, is_row, cv=folds, method="predict_proba"))[:, 1]
     return float(roc_auc_score(is_row, scores))
 
 
