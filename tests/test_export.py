@@ -13,6 +13,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import onnxruntime
+import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
@@ -420,3 +421,29 @@ def test_operations_without_a_rule_are_refused(function, what):
 def test_safetensors_names_are_paths():
     tree = {"blocks": {0: {"kernel": np.ones((2, 3), np.float32)}}, "scale": np.zeros(1, np.float32)}
     assert safetensors.flatten(tree).keys() == {"blocks/0/kernel", "scale"}
+
+
+@pytest.mark.parametrize("form", ["onnx", "stablehlo"])
+def test_a_table_of_every_kind_of_column(tmp_path, form):
+    """Long tails, ranks, integers, booleans and categories, as numbers, in a program as on the host."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "income": np.exp(rng.normal(3, 1.5, 200)),
+            "debt": np.where(rng.random(200) < 0.4, 0.0, rng.normal(size=200)),
+            "rooms": rng.poisson(3, 200),
+            "owner": rng.random(200) < 0.3,
+            "city": rng.choice(["Rome", "Oslo", "Lima"], 200),
+        }
+    )
+    run = create(tmp_path / "run", MLPConfig(width=16, depth=2), {"x": frame}, method="meanflow")
+    assert [column.transform for column in run.dataset.table.columns] == ["log", "quantile", "none", "none", "none"]
+    u, noise = random_velocity(run), normal(5, *run.dataset.event_shape)
+    program = few_step.few_step_map(run, u, float32=True)
+    expected = run.dataset.to_original(np.asarray(sampling.sample(u, noise)))
+    if form == "onnx":
+        samples = onnx_samples(serialize(onnx.Onnx(), program), {"noise": noise})
+    else:
+        samples = stablehlo_samples(serialize(stablehlo.StableHLO(), program), {"noise": noise})
+    np.testing.assert_allclose(samples, expected, rtol=2e-4, atol=2e-4)
+    assert '"categories": ["Lima", "Oslo", "Rome"]' in json.dumps(program.metadata)

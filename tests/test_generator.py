@@ -1,5 +1,6 @@
 """The front door: arrays and data frames in, a generator out."""
 
+import contextlib
 import pickle
 import sys
 
@@ -13,6 +14,7 @@ from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
 import vamf
+from vamf import cli
 from vamf.data import roles
 from vamf.errors import UserError
 from vamf.report import tables
@@ -261,3 +263,48 @@ def test_importing_it_is_light():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         vamf.nothing  # noqa: B018
     assert pickle.loads(pickle.dumps(vamf.Generator("vamf"))).method == "vamf"
+
+
+def test_what_a_practitioner_tried(tmp_path):
+    """Text of pandas as classes, booleans that stay booleans, other names of options, files by path."""
+    text = np.array(["a", "b"] * 32, object)
+    generator = vamf.Generator("meanflow", 5, lr=1e-2, batch_size=16, network=SMALL["network"]).fit(X, text)
+    assert (generator.run_.dataset.classes, generator.run_.config.learning_rate) == (("a", "b"), 1e-2)
+    with pytest.raises(UserError, match=r"learning_rat: no such option .*did you mean learning_rate"):
+        vamf.Generator("meanflow", 5, learning_rat=1e-2).fit(X)
+    frame = people(64)[["height", "city", "owner"]]
+    samples = vamf.Generator("meanflow", 5, **SMALL).fit(frame, "owner").sample(4, True)
+    assert samples["owner"].tolist() == [True] * 4
+    assert samples["owner"].dtype == bool
+    frame.to_csv(tmp_path / "people.csv", index=False)
+    by_path = vamf.Generator("meanflow", 5, tmp_path / "run", **SMALL).fit(str(tmp_path / "people.csv"), "city")
+    for one in (by_path, vamf.load(tmp_path / "run")):
+        columns = one.sample(3, "Oslo")
+        assert list(columns) == ["height", "city", "owner"]
+        assert columns["city"].tolist() == ["Oslo"] * 3
+    assert set(by_path.sample(condition=frame.head(5))["city"]) == set(
+        frame.head(5)["city"]
+    )  # further columns are left out
+
+
+def test_conditions_in_a_file_go_by_the_names_of_its_columns(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    people(64)[["height", "city", "age", "rooms"]].to_csv("people.csv", index=False)
+    small = "--method meanflow --steps 5 --batch-size 16 --network.width 16 --network.depth 2 --log.variance-every 0"
+    with contextlib.suppress(SystemExit):
+        cli.main(["train", "people.csv", "--out", "run", "--table.condition", "age", "city", "rooms", *small.split()])
+    pd.DataFrame({"rooms": [2, 3], "extra": [0, 0], "city": ["Lima", "Rome"], "age": [30, 40]}).to_csv(
+        "q.csv", index=False
+    )
+    cli.main(["sample", "run", "--condition", "q.csv", "--out", "o.csv"])
+    samples = pd.read_csv("o.csv")
+    assert samples[["city", "age", "rooms"]].to_numpy().tolist() == [["Lima", 30, 2], ["Rome", 40, 3]]
+    for wrong, message in [
+        ("city,age\nLima,3\n", "column rooms is missing"),
+        ("city,age,rooms\nParis,3,1\n", "column city holds 'Paris'; allowed are Lima, Oslo, Rome"),
+    ]:
+        (tmp_path / "q.csv").write_text(wrong)
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            cli.main(["sample", "run", "--condition", "q.csv", "--out", "o.csv"])
+        assert message in capsys.readouterr().err

@@ -20,11 +20,13 @@ from sklearn.base import BaseEstimator
 
 from vamf import data
 from vamf.average_velocity import AverageVelocity
+from vamf.commands import aliases
 from vamf.data import Source
 from vamf.data.conditions import VECTOR
 from vamf.data.frames import from_frame, is_frame, to_array
 from vamf.data.roles import with_condition
-from vamf.errors import UserError, require
+from vamf.errors import UserError, did_you_mean, require
+from vamf.objectives import METHODS
 from vamf.progress import Progress
 from vamf.sampling.registry import Sampler
 from vamf.training import auto, presets
@@ -119,8 +121,14 @@ class Generator(BaseEstimator):
 
     def _configure(self, source: Source, table: Mapping[str, Any]) -> auto.Choice:
         """The configuration, and the reasons for what the data decided."""
-        options = {name: value for name, value in self.options.items() if name in FIELDS}
-        of_method = {name: value for name, value in self.options.items() if name not in FIELDS}
+        given = {aliases.option(name): value for name, value in self.options.items()}
+        options = {name: value for name, value in given.items() if name in FIELDS}
+        of_method = {name: value for name, value in given.items() if name not in FIELDS}
+        if (named := "vamf" if self.method == "auto" else self.method) in METHODS:
+            known = (*FIELDS, *METHODS[named].options)
+            for name in of_method:
+                if name.partition(".")[0] not in known:
+                    raise UserError(f"{name}: no such option of a generator or of {named}{did_you_mean(name, known)}")
         if of_method:
             options["objective"] = {**options.get("objective", {}), **of_method}
         if table:

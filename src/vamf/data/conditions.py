@@ -171,7 +171,11 @@ class Conditions:
             raise UserError(f"condition: {missing[0]} is missing; {accepted}, and they are given together")
         if label is None and LABEL in values:
             values[LABEL] = np.array(
-                [class_index(name, classes) for name in np.ravel(values[LABEL]).tolist()], np.int32
+                [
+                    class_index(int(name) if isinstance(name, bool) else name, classes)
+                    for name in np.ravel(values[LABEL]).tolist()
+                ],
+                np.int32,
             )
         rows = {}
         for name, value in values.items():

@@ -76,6 +76,8 @@ class Dataset:
     """The columns of a table, whose numbers `to_original` gives."""
     label_column: str = ""
     """Name of the table's column of classes, where it has one."""
+    label_dtype: str = ""
+    """Type of its values, where class names have another: bool."""
     all_columns: tuple[str, ...] = ()
     """Names of all columns of the table that were read, in its order, with those of classes and conditions."""
     container: Container = Container()
@@ -227,7 +229,7 @@ class Dataset:
         names = self.columns or tuple(f"column {place + 1}" for place in range(len(self.table.columns)))
         columns = dict(zip(names, self.table.to_values(rows), strict=True))
         if label is not None:
-            columns[self.label_column or LABEL] = label
+            columns[self.label_column or LABEL] = label.astype(self.label_dtype) if self.label_dtype else label
         table = None if self.conditions is None or vector is None else self.conditions.units[VECTOR].table
         if table is not None and vector is not None:
             columns |= dict(zip(table.names, table.to_values(vector), strict=False))
@@ -238,26 +240,32 @@ class Dataset:
         column drowns the others; all else as it is."""
         return rows if self.table is None else (self.table.encode(rows) - self.shift) / self.scale
 
+    @property
+    def condition_columns(self) -> tuple[str, ...]:
+        """Names of the columns that are conditions: that of classes, and those of the vector."""
+        vector = None if self.conditions is None else self.conditions.units.get(VECTOR)
+        of_vector = () if vector is None or vector.table is None else vector.table.names
+        return (*([self.label_column] if self.label_column else []), *of_vector)
+
     def by_kind(self, condition: Any) -> Any:
         """A condition given by the names of the table's columns, or as a data frame, by kind: `label`, `vector`.
 
         Raises:
-            UserError: a missing or unknown column.
+            UserError: a missing or unknown column; further columns of a data frame are left out.
         """
+        names = self.condition_columns
         if is_frame(condition):
             table = from_frame("condition", condition)
             condition = dict(zip(table.columns, table.values, strict=True))
-        vector = None if self.conditions is None else self.conditions.units.get(VECTOR)
-        names = {
-            self.label_column,
-            *(vector.table.names if vector is not None and vector.table is not None else ()),
-        } - {""}
+            if set(names) <= set(condition):
+                condition = {name: condition[name] for name in names} or condition
         if isinstance(condition, str) and self.num_classes:
             return {LABEL: condition}
-        if not isinstance(condition, Mapping) or not names & set(condition):
+        if not isinstance(condition, Mapping) or not set(names) & set(condition):
             return condition
         rest = {name: values for name, values in condition.items() if name != self.label_column}
         by_kind = {LABEL: condition[self.label_column]} if self.label_column in condition else {}
+        vector = None if self.conditions is None else self.conditions.units.get(VECTOR)
         if vector is not None and vector.table is not None:
             by_kind[VECTOR] = vector.table.by_name("condition", rest)
         return by_kind

@@ -57,6 +57,8 @@ class Container:
 
     def restore(self, columns: Mapping[str, np.ndarray]) -> Any:
         """Columns by name as a data frame of this kind; as they are where its library is not there."""
+        if self.kind == "numpy":
+            return dict(columns)
         try:
             import narwhals as nw
 
@@ -115,7 +117,9 @@ def to_array(source: Any) -> np.ndarray:
     """An array of numpy from one of numpy, JAX or PyTorch, or from lists."""
     if "torch" in sys.modules and isinstance(source, sys.modules["torch"].Tensor):
         source = source.detach().cpu().numpy()
-    return np.asarray(source)
+    array = np.asarray(source)
+    is_text = array.dtype.kind == "O" and array.ndim == 1 and all(isinstance(value, str) for value in array)
+    return array.astype(str) if is_text else array
 
 
 def from_frame(source: str, frame: Any) -> Table:

@@ -9,14 +9,17 @@
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vamf.data import csv_table
 from vamf.data.conditions import IMAGE, LABEL, NAMES, VECTOR
 from vamf.data.frames import from_frame, is_frame, to_array
 from vamf.data.in_memory import TABLE
 from vamf.data.table_units import find
+from vamf.data.tables import is_file
 from vamf.errors import UserError
 
 CLASSES = 20
@@ -38,7 +41,10 @@ def with_condition(x: Any, condition: Any) -> tuple[Any, dict[str, Any]]:
     if isinstance(condition, Mapping) and set(condition) <= {LABEL, *NAMES}:
         return {TABLE: x, **condition}, {}
     names = [condition] if isinstance(condition, str) else condition
-    if is_frame(x) and isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
+    is_table = is_frame(x) or (
+        isinstance(x, str | Path) and is_file(Path(x)) and Path(x).suffix not in (".npy", ".npz")
+    )
+    if is_table and isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
         return x, _roles_of_columns(x, [str(name) for name in names])
     if not is_frame(condition):
         condition = to_array(condition)
@@ -48,8 +54,12 @@ def with_condition(x: Any, condition: Any) -> tuple[Any, dict[str, Any]]:
     return {TABLE: x, role: condition}, {}
 
 
+def _is_text_table(x: Any) -> bool:
+    return isinstance(x, str | Path) and is_file(Path(x)) and Path(x).suffix not in (".npy", ".npz")
+
+
 def _roles_of_columns(x: Any, names: list[str]) -> dict[str, Any]:
-    table = from_frame("data", x)
+    table = from_frame("data", x) if is_frame(x) else csv_table.read(Path(x))
     values = {name: table.values[find("data", table.columns, len(table.values), name)] for name in names}
     classes = [name for name in names if _are_classes(values[name])]
     label = classes[0] if len(classes) == 1 else ""  # several columns of classes are categories of a vector

@@ -151,6 +151,7 @@ def from_rows(
         shift=shift,
         scale=scale,
         all_columns=tuple(name for name in table.columns if name not in dropped),
+        label_dtype="bool" if label is not None and label.dtype.kind == "b" else "",
         label_column="" if label_column is None or not table.columns else table.columns[label_column],
         container=container or Container(),
         summary="; ".join(remarks),

@@ -52,6 +52,12 @@ def reduction(graph: Graph, eqn: Any, x: Value) -> Value:
     return graph.node(REDUCTIONS[eqn.primitive.name], x, axes, keepdims=0) if len(axes) else x
 
 
+def argmax(graph: Graph, eqn: Any, x: Value) -> Value:
+    (axis,) = eqn.params["axes"]
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(eqn.params["index_dtype"]))
+    return graph.node("Cast", graph.node("ArgMax", x, axis=axis, keepdims=0), to=kind)
+
+
 def identity(graph: Graph, eqn: Any, x: Value) -> Value:
     return x
 
@@ -249,6 +255,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(SAME, same),
     **dict.fromkeys(REDUCTIONS, reduction),
     **dict.fromkeys(("stop_gradient", "copy", "copy_p"), identity),
+    "argmax": argmax,
     "broadcast_in_dim": broadcast_in_dim,
     "clamp": clamp,
     "concatenate": concatenate,

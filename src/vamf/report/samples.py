@@ -29,6 +29,7 @@ from jaxtyping import UInt8
 from vamf import distributed, figures, locks
 from vamf.data import IN_MEMORY, NO_DATA, Dataset, condition_files, csv_table, is_name
 from vamf.data.conditions import LABEL, VECTOR
+from vamf.data.frames import Table
 from vamf.data.to_images import make_to_images
 from vamf.errors import UserError, require, spelled
 from vamf.files import check_source, write_array, write_arrays, write_atomic, write_json
@@ -224,7 +225,23 @@ def count(run: Run, n: int | None, condition: Path | None) -> int:
 
 def _read(run: Run, condition: Path) -> Mapping[str, np.ndarray]:
     """Conditions in a file or folder, by name."""
-    return run.condition_rows(condition_files.read(condition, run.dataset_info.conditions))
+    dataset = run.dataset_info
+    if condition.suffix.lower() == ".csv" and dataset.condition_columns:
+        table = csv_table.read(condition)
+        if table.columns:
+            return run.condition_rows(_columns(condition, table, dataset.condition_columns))
+    return run.condition_rows(condition_files.read(condition, dataset.conditions))
+
+
+def _columns(path: Path, table: Table, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The columns of a table with these names; further ones are left out.
+
+    Raises:
+        UserError: one is missing.
+    """
+    if missing := [name for name in names if name not in table.columns]:
+        raise UserError(f"condition = {path}: column {missing[0]} is missing; needed are {', '.join(names)}")
+    return {name: table.values[table.columns.index(name)] for name in names}
 
 
 def _concatenate(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

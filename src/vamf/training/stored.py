@@ -96,7 +96,8 @@ class StoredRun:
         if self.source is None and located.data == IN_MEMORY:
             raise UserError(
                 f"{self.folder}: its data were arrays in memory; give a file with the same rows, --data FILE "
-                "(numpy.save or numpy.savez makes one), or in Python Run.open(folder, data=...)"
+                "(numpy.save or numpy.savez makes one), or in Python vamf.load(folder, x, condition), "
+                "Run.open(folder, data=...)"
             )
         if self.source is None and not is_name(located.data) and not Path(located.data).exists():
             raise UserError(f"{located.data}: the data of {self.folder} are not there; name their place with --data")
